@@ -1,0 +1,404 @@
+"""What a run computes: frozen dataclasses, read strictly from YAML.
+
+Everything that can change a result is here; everything that cannot (paths, workers, device) is a flag of the launcher. This module
+imports no torch, so that a config can be checked anywhere in milliseconds.
+
+A config file is a mapping of the fields below plus two more keys: `base`, a file (relative to this one) that it changes, and
+`variants`, named changes of it; `FILE:NAME` names a variant. Mappings merge key by key, everything else replaces.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from senet.errors import UsageError
+
+
+@dataclass(frozen=True)
+class SE:
+    """The Squeeze-and-Excitation block (section 3) and every setting of it that the paper tries (tables 10-16)."""
+
+    ratio: int = 16
+    squeeze: Literal["avg", "max", "none"] = "avg"
+    gate: Literal["sigmoid", "tanh", "relu"] = "sigmoid"
+    place: Literal["standard", "pre", "post", "identity", "conv3x3"] = "standard"
+    stages: tuple[int, ...] | None = None  # the paper's numbers: 2-5, CIFAR 2-4; None is every stage
+    bias: bool = True  # of the two FC layers: section 5 and the released nets have it, section 6 has not
+
+
+@dataclass(frozen=True)
+class Net:
+    """A residual network as data, or `timm: NAME`, any model of that library.
+
+    `widths` are those of the 3x3 convolutions, a stage each; a stage puts out `expansion` times its width. ResNeXt-50 32x4d is
+    ResNet-50 with widths doubled, expansion 2, groups 32. `reduce` is the width of a bottleneck's first 1x1 as a fraction of its
+    3x3's (SENet-154: a half).
+    """
+
+    timm: str | None = None
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    block: Literal["basic", "bottleneck"] = "bottleneck"
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    expansion: int = 4
+    reduce: float = 1.0
+    groups: int = 1
+    stride_at: Literal["conv1x1", "conv3x3"] = "conv1x1"  # v1 (the paper) or v1.5
+    stem: Literal["conv7x7", "conv3x3x3", "cifar"] = "conv7x7"
+    maxpool: Literal["padded", "ceil"] = "padded"  # ceil: the released Caffe models
+    projection: Literal["conv1x1", "conv3x3"] = "conv1x1"  # of the shortcuts that stride
+    preactivation: bool = False
+    dropout: float = 0.0
+    zero_init: bool = False  # the last BN of each branch starts at 0; not in the paper
+    se: SE | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data set and what is done to its pixels. `folder` is any set in ImageNet layout: train/CLASS/*.JPEG, val/CLASS/*.JPEG."""
+
+    set: Literal["folder", "cifar10", "cifar100", "synthetic"] = "folder"
+    classes: int = 1000
+    crop: int = 224  # what the net sees
+    resize: int = 256  # folder, validation: shorter side before the centre crop
+    area: tuple[float, float] = (0.08, 1.0)  # folder, training: of the random crop, as a share of the image
+    aspect: tuple[float, float] = (0.75, 4 / 3)
+    pad: int = 0  # cifar, training: zeros on each side before the random crop
+    flip: bool = True  # training: horizontal, with probability one half
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of pixels in 0..1
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    train_images: int = 1_281_167  # synthetic only
+    val_images: int = 50_000  # synthetic only
+
+
+@dataclass(frozen=True)
+class Optim:
+    """SGD as the paper has it (section 5.1)."""
+
+    lr: float = 0.6  # for the global batch, as written: never scaled behind your back
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    decay_norm_and_bias: bool = True  # False: normalisation layers and biases are left out, by module type
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate over fractional epochs: see senet.schedule."""
+
+    shape: Literal["step", "cosine"] = "step"
+    milestones: tuple[float, ...] = (30.0, 60.0, 90.0)  # step: epochs
+    gamma: float = 0.1  # step: the factor at each
+    warmup: Literal["none", "linear", "constant"] = "none"
+    warmup_epochs: float = 0.0
+    warmup_lr: float = 0.0  # linear: where it starts; constant: where it stays
+
+
+@dataclass(frozen=True)
+class Config:
+    net: Net = field(default_factory=Net)
+    data: Data = field(default_factory=Data)
+    optim: Optim = field(default_factory=Optim)
+    schedule: Schedule = field(default_factory=Schedule)
+    batch: int = 1024  # global, over all ranks
+    epochs: int = 100
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    seed: int = 0
+
+
+# --------------------------------------------------------------------------------------------------------------------- reading
+
+
+def load(name: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """The config in `FILE.yaml` or `FILE.yaml:VARIANT`, with `key=value` overrides typed like the file.
+
+    Raises UsageError naming file, key, value and the nearest right one.
+    """
+    tree = _read(str(name))
+    for override in overrides:
+        _override(tree, override)
+    config = from_dict(tree, str(name))
+    check(config)
+    return config
+
+
+def variants(path: str | Path) -> list[str]:
+    """The `FILE:NAME` of every variant in a file, in its order; the file itself when it has none."""
+    names = (_read_file(Path(path)).get("variants")) or {}
+    return [f"{path}:{name}" for name in names] or [str(path)]
+
+
+def from_dict(tree: Mapping[str, Any], where: str = "config") -> Config:
+    """The inverse of `to_dict`: strict about keys and types, silent about settings that do nothing (see `check`)."""
+    config = _convert(tree, Config, "", where)
+    assert isinstance(config, Config)
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain mappings, lists and scalars, ready for YAML, JSON or a checkpoint."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(v) for key, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, tuple | list) else value
+
+    return typing.cast(dict[str, Any], plain(dataclasses.asdict(config)))
+
+
+def difference(old: Config, new: Config) -> list[str]:
+    """`key: old -> new` for every setting in which two configs differ."""
+
+    def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for key, value in tree.items():
+            out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        return out
+
+    a, b = flat(to_dict(old)), flat(to_dict(new))
+    return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
+
+
+def _read(name: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    path, variant = _split(name)
+    tree = _read_file(path)
+    if path.resolve() in seen:
+        raise UsageError(f"{path}: base leads back to itself; remove one of the base lines")
+    base, changes = tree.pop("base", None), tree.pop("variants", None) or {}
+    if base is not None:
+        if not isinstance(base, str):
+            raise UsageError(f"{path}: base must be the name of a file, not {base!r}")
+        tree = _merge(_read(str(path.parent / base), (*seen, path.resolve())), tree)
+    if not isinstance(changes, dict):
+        raise UsageError(f"{path}: variants must map names to changes, not {changes!r}")
+    if variant is not None:
+        if variant not in changes:
+            raise UsageError(f"{path}: no variant {variant!r}{_nearest(variant, changes)}")
+        tree = _merge(tree, changes[variant] or {})
+    return tree
+
+
+def _split(name: str) -> tuple[Path, str | None]:
+    path, colon, variant = name.rpartition(":")
+    return (Path(path), variant) if colon and path.endswith((".yaml", ".yml")) else (Path(name), None)
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        near = _nearest(path.name, [p.name for p in path.parent.glob("*.yaml")]) if path.parent.is_dir() else ""
+        raise UsageError(f"{path}: no such config file{near}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path}: must be a mapping of settings, not {type(tree).__name__}")
+    return tree
+
+
+def _merge(base: Any, change: Any) -> Any:
+    if not (isinstance(base, dict) and isinstance(change, dict)):
+        return change
+    return {
+        key: _merge(base[key], change[key]) if key in base and key in change else change.get(key, base.get(key)) for key in base | change
+    }
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UsageError(f"{override!r}: an override is written key=value, as in optim.lr=0.3")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UsageError(f"{key}: {text!r} is not valid YAML") from None
+    *parents, last = key.split(".")
+    for parent in parents:
+        if not isinstance(tree.get(parent), dict):
+            tree[parent] = {}
+        tree = tree[parent]
+    tree[last] = value
+
+
+def _convert(value: Any, kind: Any, key: str, where: str) -> Any:
+    """`value`, as YAML gave it, as an instance of the annotated type `kind`."""
+
+    def wrong(expected: str) -> UsageError:
+        return UsageError(f"{where}: {key}: expected {expected}, got {value!r}")
+
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise UsageError(f"{where}: {key or 'the file'}: expected a mapping of settings, got {value!r}")
+        kinds = typing.get_type_hints(kind)
+        prefix = f"{key}." if key else ""
+        for name in value:
+            if name not in kinds:
+                raise UsageError(f"{where}: {prefix}{name}: unknown key{_nearest(str(name), kinds)}")
+        return typing.cast(Any, kind)(**{name: _convert(v, kinds[name], prefix + name, where) for name, v in value.items()})
+    if origin is types.UnionType:
+        if value is None and type(None) in arguments:
+            return None
+        (kind,) = (argument for argument in arguments if argument is not type(None))
+        return _convert(value, kind, key, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise UsageError(f"{where}: {key}: {value!r} is not one of {', '.join(arguments)}{_nearest(str(value), arguments)}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise wrong("a list")
+        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+            raise wrong(f"a list of {len(arguments)} numbers")
+        return tuple(_convert(item, arguments[0], key, where) for item in value)
+    if kind is float:
+        # PyYAML follows YAML 1.1, where 1e-4 is a string.
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise wrong("a finite number")
+        return number
+    if kind is int and (not isinstance(value, int) or isinstance(value, bool)):
+        raise wrong("a whole number")
+    if kind is bool and not isinstance(value, bool):
+        raise wrong("true or false")
+    if kind is str and not isinstance(value, str):
+        raise wrong("a text")
+    return value
+
+
+def _nearest(word: str, words: Iterable[str]) -> str:
+    words = [str(w) for w in words]
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known: {', '.join(words)}" if words and len(words) <= 20 else ""
+
+
+# -------------------------------------------------------------------------------------------------------------------- checking
+
+
+def check(config: Config) -> None:
+    """Refuse values out of range and settings that would have no effect. Raises UsageError naming the key."""
+    _check_ranges(config)
+    _check_effect(config)
+
+
+def _check_ranges(config: Config) -> None:
+    net, data, optim, schedule = config.net, config.data, config.optim, config.schedule
+
+    def need(ok: bool, key: str, value: Any, remedy: str) -> None:
+        if not ok:
+            raise UsageError(f"{key}: {value!r} is out of range: {remedy}")
+
+    for key, number in (("batch", config.batch), ("data.classes", data.classes), ("data.crop", data.crop), ("net.groups", net.groups)):
+        need(number >= 1, key, number, "must be at least 1")
+    need(config.epochs >= 0, "epochs", config.epochs, "must not be negative")
+    need(0 <= config.seed < 2**32, "seed", config.seed, "must be in 0..2^32-1")
+    need(0 < len(net.blocks) <= 4 and min(net.blocks) >= 1, "net.blocks", net.blocks, "one to four stages of at least one block each")
+    need(len(net.widths) == len(net.blocks), "net.widths", net.widths, f"net.blocks has {len(net.blocks)} stages, give as many widths")
+    need(
+        all(w >= 1 and w % net.groups == 0 for w in net.widths),
+        "net.widths",
+        net.widths,
+        f"each must be a multiple of groups ({net.groups})",
+    )
+    need(
+        all(w * net.reduce >= 1 and w * net.reduce % net.groups == 0 for w in net.widths),
+        "net.reduce",
+        net.reduce,
+        "does not divide the widths into groups",
+    )
+    need(net.expansion >= 1, "net.expansion", net.expansion, "must be at least 1")
+    need(0 <= net.dropout < 1, "net.dropout", net.dropout, "must be in [0, 1)")
+    if net.se is not None:
+        last = 1 + len(net.blocks)
+        stages = net.se.stages
+        need(net.se.ratio >= 1, "net.se.ratio", net.se.ratio, "must be at least 1")
+        need(stages is None or all(2 <= s <= last for s in stages), "net.se.stages", stages, f"this net's stages are 2 to {last}")
+        need(stages != (), "net.se.stages", stages, "an SE net without SE blocks; write se: null")
+    need(data.resize >= data.crop or data.set != "folder", "data.resize", data.resize, f"must be at least data.crop ({data.crop})")
+    need(0 < data.area[0] <= data.area[1] <= 1, "data.area", data.area, "must be 0 < smallest <= largest <= 1")
+    need(0 < data.aspect[0] <= data.aspect[1], "data.aspect", data.aspect, "must be 0 < smallest <= largest")
+    need(data.pad >= 0, "data.pad", data.pad, "must not be negative")
+    need(len(data.mean) == 3, "data.mean", data.mean, "three numbers, red green blue")
+    need(len(data.std) == 3 and min(data.std) > 0, "data.std", data.std, "three positive numbers, red green blue")
+    need(optim.lr >= 0, "optim.lr", optim.lr, "must not be negative")
+    need(0 <= optim.momentum < 1, "optim.momentum", optim.momentum, "must be in [0, 1)")
+    need(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, "must not be negative")
+    need(0 <= optim.label_smoothing < 1, "optim.label_smoothing", optim.label_smoothing, "must be in [0, 1)")
+    need(list(schedule.milestones) == sorted(schedule.milestones), "schedule.milestones", schedule.milestones, "must rise")
+    need(schedule.warmup_epochs >= 0, "schedule.warmup_epochs", schedule.warmup_epochs, "must not be negative")
+
+
+def _check_effect(config: Config) -> None:
+    net, data, schedule = config.net, config.data, config.schedule
+    cifar = data.set in ("cifar10", "cifar100")
+    rules: list[tuple[bool, Any, str, str, str]] = [
+        (net.timm is not None, net, "net", "blocks block widths expansion reduce groups stride_at stem maxpool projection preactivation dropout zero_init se",
+         "net.timm is set"),
+        (net.block == "basic", net, "net", "reduce groups stride_at", "a basic block has two 3x3 convolutions"),
+        (net.stem == "cifar", net, "net", "maxpool", "net.stem is cifar, which has no pooling"),
+        (data.set != "folder", data, "data", "resize area aspect", f"data.set is {data.set}"),
+        (not cifar, data, "data", "pad", f"data.set is {data.set}"),
+        (data.set == "synthetic", data, "data", "flip", "data.set is synthetic"),
+        (data.set != "synthetic", data, "data", "train_images val_images", f"data.set is {data.set}"),
+        (schedule.shape != "step", schedule, "schedule", "milestones gamma", f"schedule.shape is {schedule.shape}"),
+        (schedule.warmup == "none", schedule, "schedule", "warmup_epochs warmup_lr", "schedule.warmup is none"),
+    ]  # fmt: skip
+    for applies, part, prefix, names, reason in rules:
+        for name in names.split() if applies else ():
+            default = type(part).__dataclass_fields__[name].default
+            if getattr(part, name) != default:
+                raise UsageError(
+                    f"{prefix}.{name}: {getattr(part, name)!r} would have no effect: {reason}; remove it (default {default!r})"
+                )
+    if net.timm is None and net.se is not None and net.se.place == "conv3x3" and net.block == "basic":
+        raise UsageError("net.se.place: 'conv3x3' would have no effect on basic blocks; use standard, pre, post or identity")
+    if config.optim.nesterov and config.optim.momentum == 0:
+        raise UsageError("optim.nesterov: true would have no effect: optim.momentum is 0")
+    if schedule.warmup != "none" and schedule.warmup_epochs == 0:
+        raise UsageError(f"schedule.warmup: {schedule.warmup!r} would have no effect: schedule.warmup_epochs is 0")
+    if cifar and data.crop != 32:
+        raise UsageError(f"data.crop: {data.crop} does not fit {data.set}, whose images are 32x32; set data.crop: 32")
+
+
+# ------------------------------------------------------------------------------------------------------------------- batching
+
+
+def divide_batch(batch: int, world: int, largest: int | None = None) -> tuple[int, int]:
+    """(images a rank sees at once, micro-batches it accumulates a step) of a global batch over `world` ranks.
+
+    `largest` bounds the first where memory is short. Raises UsageError listing sizes that do divide.
+    """
+    if batch % world:
+        low = batch // world * world
+        near = ", ".join(str(size) for size in (low, low + world) if size)
+        raise UsageError(f"batch: {batch} does not divide over {world} ranks; use batch={near} or {_divisors(batch)} ranks")
+    per_rank = batch // world
+    largest = largest or per_rank
+    if largest < 1:
+        raise UsageError(f"--largest-batch {largest}: must be at least 1")
+    at_once = max(d for d in range(1, min(per_rank, largest) + 1) if per_rank % d == 0)
+    return at_once, per_rank // at_once
+
+
+def _divisors(number: int) -> str:
+    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    return ", ".join(map(str, divisors[:12])) + (", ..." if len(divisors) > 12 else "")
