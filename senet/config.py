@@ -213,9 +213,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 def _merge(base: Any, change: Any) -> Any:
     if not (isinstance(base, dict) and isinstance(change, dict)):
         return change
-    return {
-        key: _merge(base[key], change[key]) if key in base and key in change else change.get(key, base.get(key)) for key in base | change
-    }
+    return base | {key: _merge(base.get(key), value) for key, value in change.items()}
 
 
 def _override(tree: dict[str, Any], override: str) -> None:
@@ -303,72 +301,65 @@ def check(config: Config) -> None:
 def _check_ranges(config: Config) -> None:
     net, data, optim, schedule = config.net, config.data, config.optim, config.schedule
 
-    def need(ok: bool, key: str, value: Any, remedy: str) -> None:
+    def need(ok: bool, key: str, remedy: str) -> None:
         if not ok:
-            raise UsageError(f"{key}: {value!r} is out of range: {remedy}")
+            raise UsageError(f"{key}: {_value(config, key)!r} is out of range: {remedy}")
 
-    for key, number in (("batch", config.batch), ("data.classes", data.classes), ("data.crop", data.crop), ("net.groups", net.groups)):
-        need(number >= 1, key, number, "must be at least 1")
-    need(config.epochs >= 0, "epochs", config.epochs, "must not be negative")
-    need(0 <= config.seed < 2**32, "seed", config.seed, "must be in 0..2^32-1")
-    need(0 < len(net.blocks) <= 4 and min(net.blocks) >= 1, "net.blocks", net.blocks, "one to four stages of at least one block each")
-    need(len(net.widths) == len(net.blocks), "net.widths", net.widths, f"net.blocks has {len(net.blocks)} stages, give as many widths")
-    need(
-        all(w >= 1 and w % net.groups == 0 for w in net.widths),
-        "net.widths",
-        net.widths,
-        f"each must be a multiple of groups ({net.groups})",
-    )
-    need(
-        all(w * net.reduce >= 1 and w * net.reduce % net.groups == 0 for w in net.widths),
-        "net.reduce",
-        net.reduce,
-        "does not divide the widths into groups",
-    )
-    need(net.expansion >= 1, "net.expansion", net.expansion, "must be at least 1")
-    need(0 <= net.dropout < 1, "net.dropout", net.dropout, "must be in [0, 1)")
+    for key in ("batch", "data.classes", "data.crop", "data.train_images", "data.val_images", "net.groups", "net.expansion"):
+        need(_value(config, key) >= 1, key, "must be at least 1")
+    for key in ("epochs", "data.pad", "optim.lr", "optim.weight_decay", "schedule.warmup_epochs", "schedule.warmup_lr", "schedule.gamma"):
+        need(_value(config, key) >= 0, key, "must not be negative")
+    for key in ("net.dropout", "optim.momentum", "optim.label_smoothing"):
+        need(0 <= _value(config, key) < 1, key, "must be in [0, 1)")
+    need(0 <= config.seed < 2**32, "seed", "must be in 0..2^32-1")
+    need(1 <= len(net.blocks) <= 4 and min(net.blocks) >= 1, "net.blocks", "one to four stages of at least one block each")
+    need(len(net.widths) == len(net.blocks), "net.widths", f"net.blocks has {len(net.blocks)} stages, give as many widths")
+    need(all(w >= 1 and w % net.groups == 0 for w in net.widths), "net.widths", f"each must be a multiple of net.groups ({net.groups})")
+    narrow = [w * net.reduce for w in net.widths]
+    need(all(w >= 1 and w == int(w) for w in narrow), "net.reduce", "must leave whole numbers of channels")
     if net.se is not None:
         last = 1 + len(net.blocks)
         stages = net.se.stages
-        need(net.se.ratio >= 1, "net.se.ratio", net.se.ratio, "must be at least 1")
-        need(stages is None or all(2 <= s <= last for s in stages), "net.se.stages", stages, f"this net's stages are 2 to {last}")
-        need(stages != (), "net.se.stages", stages, "an SE net without SE blocks; write se: null")
-    need(data.resize >= data.crop or data.set != "folder", "data.resize", data.resize, f"must be at least data.crop ({data.crop})")
-    need(0 < data.area[0] <= data.area[1] <= 1, "data.area", data.area, "must be 0 < smallest <= largest <= 1")
-    need(0 < data.aspect[0] <= data.aspect[1], "data.aspect", data.aspect, "must be 0 < smallest <= largest")
-    need(data.pad >= 0, "data.pad", data.pad, "must not be negative")
-    need(len(data.mean) == 3, "data.mean", data.mean, "three numbers, red green blue")
-    need(len(data.std) == 3 and min(data.std) > 0, "data.std", data.std, "three positive numbers, red green blue")
-    need(optim.lr >= 0, "optim.lr", optim.lr, "must not be negative")
-    need(0 <= optim.momentum < 1, "optim.momentum", optim.momentum, "must be in [0, 1)")
-    need(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, "must not be negative")
-    need(0 <= optim.label_smoothing < 1, "optim.label_smoothing", optim.label_smoothing, "must be in [0, 1)")
-    need(list(schedule.milestones) == sorted(schedule.milestones), "schedule.milestones", schedule.milestones, "must rise")
-    need(schedule.warmup_epochs >= 0, "schedule.warmup_epochs", schedule.warmup_epochs, "must not be negative")
+        need(net.se.ratio >= 1, "net.se.ratio", "must be at least 1")
+        need(stages is None or all(2 <= s <= last for s in stages), "net.se.stages", f"this net's stages are 2 to {last}")
+        need(stages != (), "net.se.stages", "an SE net without SE blocks; write net.se: null")
+    need(data.resize >= data.crop or data.set != "folder", "data.resize", f"must be at least data.crop ({data.crop})")
+    need(0 < data.area[0] <= data.area[1] <= 1, "data.area", "must be 0 < smallest <= largest <= 1")
+    need(0 < data.aspect[0] <= data.aspect[1], "data.aspect", "must be 0 < smallest <= largest")
+    need(len(data.mean) == 3, "data.mean", "three numbers, red green blue")
+    need(len(data.std) == 3 and min(data.std) > 0, "data.std", "three positive numbers, red green blue")
+    need(list(schedule.milestones) == sorted(schedule.milestones), "schedule.milestones", "must rise")
+    need(schedule.shape != "cosine" or schedule.warmup_epochs < max(config.epochs, 1), "schedule.warmup_epochs", "must end before the run")
+
+
+def _value(config: Config, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
 
 
 def _check_effect(config: Config) -> None:
     net, data, schedule = config.net, config.data, config.schedule
     cifar = data.set in ("cifar10", "cifar100")
-    rules: list[tuple[bool, Any, str, str, str]] = [
-        (net.timm is not None, net, "net", "blocks block widths expansion reduce groups stride_at stem maxpool projection preactivation dropout zero_init se",
-         "net.timm is set"),
-        (net.block == "basic", net, "net", "reduce groups stride_at", "a basic block has two 3x3 convolutions"),
-        (net.stem == "cifar", net, "net", "maxpool", "net.stem is cifar, which has no pooling"),
-        (data.set != "folder", data, "data", "resize area aspect", f"data.set is {data.set}"),
-        (not cifar, data, "data", "pad", f"data.set is {data.set}"),
-        (data.set == "synthetic", data, "data", "flip", "data.set is synthetic"),
-        (data.set != "synthetic", data, "data", "train_images val_images", f"data.set is {data.set}"),
-        (schedule.shape != "step", schedule, "schedule", "milestones gamma", f"schedule.shape is {schedule.shape}"),
-        (schedule.warmup == "none", schedule, "schedule", "warmup_epochs warmup_lr", "schedule.warmup is none"),
-    ]  # fmt: skip
-    for applies, part, prefix, names, reason in rules:
-        for name in names.split() if applies else ():
-            default = type(part).__dataclass_fields__[name].default
-            if getattr(part, name) != default:
-                raise UsageError(
-                    f"{prefix}.{name}: {getattr(part, name)!r} would have no effect: {reason}; remove it (default {default!r})"
-                )
+    resnet = "blocks block widths expansion reduce groups stride_at stem maxpool projection preactivation dropout zero_init se"
+    rules = [
+        (net.timm is not None, "net", resnet, "net.timm is set"),
+        (net.block == "basic", "net", "reduce groups stride_at", "a basic block has two 3x3 convolutions"),
+        (net.stem == "cifar", "net", "maxpool", "net.stem is cifar, which has no pooling"),
+        (data.set != "folder", "data", "resize area aspect", f"data.set is {data.set}"),
+        (not cifar, "data", "pad", f"data.set is {data.set}"),
+        (data.set == "synthetic", "data", "flip", f"data.set is {data.set}"),
+        (data.set != "synthetic", "data", "train_images val_images", f"data.set is {data.set}"),
+        (schedule.shape != "step", "schedule", "milestones gamma", f"schedule.shape is {schedule.shape}"),
+        (schedule.warmup == "none", "schedule", "warmup_epochs warmup_lr", "schedule.warmup is none"),
+    ]
+    default = Config()
+    for applies, part, names, reason in rules:
+        for key in (f"{part}.{name}" for name in names.split()) if applies else ():
+            value, usual = _value(config, key), _value(default, key)
+            if value != usual:
+                raise UsageError(f"{key}: {value!r} would have no effect: {reason}; remove it (default {usual!r})")
     if net.timm is None and net.se is not None and net.se.place == "conv3x3" and net.block == "basic":
         raise UsageError("net.se.place: 'conv3x3' would have no effect on basic blocks; use standard, pre, post or identity")
     if config.optim.nesterov and config.optim.momentum == 0:

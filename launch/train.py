@@ -1,0 +1,55 @@
+"""Train a network.
+
+    torchrun --standalone --nproc-per-node=8 -m launch.train configs/imagenet/se_resnet50.yaml --data $IMAGENET [key=value ...]
+
+The same command goes on from the newest checkpoint in --out. Exit codes: 0 done, 2 usage or config, 75 stopped early, 1 else.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from launch import guard
+from launch.flags import add_data_flags, run_name, source
+from senet import config
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="launch.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="FILE.yaml or FILE.yaml:VARIANT")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config, as in optim.lr=0.3")
+    parser.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG)")
+    add_data_flags(parser)
+    parser.add_argument("--largest-batch", type=int, metavar="N", help="most images a rank holds at once; the rest is accumulated")
+    parser.add_argument("--save-minutes", type=float, default=15.0, metavar="M", help="checkpoint also within an epoch, every M minutes")
+    parser.add_argument("--keep", type=int, default=2, metavar="K", help="newest checkpoints kept, besides the best (default 2)")
+    parser.add_argument("--log-every", type=int, default=50, metavar="STEPS", help="steps between log records (default 50)")
+    parser.add_argument("--track", choices=["auto", "none", "wandb"], default="auto", help="auto: W&B when a login or WANDB_MODE is there")
+    parser.add_argument("--deterministic", action="store_true", help="on a GPU: cuDNN's deterministic algorithms, at some cost in speed")
+    args = parser.parse_intermixed_args(argv)
+    settings = config.load(args.config, args.overrides)
+    for flag in ("save_minutes", "keep", "log_every"):
+        if getattr(args, flag) <= 0:
+            parser.error(f"--{flag.replace('_', '-')} must be positive")
+
+    from senet.train.run import Flags, train  # torch is slow to import: a wrong config is told first
+
+    name = run_name(args.config)
+    flags = Flags(
+        out=args.out or Path("runs") / name,
+        name=name,
+        source=source(args),
+        device=args.device,
+        largest_batch=args.largest_batch,
+        save_minutes=args.save_minutes,
+        keep=args.keep,
+        log_every=args.log_every,
+        track=args.track,
+        deterministic=args.deterministic,
+    )
+    return train(settings, flags)
+
+
+if __name__ == "__main__":
+    guard(main)

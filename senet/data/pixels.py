@@ -1,0 +1,66 @@
+"""Which part of which image becomes a sample: what both backends of image folders share."""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from senet.config import Data
+from senet.data.draws import Floats, Ints, crops, uniforms
+
+STARTS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers that start a frame and hold its size
+
+
+def size(content: bytes) -> tuple[int, int]:
+    """(height, width) in pixels from the head of an image file. Raises ValueError or OSError for what is no image."""
+    if content[:2] != b"\xff\xd8":
+        with Image.open(io.BytesIO(content)) as image:
+            return image.height, image.width
+    place = 2
+    while place + 9 <= len(content):
+        if content[place] != 0xFF:
+            break
+        marker = content[place + 1]
+        if marker in STARTS:
+            height, width = struct.unpack_from(">HH", content, place + 5)
+            if height and width:
+                return height, width
+            break
+        if marker == 0xFF:  # padding
+            place += 1
+        elif 0xD0 <= marker <= 0xD8 or marker == 0x01:  # without a length
+            place += 2
+        else:
+            place += 2 + struct.unpack_from(">H", content, place + 2)[0]
+    raise ValueError("a JPEG without a frame header: truncated or damaged")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """For each of b images: the box [b, 4] (y, x, height, width) to take, and whether to flip it [b]."""
+
+    boxes: Ints
+    flips: Ints
+
+
+def random_cut(data: Data, seed: int, epoch: int, images: Ints, sizes: Ints) -> Cut:
+    """Training: the paper's random crop and horizontal flip of images of `sizes` [b, 2] (height, width)."""
+    draws: Floats = uniforms(seed, epoch, images, 23)
+    boxes = crops(draws, sizes[:, 0], sizes[:, 1], data.area, data.aspect)
+    return Cut(boxes, ((draws[:, 22] < 0.5) & data.flip).astype(np.int64))
+
+
+def val_size(data: Data, height: int, width: int) -> tuple[int, int]:
+    """(height, width) of a validation image whose shorter side has become `data.resize`, rounded as torchvision does."""
+    short, long = min(height, width), max(height, width)
+    longer = int(data.resize * long / short)
+    return (data.resize, longer) if height <= width else (longer, data.resize)
+
+
+def val_corner(data: Data, height: int, width: int) -> tuple[int, int]:
+    """(y, x) of the centre crop of a resized image, rounded as torchvision does."""
+    return round((height - data.crop) / 2), round((width - data.crop) / 2)

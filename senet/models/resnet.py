@@ -1,0 +1,160 @@
+"""Residual networks as data: ResNet, ResNeXt, SENet-154 and CIFAR's, plain and SE (section 4, tables 1 and 10-16)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from senet import config
+from senet.models.se import SEBlock
+
+
+def conv(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
+
+
+class Branch(nn.Sequential):
+    """The residual branch, a sequence of named layers."""
+
+    def add(self, **layers: nn.Module) -> None:
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+
+class Block(nn.Module):
+    """A residual unit with a slot at each place where the paper puts an SE block (figure 5, section 6.5)."""
+
+    def __init__(self, net: config.Net, inputs: int, width: int, stride: int, se: config.SE | None) -> None:
+        super().__init__()
+        outputs = width * net.expansion
+        self.branch = (basic if net.block == "basic" else bottleneck)(net, inputs, width, stride, se)
+        self.shortcut = self._shortcut(net, inputs, outputs, stride)
+        place = se.place if se else None
+        self.se_pre = slot(inputs, se, place == "pre")
+        self.se = slot(outputs, se, place == "standard")
+        self.se_identity = slot(outputs, se, place == "identity")
+        self.se_post = slot(outputs, se, place == "post")
+
+    def _shortcut(self, net: config.Net, inputs: int, outputs: int, stride: int) -> nn.Module:
+        if inputs == outputs and stride == 1:
+            return nn.Identity()
+        layers = Branch()
+        layers.add(conv=conv(inputs, outputs, 3 if net.projection == "conv3x3" and stride > 1 else 1, stride))
+        if not net.preactivation:
+            layers.add(bn=nn.BatchNorm2d(outputs))
+        return layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual = self.se(self.branch(self.se_pre(x)))
+        return self.se_post(F.relu(self.se_identity(self.shortcut(x)) + residual))
+
+
+class PreactivationBlock(Block):
+    """BN and ReLU before the convolutions ("Identity Mappings"); a projection starts from the activated input."""
+
+    def __init__(self, net: config.Net, inputs: int, width: int, stride: int, se: config.SE | None) -> None:
+        super().__init__(net, inputs, width, stride, se)
+        self.bn = nn.BatchNorm2d(inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = F.relu(self.bn(x))
+        shortcut = x if isinstance(self.shortcut, nn.Identity) else self.shortcut(active)
+        residual = self.se(self.branch(self.se_pre(active)))
+        return self.se_post(self.se_identity(shortcut) + residual)
+
+
+def basic(net: config.Net, inputs: int, width: int, stride: int, se: config.SE | None) -> Branch:
+    """Two 3x3 convolutions. In a pre-activation block the first BN and ReLU stand before the branch, and none after it."""
+    outputs = width * net.expansion
+    layers = Branch()
+    layers.add(conv1=conv(inputs, width, 3, stride), bn1=nn.BatchNorm2d(width), relu1=nn.ReLU(), conv2=conv(width, outputs, 3))
+    if not net.preactivation:
+        layers.add(bn2=nn.BatchNorm2d(outputs))
+    return layers
+
+
+def bottleneck(net: config.Net, inputs: int, width: int, stride: int, se: config.SE | None) -> Branch:
+    """1x1, 3x3 (grouped), 1x1."""
+    narrow, outputs = int(width * net.reduce), width * net.expansion
+    first, second = (stride, 1) if net.stride_at == "conv1x1" else (1, stride)
+    layers = Branch()
+    layers.add(conv1=conv(inputs, narrow, 1, first), bn1=nn.BatchNorm2d(narrow), relu1=nn.ReLU())
+    layers.add(conv2=conv(narrow, width, 3, second, net.groups), bn2=nn.BatchNorm2d(width), relu2=nn.ReLU())
+    if se and se.place == "conv3x3":
+        layers.add(se=SEBlock(width, se))
+    layers.add(conv3=conv(width, outputs, 1))
+    if not net.preactivation:
+        layers.add(bn3=nn.BatchNorm2d(outputs))
+    return layers
+
+
+def slot(channels: int, se: config.SE | None, here: bool) -> nn.Module:
+    return SEBlock(channels, se) if se and here else nn.Identity()
+
+
+def stem(net: config.Net) -> Branch:
+    """What stands before stage 2."""
+    layers = Branch()
+    if net.stem == "cifar":
+        layers.add(conv=conv(3, net.widths[0], 3))
+    elif net.stem == "conv7x7":
+        layers.add(conv=conv(3, 64, 7, 2))
+    else:
+        layers.add(conv1=conv(3, 64, 3, 2), bn1=nn.BatchNorm2d(64), relu1=nn.ReLU())
+        layers.add(conv2=conv(64, 64, 3), bn2=nn.BatchNorm2d(64), relu2=nn.ReLU(), conv=conv(64, 128, 3))
+    if not net.preactivation:
+        layers.add(bn=nn.BatchNorm2d(stem_width(net)), relu=nn.ReLU())
+    if net.stem != "cifar":
+        # The released Caffe models pool without padding and round up: the same size, another window.
+        ceil = net.maxpool == "ceil"
+        layers.add(pool=nn.MaxPool2d(3, 2, padding=0 if ceil else 1, ceil_mode=ceil))
+    return layers
+
+
+def stem_width(net: config.Net) -> int:
+    return {"cifar": net.widths[0], "conv7x7": 64, "conv3x3x3": 128}[net.stem]
+
+
+class ResNet(nn.Module):
+    """[N, 3, H, W] -> logits [N, classes]. Stages are numbered as in the paper: 2 to 5, CIFAR 2 to 4."""
+
+    def __init__(self, net: config.Net, classes: int) -> None:
+        super().__init__()
+        self.stem = stem(net)
+        block: type[Block] = PreactivationBlock if net.preactivation else Block
+        channels = stem_width(net)
+        stages: dict[str, nn.Module] = {}
+        for stage, (count, width) in enumerate(zip(net.blocks, net.widths, strict=True), start=2):
+            se = net.se if net.se and (net.se.stages is None or stage in net.se.stages) else None
+            units = []
+            for index in range(count):
+                units.append(block(net, channels, width, 2 if stage > 2 and index == 0 else 1, se))
+                channels = width * net.expansion
+            stages[f"stage{stage}"] = nn.Sequential(*units)
+        self.stages = nn.Sequential()
+        for name, stage_module in stages.items():
+            self.stages.add_module(name, stage_module)
+        self.last = Branch()
+        if net.preactivation:
+            self.last.add(bn=nn.BatchNorm2d(channels), relu=nn.ReLU())
+        self.dropout = nn.Dropout(net.dropout)
+        self.fc = nn.Linear(channels, classes)
+        initialise(self, net.zero_init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.last(self.stages(self.stem(x)))
+        return self.fc(self.dropout(x.mean((2, 3))))
+
+
+def initialise(module: nn.Module, zero_init: bool) -> None:
+    """He's initialisation of convolutions (section 5.1: ref. 66); the last BN of each branch at 0 only where asked for."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif zero_init and isinstance(part, Block):
+            last: Any = [layer for layer in part.branch if isinstance(layer, nn.BatchNorm2d)][-1]
+            nn.init.zeros_(last.weight)

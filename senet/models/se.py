@@ -1,0 +1,37 @@
+"""The Squeeze-and-Excitation block (section 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from senet import config
+
+GATES = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
+
+
+class SEBlock(nn.Module):
+    """Scale each channel by a gate computed from all of them: squeeze, two FC layers around a ReLU, gate (equations 2-4).
+
+    The FC layers are 1x1 convolutions, as in the released models; their width between is C // ratio to the letter, at least 1.
+    With `squeeze: none` (table 16) the gates keep the map's height and width.
+    """
+
+    def __init__(self, channels: int, se: config.SE) -> None:
+        super().__init__()
+        self.settings = se
+        middle = max(1, channels // se.ratio)
+        self.down = nn.Conv2d(channels, middle, 1, bias=se.bias)
+        self.up = nn.Conv2d(middle, channels, 1, bias=se.bias)
+
+    def gates(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, 1, 1], or [N, C, H, W] without the squeeze."""
+        if self.settings.squeeze == "avg":
+            x = x.mean((2, 3), keepdim=True)
+        elif self.settings.squeeze == "max":
+            x = x.amax((2, 3), keepdim=True)
+        return GATES[self.settings.gate](self.up(torch.relu(self.down(x))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> the same shape."""
+        return x * self.gates(x)

@@ -1,0 +1,44 @@
+"""Loss and errors, summed on the device and read once per interval."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+FRACTION = 2**24  # of the loss, in fixed point
+FIELDS = 5  # loss, top-1 hits, top-5 hits, images, images whose loss is not finite
+
+
+class Meter:
+    """Sums over images as int64.
+
+    Integers add up to the same in any order, so a figure does not depend on how many ranks there were or where a run was resumed.
+    `add` never waits for the device; `read` does.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(FIELDS, dtype=torch.int64, device=device)
+
+    @torch.no_grad()
+    def add(self, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """`losses` float [b], `logits` [b, classes], `labels` int64 [b]."""
+        finite = losses.isfinite()
+        fixed = (losses.double().where(finite, 0.0) * FRACTION).round().long()
+        hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        self.sums += torch.stack(
+            [fixed.sum(), hits[:, 0].sum(), hits.sum(), torch.full_like(self.sums[0], len(labels)), (~finite).sum()],
+        )
+
+    def read(self, total: Tensor | None = None) -> dict[str, float]:
+        """`loss` (mean, NaN when any was not finite), `top1_error` and `top5_error` in percent, `images`, of `total` or own sums."""
+        loss, top1, top5, images, bad = (self.sums if total is None else total).tolist()
+        if not images:
+            return {"loss": math.nan, "top1_error": math.nan, "top5_error": math.nan, "images": 0}
+        return {
+            "loss": math.nan if bad else loss / FRACTION / images,
+            "top1_error": 100 * (1 - top1 / images),
+            "top5_error": 100 * (1 - top5 / images),
+            "images": images,
+        }

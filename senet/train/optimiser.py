@@ -1,0 +1,32 @@
+"""The paper's SGD with momentum (section 5.1)."""
+
+from torch import nn, optim
+
+from senet import config
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+def sgd(net: nn.Module, settings: config.Optim) -> optim.SGD:
+    """SGD over all parameters of `net`; normalisation layers and biases decay only where the settings say so.
+
+    They are told by the type of the module that owns them: names miss the BN of a shortcut.
+    """
+    decay, rest = [], []
+    for module in net.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            spared = isinstance(module, NORMS) or name == "bias"
+            (rest if spared and not settings.decay_norm_and_bias else decay).append(parameter)
+    groups = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return optim.SGD(
+        [group for group in groups if group["params"]],
+        lr=settings.lr,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        fused=True,  # one kernel a step, and a GradScaler that needs no look at the device
+    )
+
+
+def set_learning_rate(optimiser: optim.Optimizer, lr: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = lr

@@ -1,0 +1,125 @@
+"""The processes of a run: rank, size, device and the few collectives needed. The only importer of torch.distributed."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from senet.errors import UsageError
+
+TIMEOUT = timedelta(minutes=10)  # of a collective: gloo's own 30 minutes hide a dead rank for too long
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among `size`. Collectives are called by all ranks at the same point, or by none."""
+
+    rank: int
+    size: int
+    device: torch.device
+    host_group: Any = None  # gloo, for what must not touch the device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of `tensor` over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """[size, *shape] of a tensor alike on all ranks, on every rank."""
+        if self.size == 1:
+            return tensor[None].clone()
+        out = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(out, tensor.contiguous())
+        return torch.stack(out)
+
+    def tell(self, value: Any) -> Any:
+        """Rank 0's `value` (a plain object), on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.host_group)
+        return box[0]
+
+    def hear(self, value: Any) -> list[Any]:
+        """Every rank's `value` (a plain object), on every rank."""
+        if self.size == 1:
+            return [value]
+        box: list[Any] = [None] * self.size
+        dist.all_gather_object(box, value, group=self.host_group)
+        return box
+
+    def ask(self, flag: bool) -> Callable[[], bool]:
+        """Begin to ask whether any rank says yes; the answer waits in the function returned, without stopping the device."""
+        if self.size == 1:
+            return lambda: flag
+        box = torch.tensor([int(flag)])
+        work = dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self.host_group, async_op=True)
+
+        def answer() -> bool:
+            work.wait()
+            return bool(box.item())
+
+        return answer
+
+    def wrap(self, net: nn.Module) -> nn.Module:
+        """`net` under DDP; alone, the net itself. BN statistics stay each rank's own until `senet.train.state` averages them."""
+        if self.size == 1:
+            return net
+        # torch 2.13 renames broadcast_buffers and deprecates the old name.
+        keep = (
+            "forward_sync_buffers"
+            if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+            else "broadcast_buffers"
+        )
+        return DistributedDataParallel(
+            net,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            **{keep: False},
+        )
+
+    @staticmethod
+    def accumulate(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """The context of one micro-batch: gradients are reduced over ranks in the last one only."""
+        return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+
+    def close(self) -> None:
+        if self.size > 1:
+            dist.destroy_process_group()
+
+
+def start(device: str = "auto") -> World:
+    """Join the world that torchrun's environment describes, or be alone in it. `device`: auto, cpu or cuda."""
+    rank, size, local = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: no CUDA device is visible; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu")
+    if device == "cpu" or not torch.cuda.is_available():
+        here = torch.device("cpu")
+    elif local >= torch.cuda.device_count():
+        raise UsageError(f"{local + 1} processes on a node with {torch.cuda.device_count()} GPUs: set --nproc-per-node to at most that")
+    else:
+        here = torch.device("cuda", local)
+        torch.cuda.set_device(here)
+    if size == 1:
+        return World(rank, size, here)
+    if here.type == "cuda":
+        dist.init_process_group("nccl", timeout=TIMEOUT, device_id=here)
+        return World(rank, size, here, dist.new_group(backend="gloo", timeout=TIMEOUT))
+    dist.init_process_group("gloo", timeout=TIMEOUT)
+    # A group of its own: a question asked while DDP reduces gradients must not be taken for one of its buckets.
+    return World(rank, size, here, dist.new_group(backend="gloo", timeout=TIMEOUT))
