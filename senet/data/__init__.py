@@ -1,0 +1,137 @@
+"""Where images come from: `train_loader` and `val_loader` make a Loader for a config's data set."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from senet.config import Data
+from senet.data import cifar
+from senet.data.folder import scan
+from senet.data.loader import Bad, Batch, Finish, Raw, TrainLoader, ValLoader
+from senet.data.memory import Memory, synthetic
+from senet.data.order import Order, val_batches
+from senet.data.samples import Samples
+from senet.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Source:
+    """The circumstances of loading: nothing in here changes which pixels of which image are in which batch, but for `backend`."""
+
+    root: Path | None = None
+    backend: str = "auto"  # of image folders: dali, vision, or auto: DALI where it is installed
+    workers: int | None = None  # decoding threads (dali) or processes (vision) of a rank; None: its share of the cores
+    val_batch: int = 128
+    max_bad: int = 100
+    checksum: bool = True
+
+
+class Backend(Protocol):
+    @property
+    def description(self) -> dict[str, Any]: ...
+    def batches(self, first: int, count: int) -> Iterator[Raw]: ...
+    def close(self) -> None: ...
+
+
+class _Loader:
+    def __init__(self, data: Data, images: int, backend: Backend, bad: Bad, device: torch.device) -> None:
+        self.images, self.backend, self.bad = images, backend, bad
+        self.finish = Finish(data, device)
+        shown = {"crop": data.crop, "mean": list(data.mean), "std": list(data.std)}
+        if data.set == "folder":
+            shown["resize"] = data.resize
+        self.description = backend.description | shown
+
+    @property
+    def waited(self) -> float:
+        return self.finish.waited
+
+    def close(self) -> None:
+        self.backend.close()
+
+
+class _Train(_Loader):
+    def __init__(self, data: Data, order: Order, backend: Backend, bad: Bad, device: torch.device) -> None:
+        super().__init__(data, order.images, backend, bad, device)
+        self.steps, self.micro_batches = order.steps, order.micro_batches
+
+    def batches(self, epoch: int, step: int) -> Iterator[Batch]:
+        first = (epoch * self.steps + step) * self.micro_batches
+        return self.finish(lambda: self.backend.batches(first, (self.steps - step) * self.micro_batches))
+
+
+class _Val(_Loader):
+    def __init__(self, data: Data, images: int, count: int, backend: Backend, bad: Bad, device: torch.device) -> None:
+        super().__init__(data, images, backend, bad, device)
+        self.count = count
+
+    def batches(self) -> Iterator[Batch]:
+        return self.finish(lambda: self.backend.batches(0, self.count))
+
+
+def train_loader(data: Data, source: Source, batch: int, at_once: int, seed: int, rank: int, world: int, device: torch.device) -> TrainLoader:
+    """The training images: global batches of `batch`, of which this rank sees its part, `at_once` images at a time.
+
+    Raises UsageError for what is wrong with the data set, its path or the flags.
+    """
+    bad = Bad(source.max_bad)
+    if data.set == "folder":
+        folder = scan(_root(source), "train", data.classes)
+        order = Order(len(folder), batch, at_once, seed, rank, world)
+        return _Train(data, order, _decoder(Samples(folder, data, order), source, device, bad), bad, device)
+    pixels, labels = _in_memory(data, source, "train", seed)
+    order = Order(len(labels), batch, at_once, seed, rank, world)
+    return _Train(data, order, Memory(pixels, labels, data, order, [], device), bad, device)
+
+
+def val_loader(data: Data, source: Source, rank: int, world: int, device: torch.device) -> ValLoader:
+    """The validation images (CIFAR: the test set), this rank's part of them. Raises UsageError likewise."""
+    bad = Bad(source.max_bad)
+    if source.val_batch < 1:
+        raise UsageError(f"--val-batch {source.val_batch}: must be at least 1")
+    if data.set == "folder":
+        folder = scan(_root(source), "val", data.classes)
+        dealt = val_batches(len(folder), source.val_batch, rank, world)
+        return _Val(data, len(folder), len(dealt), _decoder(Samples(folder, data, None, tuple(dealt)), source, device, bad), bad, device)
+    pixels, labels = _in_memory(data, source, "test", 1)
+    dealt = val_batches(len(labels), source.val_batch, rank, world)
+    return _Val(data, len(labels), len(dealt), Memory(pixels, labels, data, None, dealt, device), bad, device)
+
+
+def _root(source: Source) -> Path:
+    if source.root is None:
+        raise UsageError("--data DIR is needed: the folder of the data set (python -m launch.prepare demo DIR makes one to try)")
+    return source.root
+
+
+def _in_memory(data: Data, source: Source, split: str, seed: int) -> Any:
+    if source.backend != "auto":
+        raise UsageError(f"--backend {source.backend} would have no effect: {data.set} is held in memory; leave it out")
+    if data.set == "synthetic":
+        return synthetic(data, data.train_images if split == "train" else data.val_images, seed)
+    if data.classes != {"cifar10": 10, "cifar100": 100}[data.set]:
+        raise UsageError(f"data.classes: {data.classes} does not fit {data.set}; set data.classes={data.set.removeprefix('cifar')}")
+    return cifar.read(_root(source), data.set, split, source.checksum)
+
+
+def _decoder(samples: Samples, source: Source, device: torch.device, bad: Bad) -> Backend:
+    if source.workers is not None and source.workers < 1:
+        raise UsageError(f"--workers {source.workers}: must be at least 1")
+    workers = source.workers or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    here = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
+    if source.backend == "dali" and not here:
+        raise UsageError("--backend dali: nvidia-dali-cuda130 is not installed; pip install -r requirements.txt, or use --backend vision")
+    if source.backend != "vision" and here:
+        from senet.data.dali import Dali
+
+        return Dali(samples, device, workers, bad)
+    from senet.data.vision import Vision
+
+    return Vision(samples, workers, bad)
