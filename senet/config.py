@@ -299,7 +299,7 @@ def check(config: Config) -> None:
 
 
 def _check_ranges(config: Config) -> None:
-    net, data, optim, schedule = config.net, config.data, config.optim, config.schedule
+    net, data, schedule = config.net, config.data, config.schedule
 
     def need(ok: bool, key: str, remedy: str) -> None:
         if not ok:

@@ -76,7 +76,9 @@ class _Val(_Loader):
         return self.finish(lambda: self.backend.batches(0, self.count))
 
 
-def train_loader(data: Data, source: Source, batch: int, at_once: int, seed: int, rank: int, world: int, device: torch.device) -> TrainLoader:
+def train_loader(
+    data: Data, source: Source, batch: int, at_once: int, seed: int, rank: int, world: int, device: torch.device
+) -> TrainLoader:
     """The training images: global batches of `batch`, of which this rank sees its part, `at_once` images at a time.
 
     Raises UsageError for what is wrong with the data set, its path or the flags.

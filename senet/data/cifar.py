@@ -114,10 +114,16 @@ class Plain(pickle.Unpickler):
     ALLOWED = frozenset(
         (module, name)
         for package in ("numpy.core", "numpy._core")
-        for module, name in ((f"{package}.multiarray", "_reconstruct"), (f"{package}.multiarray", "scalar"), (f"{package}.numeric", "_frombuffer"))
+        for module, name in (
+            (f"{package}.multiarray", "_reconstruct"),
+            (f"{package}.multiarray", "scalar"),
+            (f"{package}.numeric", "_frombuffer"),
+        )
     ) | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:
-            raise pickle.UnpicklingError(f"its pickle asks for {module}.{name}, which is no array or plain container; do not trust this file")
+            raise pickle.UnpicklingError(
+                f"its pickle asks for {module}.{name}, which is no array or plain container; do not trust this file"
+            )
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)

@@ -126,10 +126,9 @@ def _read(path: str) -> tuple[Any, tuple[int, int], str | None]:
 
 
 def _reason(error: Exception) -> str:
-    """DALI's own words from the middle of its stack trace."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "ailed" in line or "rror" in line and not line.startswith("[")]
-    return (telling or lines or ["cannot be decoded"])[-1]
+    """What DALI met, without the stack trace around it."""
+    text = str(error).partition("encountered:")[2].strip() or str(error).strip() or type(error).__name__
+    return f"DALI cannot decode it: {text.splitlines()[0]}"
 
 
 def _decoder() -> str:

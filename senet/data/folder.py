@@ -38,7 +38,9 @@ def scan(root: Path, split: str, classes: int) -> Folder:
         raise UsageError(f"--data {root}: has no folder {split}/; {layout}")
     names = _folders(base)
     if len(names) != classes:
-        raise UsageError(f"{base}: {len(names)} class folders, but data.classes is {classes}; give the right --data, or data.classes={len(names)}")
+        raise UsageError(
+            f"{base}: {len(names)} class folders, but data.classes is {classes}; give the right --data, or data.classes={len(names)}"
+        )
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(names):
@@ -50,7 +52,9 @@ def scan(root: Path, split: str, classes: int) -> Folder:
         labels += [label] * len(files)
     other = root / ("val" if split == "train" else "train")
     if other.is_dir() and (differ := sorted(set(_folders(other)) ^ set(names))):
-        raise UsageError(f"{root}: train/ and val/ have other classes: {', '.join(differ[:5])}{' ...' if len(differ) > 5 else ''}; make them alike")
+        raise UsageError(
+            f"{root}: train/ and val/ have other classes: {', '.join(differ[:5])}{' ...' if len(differ) > 5 else ''}; make them alike"
+        )
     return Folder(paths, np.array(labels, np.int64), names)
 
 

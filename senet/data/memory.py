@@ -21,7 +21,9 @@ POOL = 256  # different synthetic images
 class Memory:
     """Batches of a set whose pixels [n, H, W, 3] are on the device. With fewer pixels than labels, images repeat."""
 
-    def __init__(self, pixels: NDArray[np.uint8], labels: Ints, data: Data, order: Order | None, dealt: list[Ints], device: torch.device) -> None:
+    def __init__(
+        self, pixels: NDArray[np.uint8], labels: Ints, data: Data, order: Order | None, dealt: list[Ints], device: torch.device
+    ) -> None:
         self.pixels = torch.from_numpy(pixels).to(device)
         self.labels = torch.from_numpy(labels).to(device)
         self.data, self.order, self.dealt, self.device = data, order, dealt, device

@@ -28,7 +28,9 @@ def released(name: str, weights: Path | None = None) -> tuple[nn.Module, dict[st
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"timm:{name}: weights cannot be loaded ({' '.join(str(error).split())[:200]}); give them with --weights") from None
+        raise UsageError(
+            f"timm:{name}: weights cannot be loaded ({' '.join(str(error).split())[:200]}); give them with --weights"
+        ) from None
     wants = timm.data.resolve_model_data_config(net)
     crop = wants["input_size"][-1]
     facts = {"classes": net.num_classes, "crop": crop, "resize": int(crop / wants["crop_pct"]), "mean": wants["mean"], "std": wants["std"]}

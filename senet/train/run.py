@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 
 from senet import provenance, track, world
 from senet.config import Config, difference, divide_batch, from_dict, to_dict
@@ -233,7 +233,7 @@ class Run:
 
     def _announce(self, resumed: bool) -> None:
         config, here = self.config, self.world
-        size = summary(build(config.net, config.data.classes), config.data.crop)
+        size = summary(config.net, config.data.classes, config.data.crop)
         images = f"{self.loader.images} training and {self.val.images} validation images"
         ranks = f"{here.size} x {here.device.type}" + (f" {torch.cuda.get_device_name(here.device)}" if here.device.type == "cuda" else "")
         accumulate = f" x {self.accumulate} accumulated" if self.accumulate > 1 else ""
