@@ -1,0 +1,24 @@
+"""List a config's variants as FILE:NAME, a line each, for job arrays.
+
+python -m launch.variants configs/ablations/ratio.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from launch import guard
+from senet import config
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="launch.variants", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="FILE.yaml")
+    for name in config.variants(parser.parse_args(argv).config):
+        config.load(name)  # an array must not find out one by one
+        print(name)
+    return 0
+
+
+if __name__ == "__main__":
+    guard(main)
