@@ -1,0 +1,174 @@
+"""The data contract, for every backend: same pixels on any number of ranks and after a resume; nothing bad goes unnamed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from senet.config import Data
+from senet.data import Source, train_loader, val_loader
+from senet.errors import RunError, UsageError
+
+CPU = torch.device("cpu")
+FOLDER = Data(classes=3, crop=32, resize=40)
+CIFAR = Data(set="cifar10", classes=10, crop=32, pad=4)
+SYNTHETIC = Data(set="synthetic", classes=10, crop=16, train_images=62, val_images=203)
+SETS = [("dali", FOLDER), ("vision", FOLDER), ("auto", CIFAR), ("auto", SYNTHETIC)]
+
+
+@pytest.fixture(params=SETS, ids=["dali", "vision", "cifar", "synthetic"])
+def case(request: pytest.FixtureRequest, images: Path, cifar: Path) -> tuple[Data, Source]:
+    backend, data = request.param
+    root = cifar if data.set == "cifar10" else images
+    return data, Source(root, backend, workers=1, val_batch=50)
+
+
+def epoch(case: tuple[Data, Source], number: int, step: int = 0, world: int = 1, at_once: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels and labels of the global batches of an epoch, put together from all ranks."""
+    data, source = case
+    loaders = [train_loader(data, source, 12, at_once, 3, rank, world, CPU) for rank in range(world)]
+    steps, micro = loaders[0].steps, loaders[0].micro_batches
+    parts = [list(loader.batches(number, step)) for loader in loaders]
+    assert all(len(part) == (steps - step) * micro for part in parts)
+    batches = [part[s * micro + m] for s in range(steps - step) for part in parts for m in range(micro)]
+    for loader in loaders:
+        loader.close()
+    return torch.cat([b.images for b in batches]), torch.cat([b.labels for b in batches])
+
+
+def test_same_pixels_on_any_ranks_and_after_a_resume(case: tuple[Data, Source]) -> None:
+    pixels, labels = epoch(case, 1)
+    assert pixels.dtype == torch.float32
+    assert labels.dtype == torch.int64
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
+    for world, at_once, step in ((2, 6, 0), (2, 3, 2), (3, 4, 1), (1, 12, 3)):
+        again, again_labels = epoch(case, 1, step, world, at_once)
+        assert torch.equal(again, pixels[12 * step :])
+        assert torch.equal(again_labels, labels[12 * step :])
+    other, _ = epoch(case, 2)
+    assert not torch.equal(other, pixels)
+
+
+def test_epochs_follow_each_other_in_one_loader(case: tuple[Data, Source]) -> None:
+    data, source = case
+    loader = train_loader(data, source, 12, 12, 3, 0, 1, CPU)
+    got = [torch.cat([b.images for b in loader.batches(e, 0)]) for e in (0, 1)]
+    next(loader.batches(0, 0))  # begun and given up
+    loader.close()
+    assert torch.equal(got[0], epoch(case, 0)[0])
+    assert torch.equal(got[1], epoch(case, 1)[0])
+
+
+def test_validation_sees_each_image_once(case: tuple[Data, Source]) -> None:
+    data, source = case
+    alone = None
+    for world in (1, 2, 3, 7):
+        loaders = [val_loader(data, source, rank, world, CPU) for rank in range(world)]
+        parts = [[batch.images for batch in loader.batches()] for loader in loaders]
+        batches = [parts[k % world][k // world] for k in range(sum(map(len, parts)))]
+        for loader in loaders:
+            loader.close()
+        together = torch.cat(batches)
+        assert len(together) == loaders[0].images
+        alone = together if alone is None else alone
+        assert torch.equal(together, alone)
+
+
+def test_backends_agree_on_validation_pixels(images: Path) -> None:
+    shown = []
+    for backend in ("dali", "vision"):
+        loader = val_loader(FOLDER, Source(images, backend, workers=1), 0, 1, CPU)
+        shown.append(torch.cat([batch.images for batch in loader.batches()]))
+        loader.close()
+    levels = (shown[0] - shown[1]).abs() * 255 * torch.tensor(FOLDER.std).view(3, 1, 1)
+    assert levels.mean() < 0.5
+    assert levels.max() < 12
+
+
+def damage(root: Path) -> dict[str, bytes]:
+    """Four bad images in the training and one in the validation set; their paths and old contents."""
+    files = [root / "train/class0/000.JPEG", root / "train/class1/004.JPEG", root / "train/class2/008.JPEG", root / "train/class2/011.JPEG"]
+    files.append(root / "val/class1/004.JPEG")
+    old = {str(path): path.read_bytes() for path in files}
+    for path, content in zip(files, (old[str(files[0])][:700], b"", b"a text, not an image", b"\xff\xd8\xff", b""), strict=True):
+        path.write_bytes(content)
+    return old
+
+
+@pytest.mark.parametrize("backend", ["dali", "vision"])
+def test_bad_images_are_named_and_left_out(few_images: Path, backend: str) -> None:
+    source = Source(few_images, backend, workers=1)
+    whole = train_loader(FOLDER, source, 9, 9, 0, 0, 1, CPU)
+    before = sum(len(b.labels) for b in whole.batches(0, 0))
+    whole.close()
+    bad = set(damage(few_images))
+    loader = train_loader(FOLDER, source, 9, 9, 0, 0, 1, CPU)
+    for number in range(2):
+        assert sum(len(b.labels) for b in loader.batches(number, 0)) == before - 4
+    assert set(loader.bad) == {path for path in bad if "/train/" in path}
+    assert all(loader.bad.values())
+    loader.close()
+    val = val_loader(FOLDER, source, 0, 1, CPU)
+    assert sum(len(b.labels) for b in val.batches()) == 8
+    assert set(val.bad) == {path for path in bad if "/val/" in path}
+    val.close()
+
+
+@pytest.mark.parametrize("backend", ["dali", "vision"])
+def test_too_many_bad_images_stop_with_a_list(few_images: Path, backend: str) -> None:
+    damage(few_images)
+    loader = train_loader(FOLDER, Source(few_images, backend, workers=1, max_bad=2), 9, 9, 0, 0, 1, CPU)
+    with pytest.raises(RunError, match=r"(?s)--max-bad 2.*JPEG: "):
+        list(loader.batches(0, 0))
+    loader.close()
+
+
+@pytest.mark.parametrize("backend", ["dali", "vision"])
+def test_images_that_only_look_odd_are_used(few_images: Path, backend: str) -> None:
+    folder = few_images / "val/class0"
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(folder / "a.png")
+    Image.fromarray((ramp >> 8).astype(np.uint8)).save(folder / "b.png")
+    rgb = Image.open(folder / "000.JPEG")
+    rgb.convert("CMYK").save(folder / "c.JPEG")
+    rgb.convert("L").save(folder / "d.JPEG")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by 90 degrees: neither backend turns it
+    rgb.save(folder / "e.JPEG", exif=exif, quality=92)
+    rgb.save(folder / "f.JPEG", format="PNG")
+    loader = val_loader(FOLDER, Source(few_images, backend, workers=1), 0, 1, CPU)
+    (batch,) = loader.batches()
+    loader.close()
+    assert not loader.bad
+    names = [p.name for p in sorted(folder.iterdir())]
+    pixels = {name: batch.images[place] for place, name in enumerate(names)}
+    assert (pixels["a.png"] - pixels["b.png"]).abs().mean() < 0.05
+    assert (pixels["e.JPEG"] - pixels["000.JPEG"]).abs().mean() < 0.1
+    assert (pixels["f.JPEG"] - pixels["000.JPEG"]).abs().mean() < 0.01
+
+
+def test_folder_errors(few_images: Path) -> None:
+    def refused(root: Path | None, message: str, data: Data = FOLDER) -> None:
+        with pytest.raises(UsageError, match=message):
+            train_loader(data, Source(root), 9, 9, 0, 0, 1, CPU)
+
+    refused(None, "--data DIR is needed")
+    refused(few_images / "nowhere", "no such folder; expected DIR/train/CLASS")
+    refused(few_images / "train", "has no folder train/")
+    refused(few_images, "3 class folders, but data.classes is 1000", Data(crop=32))
+    with pytest.raises(UsageError, match="larger than the training set"):
+        train_loader(FOLDER, Source(few_images), 90, 90, 0, 0, 1, CPU)
+    (few_images / "train/.hidden").mkdir()  # no class
+    (few_images / "train/class3").mkdir()
+    refused(few_images, "class3: an empty class folder", Data(classes=4, crop=32))
+    (few_images / "train/class3/a.JPEG").write_bytes(b"")
+    refused(few_images, "train/ and val/ have other classes: class3", Data(classes=4, crop=32))
+
+
+def test_flags_without_effect_are_refused(cifar: Path) -> None:
+    with pytest.raises(UsageError, match="--backend dali would have no effect"):
+        val_loader(CIFAR, Source(cifar, "dali"), 0, 1, CPU)
