@@ -34,9 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps({"config": tree, "parameters": size.parameters, "gmacs": size.gmacs, "learning_rate": rates}))
         return 0
     print(yaml.safe_dump(tree, sort_keys=False), end="")
-    print(
-        f"\nparameters: {size.parameters:,}\ngmacs: {size.gmacs:.4f}   (multiply-adds of convolutions and FC layers, one {settings.data.crop} px image)"
-    )
+    print(f"\nparameters: {size.parameters:,}\ngmacs: {size.gmacs:.4f}   (multiply-adds, one image of {settings.data.crop} px)")
     print("learning rate at the start of each epoch:")
     for first, last, rate in _runs(rates):
         print(f"  {first + 1}{f'-{last + 1}' if last > first else ''}: {rate:.6g}")

@@ -71,6 +71,7 @@ class Vision:
             num_workers=workers,
             worker_init_fn=_outlive_signals,
             persistent_workers=workers > 0,
+            generator=torch.Generator(),  # else it draws from the one that the net's dropout uses, at a moment of its own
         )
 
     @property

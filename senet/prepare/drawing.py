@@ -7,12 +7,13 @@ colour tells nothing. No class changes under a horizontal flip.
 from __future__ import annotations
 
 import io
+import math
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Plane = NDArray[np.float32]
+Plane = NDArray[np.floating]
 
 SHAPES = ("cross", "disc", "ring", "star", "triangle")
 TEXTURES = ("dots", "stripes")
@@ -30,7 +31,7 @@ def jpeg(name: str, rng: np.random.Generator) -> bytes:
 def draw(name: str, rng: np.random.Generator) -> NDArray[np.uint8]:
     """The pixels, (height, width, 3), of one picture of class `name`."""
     shape, texture = name.split("_")
-    height, width = rng.integers(120, 261, size=2) * (2 if rng.random() < 0.05 else 1)
+    height, width = (int(pixels) for pixels in rng.integers(120, 261, size=2) * (2 if rng.random() < 0.05 else 1))
     # Not narrower than 2:3, so that the centre crop of validation keeps the object.
     height, width = max(height, width * 2 // 3), max(width, height * 2 // 3)
     side = min(height, width)
@@ -73,17 +74,17 @@ def _clutter(canvas: Plane, side: int, rng: np.random.Generator) -> None:
 
 def _turned(height: int, width: int, centre: NDArray[np.float64], rng: np.random.Generator) -> tuple[Plane, Plane]:
     """Coordinates, in pixels, of a frame at `centre` turned by a random angle."""
-    angle = rng.uniform(0, 2 * np.pi)
+    angle = rng.uniform(0, 2 * math.pi)
     y = np.arange(height, dtype=np.float32)[:, None] - np.float32(centre[0])
     x = np.arange(width, dtype=np.float32)[None, :] - np.float32(centre[1])
-    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    cos, sin = math.cos(angle), math.sin(angle)
     return cos * y - sin * x, sin * y + cos * x
 
 
 def _outside(shape: str, y: Plane, x: Plane) -> Plane:
     """About the distance to the edge of a shape of radius 1 around the origin, negative inside."""
     if shape == "disc":
-        return 0.9 * (np.hypot(y, x) / 0.9 - 1)
+        return np.hypot(y, x) - 0.9
     if shape == "ring":
         return np.abs(np.hypot(y, x) - 0.72) - 0.24
     if shape == "cross":
@@ -91,21 +92,19 @@ def _outside(shape: str, y: Plane, x: Plane) -> Plane:
         return np.maximum(np.maximum(y, x) - 0.95, np.minimum(y, x) - 0.28)
     corners, inner = {"triangle": (3, 0.5), "star": (5, 0.42)}[shape]
     # One edge, from a corner at radius 1 to a dent at radius `inner`, folded around.
-    half = np.pi / corners
+    half = math.pi / corners
     angle = np.abs((np.arctan2(y, x) + half) % (2 * half) - half)
-    far = np.hypot(y, x)
-    normal = np.array([inner * np.sin(half), 1 - inner * np.cos(half)], np.float32)
-    normal /= np.linalg.norm(normal)
-    return (far * np.cos(angle) - 1) * normal[0] + far * np.sin(angle) * normal[1]
+    across, along = inner * math.sin(half), 1 - inner * math.cos(half)
+    far: Plane = np.hypot(y, x)
+    edge: Plane = (far * np.cos(angle) - 1) * across + far * np.sin(angle) * along
+    return edge / math.hypot(across, along)
 
 
 def _texture(texture: str, y: Plane, x: Plane, period: float) -> Plane:
     """How much ink, 0 to 1, on a pattern of period 1 whose period is `period` pixels; ink and paper cover about as much."""
-    if texture == "stripes":
-        far = np.abs(x % 1 - 0.5) - 0.25
-    else:
-        far = np.hypot(y % 1 - 0.5, x % 1 - 0.5) - 0.37
-    return np.clip(0.5 - far * np.float32(period), 0, 1)
+    far: Plane = np.abs(x % 1 - 0.5) - 0.25 if texture == "stripes" else np.hypot(y % 1 - 0.5, x % 1 - 0.5) - 0.37
+    ink: Plane = np.clip(0.5 - far * period, 0, 1)
+    return ink
 
 
 def _two_colours(rng: np.random.Generator) -> tuple[Plane, Plane]:

@@ -85,11 +85,16 @@ def newest(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, An
     Raises UsageError when there are checkpoints but not one is valid: starting over would overwrite them.
     """
     paths = _numbered(folder)
-    for path in paths:
+    for number, path in enumerate(paths):
         try:
-            return path, read(path)
+            payload = read(path)
         except (Invalid, OSError) as error:
             say(f"{path}: refused: {error}")
+            continue
+        for refused in paths[:number]:  # out of the way of retention, but not lost
+            refused.rename(refused.with_name(refused.name + ".refused"))
+            _manifest(refused).unlink(missing_ok=True)
+        return path, payload
     if any(_manifest(path).exists() for path in paths):
         raise UsageError(
             f"{folder}: none of its {len(paths)} checkpoints is valid; move the folder away to start over, or use another --out"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -84,6 +85,10 @@ class Run:
         started = time.monotonic()
         self._rehearse(self.at_once)
         resumed = self._resume()
+        if resumed and self.epoch >= self.config.epochs:
+            if self.world.first:
+                print(f"{self.flags.out}: {self._summary()}", file=sys.stderr)
+            return 0
         self.tracker = self._tracker(resumed)
         self.clock = Clock(self.flags.save_minutes, started)
         finished = False

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Make .venv at the root of the checkout, or bring it up to date; does nothing when it is.
+#   bash launch/setup.sh [tools]       tools: also what launch/test.sh needs
+# PYTHON names another interpreter than python3.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python=${PYTHON:-python3}
+tools=(mypy==2.4.1 pytest==9.2.0 ruff==0.17.6 types-PyYAML==6.0.12.20261113 types-tqdm==4.70.0.20261106)
+
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+# install NAME PIP-ARGUMENTS: skipped when the stamp of NAME says that the same was installed before.
+install() {
+  local stamp=.venv/.installed-$1 wanted
+  wanted=$(printf '%s\n' "${@:2}" "$(<requirements.txt)" | sha256sum)
+  [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && return
+  echo "installing $1 into .venv"
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input "${@:2}" ||
+    fail "pip could not install $1 (see above); it needs PyPI or a mirror (PIP_INDEX_URL), and 7 GB of disk"
+  echo "$wanted" >"$stamp"
+}
+
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+  command -v "$python" >/dev/null || fail "$python not found: install Python 3.10 or newer, or name one in PYTHON"
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+    fail "$("$python" --version) is too old: install Python 3.10 or newer, or name one in PYTHON"
+  "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+    fail "$python has no venv module: apt-get install python3-venv (or your system's package of it)"
+  "$python" -m venv --clear .venv
+fi
+
+install requirements -r requirements.txt
+if [[ ${1-} == tools ]]; then
+  install tools "${tools[@]}"
+fi
