@@ -63,16 +63,16 @@ class World:
         dist.all_gather_object(box, value, group=self.host_group)
         return box
 
-    def ask(self, flag: bool) -> Callable[[], bool]:
-        """Begin to ask whether any rank says yes; the answer waits in the function returned, without stopping the device."""
+    def ask(self, wish: int) -> Callable[[], int]:
+        """Begin to ask for the greatest wish of all ranks; the answer waits in the function returned, without stopping the device."""
         if self.size == 1:
-            return lambda: flag
-        box = torch.tensor([int(flag)])
+            return lambda: wish
+        box = torch.tensor([wish])
         work = dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self.host_group, async_op=True)
 
-        def answer() -> bool:
+        def answer() -> int:
             work.wait()
-            return bool(box.item())
+            return int(box.item())
 
         return answer
 
@@ -81,17 +81,10 @@ class World:
         if self.size == 1:
             return net
         # torch 2.13 renames broadcast_buffers and deprecates the old name.
-        keep = (
-            "forward_sync_buffers"
-            if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-            else "broadcast_buffers"
-        )
-        return DistributedDataParallel(
-            net,
-            device_ids=[self.device.index] if self.device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-            **{keep: False},
-        )
+        renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+        settings: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(net, device_ids=devices, gradient_as_bucket_view=True, **settings)
 
     @staticmethod
     def accumulate(model: nn.Module, last: bool) -> AbstractContextManager[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,12 +42,16 @@ class Backend(Protocol):
 
 class _Loader:
     def __init__(self, data: Data, images: int, backend: Backend, bad: Bad, device: torch.device) -> None:
-        self.images, self.backend, self.bad = images, backend, bad
+        self.images, self.backend, self._bad = images, backend, bad
         self.finish = Finish(data, device)
         shown = {"crop": data.crop, "mean": list(data.mean), "std": list(data.std)}
         if data.set == "folder":
             shown["resize"] = data.resize
         self.description = backend.description | shown
+
+    @property
+    def bad(self) -> Mapping[str, str]:
+        return self._bad
 
     @property
     def waited(self) -> float:
@@ -62,7 +66,7 @@ class _Train(_Loader):
         super().__init__(data, order.images, backend, bad, device)
         self.steps, self.micro_batches = order.steps, order.micro_batches
 
-    def batches(self, epoch: int, step: int) -> Iterator[Batch]:
+    def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
         first = (epoch * self.steps + step) * self.micro_batches
         return self.finish(lambda: self.backend.batches(first, (self.steps - step) * self.micro_batches))
 

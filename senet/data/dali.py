@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.utils.dlpack
 from nvidia.dali import fn, pipeline_def, types
 
 from senet.data.draws import Ints
@@ -53,7 +54,7 @@ class Dali:
             _, images = self.pending.popleft()
             delivered += 1
             # A copy: the pipeline uses its buffers again.
-            tensor = torch.from_dlpack(pixels.as_tensor()).clone()
+            tensor = torch.utils.dlpack.from_dlpack(pixels.as_tensor()).clone()
             yield Raw(tensor, torch.from_numpy(self.samples.folder.labels[images]))
 
     def close(self) -> None:

@@ -71,7 +71,6 @@ def crops(draws: Floats, heights: Ints, widths: Ints, area: tuple[float, float],
     fw = np.where(wide, np.rint(heights * aspect[1]).astype(np.int64), widths)
     fh = np.where(narrow, np.rint(widths / aspect[0]).astype(np.int64), heights)
     fh, fw = np.minimum(fh, heights), np.minimum(fw, widths)
-    found = fits.any(1)
     boxes = np.stack([y, x, h, w], 1)
     fallback = np.stack([(heights - fh) // 2, (widths - fw) // 2, fh, fw], 1)
-    return np.where(found[:, None], boxes, fallback)
+    return np.where(fits.any(1, keepdims=True), boxes, fallback)

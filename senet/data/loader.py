@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -31,9 +31,15 @@ class Raw(NamedTuple):
 
 class Loader(Protocol):
     images: int
-    bad: dict[str, str]  # undecodable images found by this rank: path -> reason
     description: dict[str, Any]  # how pixels are made; plain values
-    waited: float  # seconds that the consumer spent waiting for data
+
+    @property
+    def bad(self) -> Mapping[str, str]:
+        """Undecodable images found by this rank: path -> reason."""
+
+    @property
+    def waited(self) -> float:
+        """Seconds that the consumer spent waiting for data."""
 
     def close(self) -> None: ...
 
@@ -42,7 +48,7 @@ class TrainLoader(Loader, Protocol):
     steps: int
     micro_batches: int
 
-    def batches(self, epoch: int, step: int) -> Iterator[Batch]:
+    def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
         """The micro-batches from a step to the end of its epoch. They are shorter by the images that could not be decoded."""
 
 
@@ -74,7 +80,7 @@ class Finish:
         self.shift = (-torch.tensor(data.mean, device=device) / torch.tensor(data.std, device=device)).view(3, 1, 1)
         self.waited = 0.0
 
-    def __call__(self, source: Callable[[], Iterable[Raw]]) -> Iterator[Batch]:
+    def __call__(self, source: Callable[[], Iterable[Raw]]) -> Generator[Batch, None, None]:
         ready: queue.Queue[Raw | BaseException | None] = queue.Queue(AHEAD)
         abandoned = threading.Event()
 

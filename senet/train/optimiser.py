@@ -1,5 +1,7 @@
 """The paper's SGD with momentum (section 5.1)."""
 
+from typing import Any
+
 from torch import nn, optim
 
 from senet import config
@@ -12,12 +14,13 @@ def sgd(net: nn.Module, settings: config.Optim) -> optim.SGD:
 
     They are told by the type of the module that owns them: names miss the BN of a shortcut.
     """
-    decay, rest = [], []
+    decay: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for module in net.modules():
         for name, parameter in module.named_parameters(recurse=False):
             spared = isinstance(module, NORMS) or name == "bias"
             (rest if spared and not settings.decay_norm_and_bias else decay).append(parameter)
-    groups = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return optim.SGD(
         [group for group in groups if group["params"]],
         lr=settings.lr,

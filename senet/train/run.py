@@ -74,7 +74,7 @@ class Run:
         self.loader = train_loader(data, source, config.batch, at_once, config.seed, here.rank, here.size, here.device)
 
         torch.manual_seed(config.seed)
-        self.net = build(config.net, data.classes).to(here.device, memory_format=torch.channels_last)
+        self.net = build(config.net, data.classes).to(here.device).to(memory_format=torch.channels_last)
         self.trainer = Trainer(config, here, here.wrap(self.net), sgd(self.net, config.optim))
         self.interval, self.total = Meter(here.device), Meter(here.device)
         self.at_once, self.accumulate = at_once, accumulate

@@ -54,7 +54,7 @@ def test_a_pickle_with_code_is_refused(tmp_path: Path) -> None:
 
 
 def test_truncated_and_missing(tmp_path: Path, cifar: Path) -> None:
-    with pytest.raises(UsageError, match="python -m launch.prepare cifar10"):
+    with pytest.raises(UsageError, match=r"python -m launch\.prepare cifar10"):
         read(tmp_path, "cifar10", "train")
     folder = tmp_path / "cifar-10-batches-bin"
     folder.mkdir()
