@@ -82,7 +82,10 @@ def test_base_variants_and_overrides(tmp_path: Path) -> None:
         ("net: {se: {gate: sigmiod}}", "net.se.gate: 'sigmiod' is not one of sigmoid, tanh, relu; did you mean 'sigmoid'?"),
         ("net: {se: {stages: [6]}}", "net.se.stages: (6,) is out of range: this net's stages are 2 to 5"),
         ("net: {widths: [64]}", "net.widths: (64,) is out of range: net.blocks has 4 stages"),
-        ("net: {timm: resnet18, groups: 32, widths: [32, 32, 32, 32]}", "net.widths: (32, 32, 32, 32) would have no effect: net.timm is set"),
+        (
+            "net: {timm: resnet18, groups: 32, widths: [32, 32, 32, 32]}",
+            "net.widths: (32, 32, 32, 32) would have no effect: net.timm is set",
+        ),
         ("net: {block: basic, stride_at: conv3x3}", "net.stride_at: 'conv3x3' would have no effect: a basic block"),
         ("schedule: {warmup_epochs: 5}", "schedule.warmup_epochs: 5.0 would have no effect: schedule.warmup is none"),
         ("schedule: {shape: cosine, gamma: 0.2}", "schedule.gamma: 0.2 would have no effect: schedule.shape is cosine"),

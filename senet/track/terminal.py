@@ -39,9 +39,10 @@ class Terminal:
         if not self.live:
             return
         if self.bar is None:
-            self.bar = tqdm(total=steps, desc=f"epoch {epoch}/{epochs}", unit="step", leave=False, dynamic_ncols=True, initial=0)
+            self.bar = tqdm(total=steps, desc=f"epoch {epoch}/{epochs}", unit="step", leave=False, dynamic_ncols=True)
         self.bar.set_postfix_str(f"{images_per_second:.0f} images/s, data {data_wait:.0%}, loss {self.loss:.3f}", refresh=False)
         self.bar.update(step - self.bar.n)
+        self.bar.refresh()
 
     def say(self, text: str) -> None:
         if self.bar is not None:
