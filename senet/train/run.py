@@ -63,6 +63,7 @@ class Run:
         self.stop = Stop()
         self.epoch, self.step = 0, 0  # position: whole epochs, and steps of the current one, that are done
         self.best: dict[str, float] = {}
+        self.told: set[str] = set()  # undecodable images that the log names already
         _check_folder(config, flags.out)
         if here.device.type == "cuda":
             torch.backends.cudnn.benchmark = not flags.deterministic
@@ -138,8 +139,17 @@ class Run:
         if errors["top1_error"] < self.best.get("top1_error", float("inf")):
             self.best = {"epoch": self.epoch, **errors}
         record = {f"train_{name}": value for name, value in train.items()} | errors
+        self._tell_bad()
         self._log("val", record, validation_seconds=time.monotonic() - began, best_top1_error=self.best.get("top1_error"))
         self._save(errors)
+
+    def _tell_bad(self) -> None:
+        """Name, once each, the images that any rank could not decode."""
+        for found in self.world.hear({**self.loader.bad, **self.val.bad}):
+            for path, reason in found.items():
+                if path not in self.told:
+                    self.told.add(path)
+                    self._log("event", {}, undecodable=path, reason=reason)
 
     def _rehearse(self, images: int) -> None:
         """Do once, on blank images, what the run will do for hours, so that what would fail then fails now; then undo it.

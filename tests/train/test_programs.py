@@ -108,6 +108,22 @@ def test_damaged_checkpoints_are_refused_and_the_one_before_is_used(trained: Pat
     refused(2, "none of its", "launch.train", tiny, "--data", images, "--out", out)
 
 
+def test_undecodable_images_are_named_in_the_log_and_on_the_terminal(tmp_path: Path, tiny: Path, few_images: Path) -> None:
+    bad = [few_images / "train/class0/000.JPEG", few_images / "val/class1/001.JPEG"]
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:500])
+    done = run("launch.train", tiny, "--data", few_images, "--out", tmp_path / "out", ranks=2)
+    assert done.returncode == 0, done.stderr
+    logged = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
+    assert {line["undecodable"] for line in logged if line["kind"] == "event"} == {str(path) for path in bad}
+    assert all(line["images"] == 8 for line in logged if line["kind"] == "val")
+    assert all(f"undecodable {path}" in done.stderr for path in bad)
+    stopped = run("launch.train", tiny, "--data", few_images, "--out", tmp_path / "other", "--max-bad", 0)
+    assert stopped.returncode == 1
+    assert "more than --max-bad 0; mend or remove them" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+
+
 def test_foreign_files_are_refused(tmp_path: Path, images: Path) -> None:
     refused(2, "no such checkpoint", "launch.evaluate", tmp_path / "nothing.pt", "--data", images)
     foreign = tmp_path / "foreign.pt"
