@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
                     now = loader.description.get(name)
                     print(f"warning: other pixels than in training: {name} was {was!r}, is {now!r}; errors may differ", file=sys.stderr)
         errors = evaluate(net.to(here.device), loader, config, here)
-        bad = {path: reason for part in here.hear(loader.bad) for path, reason in part.items()}
+        bad = {path: reason for part in here.hear(dict(loader.bad)) for path, reason in part.items()}
         loader.close()
     finally:
         here.close()

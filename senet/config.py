@@ -362,6 +362,10 @@ def _check_effect(config: Config) -> None:
                 raise UsageError(f"{key}: {value!r} would have no effect: {reason}; remove it (default {usual!r})")
     if net.timm is None and net.se is not None and net.se.place == "conv3x3" and net.block == "basic":
         raise UsageError("net.se.place: 'conv3x3' would have no effect on basic blocks; use standard, pre, post or identity")
+    if net.zero_init and net.preactivation:
+        raise UsageError(
+            "net.zero_init: would silence each branch for good in a pre-activation net, whose last BN is not its end; remove it"
+        )
     if config.optim.nesterov and config.optim.momentum == 0:
         raise UsageError("optim.nesterov: true would have no effect: optim.momentum is 0")
     if schedule.warmup != "none" and schedule.warmup_epochs == 0:

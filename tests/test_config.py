@@ -91,6 +91,7 @@ def test_base_variants_and_overrides(tmp_path: Path) -> None:
         ("schedule: {shape: cosine, gamma: 0.2}", "schedule.gamma: 0.2 would have no effect: schedule.shape is cosine"),
         ("data: {set: cifar10, crop: 32, resize: 40}", "data.resize: 40 would have no effect: data.set is cifar10"),
         ("data: {set: cifar10}", "set data.crop: 32"),
+        ("net: {zero_init: true, preactivation: true}", "net.zero_init: would silence each branch for good"),
         ("net: [1]", "net: expected a mapping"),
         ("a: [", "not valid YAML"),
         ("- 1", "must be a mapping"),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from senet.config import Data
 from senet.data import cifar
-from senet.data.folder import scan
+from senet.data.draws import Ints
+from senet.data.index import find
 from senet.data.loader import Bad, Batch, Finish, Raw, TrainLoader, ValLoader
 from senet.data.memory import Memory, synthetic
 from senet.data.order import Order, val_batches
@@ -29,7 +33,7 @@ class Source:
     backend: str = "auto"  # of image folders: dali, vision, or auto: DALI where it is installed
     workers: int | None = None  # decoding threads (dali) or processes (vision) of a rank; None: its share of the cores
     val_batch: int = 128
-    max_bad: int = 100
+    max_bad: int | None = None  # undecodable images to put up with; None: 100, or one in a thousand if that is more
     checksum: bool = True
 
 
@@ -41,17 +45,13 @@ class Backend(Protocol):
 
 
 class _Loader:
-    def __init__(self, data: Data, images: int, backend: Backend, bad: Bad, device: torch.device) -> None:
-        self.images, self.backend, self._bad = images, backend, bad
+    def __init__(self, data: Data, images: int, fingerprint: str, backend: Backend, bad: Bad, device: torch.device) -> None:
+        self.images, self.fingerprint, self.backend, self.bad = images, fingerprint, backend, bad
         self.finish = Finish(data, device)
         shown = {"crop": data.crop, "mean": list(data.mean), "std": list(data.std)}
         if data.set == "folder":
             shown["resize"] = data.resize
         self.description = backend.description | shown
-
-    @property
-    def bad(self) -> Mapping[str, str]:
-        return self._bad
 
     @property
     def waited(self) -> float:
@@ -62,8 +62,8 @@ class _Loader:
 
 
 class _Train(_Loader):
-    def __init__(self, data: Data, order: Order, backend: Backend, bad: Bad, device: torch.device) -> None:
-        super().__init__(data, order.images, backend, bad, device)
+    def __init__(self, order: Order, *common: Any) -> None:
+        super().__init__(*common)
         self.steps, self.micro_batches = order.steps, order.micro_batches
 
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
@@ -72,8 +72,8 @@ class _Train(_Loader):
 
 
 class _Val(_Loader):
-    def __init__(self, data: Data, images: int, count: int, backend: Backend, bad: Bad, device: torch.device) -> None:
-        super().__init__(data, images, backend, bad, device)
+    def __init__(self, count: int, *common: Any) -> None:
+        super().__init__(*common)
         self.count = count
 
     def batches(self) -> Iterator[Batch]:
@@ -87,28 +87,40 @@ def train_loader(
 
     Raises UsageError for what is wrong with the data set, its path or the flags.
     """
-    bad = Bad(source.max_bad)
     if data.set == "folder":
-        folder = scan(_root(source), "train", data.classes)
-        order = Order(len(folder), batch, at_once, seed, rank, world)
-        return _Train(data, order, _decoder(Samples(folder, data, order), source, device, bad), bad, device)
+        index = find(_root(source), "train", data.classes)
+        order = Order(len(index), batch, at_once, seed, rank, world)
+        bad = _bad(source, len(index))
+        backend = _decoder(Samples(index, data, order), source, device, bad)
+        return _Train(order, data, len(index), index.fingerprint, backend, bad, device)
     pixels, labels = _in_memory(data, source, "train", seed)
     order = Order(len(labels), batch, at_once, seed, rank, world)
-    return _Train(data, order, Memory(pixels, labels, data, order, [], device), bad, device)
+    backend = Memory(pixels, labels, data, order, [], device)
+    return _Train(order, data, len(labels), _fingerprint(pixels, labels), backend, Bad(0), device)
 
 
 def val_loader(data: Data, source: Source, rank: int, world: int, device: torch.device) -> ValLoader:
     """The validation images (CIFAR: the test set), this rank's part of them. Raises UsageError likewise."""
-    bad = Bad(source.max_bad)
     if source.val_batch < 1:
         raise UsageError(f"--val-batch {source.val_batch}: must be at least 1")
     if data.set == "folder":
-        folder = scan(_root(source), "val", data.classes)
-        dealt = val_batches(len(folder), source.val_batch, rank, world)
-        return _Val(data, len(folder), len(dealt), _decoder(Samples(folder, data, None, tuple(dealt)), source, device, bad), bad, device)
+        index = find(_root(source), "val", data.classes)
+        dealt = val_batches(len(index), source.val_batch, rank, world)
+        bad = _bad(source, len(index))
+        backend = _decoder(Samples(index, data, None, tuple(dealt)), source, device, bad)
+        return _Val(len(dealt), data, len(index), index.fingerprint, backend, bad, device)
     pixels, labels = _in_memory(data, source, "test", 1)
     dealt = val_batches(len(labels), source.val_batch, rank, world)
-    return _Val(data, len(labels), len(dealt), Memory(pixels, labels, data, None, dealt, device), bad, device)
+    backend = Memory(pixels, labels, data, None, dealt, device)
+    return _Val(len(dealt), data, len(labels), _fingerprint(pixels, labels), backend, Bad(0), device)
+
+
+def _bad(source: Source, images: int) -> Bad:
+    return Bad(max(100, images // 1000) if source.max_bad is None else source.max_bad)
+
+
+def _fingerprint(pixels: NDArray[np.uint8], labels: Ints) -> str:
+    return hashlib.sha256(labels.astype("<i8").tobytes() + pixels[::101].tobytes()).hexdigest()[:16]
 
 
 def _root(source: Source) -> Path:

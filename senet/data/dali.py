@@ -1,4 +1,4 @@
-"""Image folders through NVIDIA DALI: decoding on the GPU where there is one, else on the CPU. The only importer of nvidia.dali.
+"""Image folders and shards through NVIDIA DALI: decoding on the GPU where there is one, else on the CPU. The only importer of nvidia.dali.
 
 A pipeline has no state that matters: it is fed with bytes and boxes by a function of the batch's number. So it can be built anew at
 any position, after a resume or without an image that killed it (one undecodable image ends a DALI pipeline for good).
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +18,17 @@ from nvidia.dali import fn, pipeline_def, types
 
 from senet.data.draws import Ints
 from senet.data.loader import Bad, Raw
+from senet.data.order import NUMBER
 from senet.data.pixels import size
 from senet.data.samples import Samples
 from senet.errors import RunError
 
 DEPTH = 2  # batches that a pipeline prepares in advance
+
+
+class File(NamedTuple):
+    content: Any  # uint8 [bytes]
+    size: tuple[int, int]  # height, width
 
 
 class Dali:
@@ -33,7 +39,8 @@ class Dali:
         self.readers = ThreadPoolExecutor(workers, thread_name_prefix="reader")
         self.pipe: Any = None
         self.asked = 0  # number of the batch that the pipeline asks for next
-        self.pending: deque[tuple[int, Ints]] = deque()  # batches inside the pipeline: their number and images
+        self.pending: deque[tuple[int, Ints]] = deque()  # batches inside the pipeline: their number and keys
+        self.suspects: set[int] = set()  # images that killed a pipeline: tried alone from then on
 
     @property
     def description(self) -> dict[str, Any]:
@@ -41,21 +48,26 @@ class Dali:
         return {"backend": f"dali-{where}", "interpolation": "bilinear", "antialias": True, "orientation": "as stored"}
 
     def batches(self, first: int, count: int) -> Iterator[Raw]:
-        """Batches `first` to `first + count - 1`."""
-        delivered = first
-        while delivered < first + count:
-            if self.pipe is None or not self.pending or self.pending[0][0] != delivered:
-                self._build(delivered)
+        """Batches `first` to `first + count - 1`, but those of a validation that are empty."""
+        at = first
+        while at < first + count:
+            if self.pipe is None or not self.pending or self.pending[0][0] != at:
+                self._build(at)
             try:
                 (pixels,) = self.pipe.run()
             except RuntimeError as error:
                 self._find_bad(error)
                 continue
-            _, images = self.pending.popleft()
-            delivered += 1
+            number, keys = self.pending.popleft()
+            while not len(keys):
+                number, keys = self.pending.popleft()
+            at = number + 1
+            if number >= first + count:  # all that was left is empty
+                self.pipe = None
+                return
             # A copy: the pipeline uses its buffers again.
             tensor = torch.utils.dlpack.from_dlpack(pixels.as_tensor()).clone()
-            yield Raw(tensor, torch.from_numpy(self.samples.folder.labels[images]))
+            yield Raw(tensor, torch.from_numpy(self.samples.labels(keys)))
 
     def close(self) -> None:
         self.pipe = None
@@ -64,66 +76,78 @@ class Dali:
     def _build(self, first: int) -> None:
         self.asked = first
         self.pending.clear()
-        device_id = self.device.index if self.device.type == "cuda" else None
-        settings = {"num_threads": self.workers, "device_id": device_id, "prefetch_queue_depth": DEPTH}
-        pipeline = _train_pipeline if self.samples.order else _val_pipeline
-        self.pipe = pipeline(self._next, self.samples.data.crop, batch_size=self.samples.largest, **settings)
+        self.pipe = self._pipeline(self._next, batch_size=self.samples.largest, num_threads=self.workers, prefetch_queue_depth=DEPTH)
         self.pipe.build()
 
+    def _pipeline(self, source: Any, **settings: Any) -> Any:
+        make = _train_pipeline if self.samples.order else _val_pipeline
+        return make(source, self.samples.data.crop, device_id=self.device.index if self.device.type == "cuda" else None, **settings)
+
     def _next(self) -> tuple[list[Any], ...]:
-        """What the pipeline is fed with for one batch: file contents, boxes, flips or corners."""
-        number = self.asked
-        images = self.samples.without(number, self.bad.__contains__)
-        read = list(self.readers.map(_read, [self.samples.folder.paths[i] for i in images]))
-        for index, (_, _, reason) in zip(images, read, strict=True):
-            if reason is not None:
-                self.bad.note(self.samples.folder.paths[index], reason)
-        good = [reason is None for _, _, reason in read]
-        images, read = images[good], [part for part in read if part[2] is None]
-        if not read:
-            raise RunError(f"not one image of a batch of {len(good)} can be decoded; check the data")
-        self.asked += 1
-        self.pending.append((number, images))
-        contents = [content for content, _, _ in read]
-        sizes = np.array([size for _, size, _ in read], np.int64)
+        """What the pipeline is fed with for one batch."""
+        for _ in range(len(self.samples.dealt) + 1):
+            number, self.asked = self.asked, self.asked + 1
+            keys, files = self.samples.fill(number, lambda keys, number=number: self._load(number, keys))  # type: ignore[misc]
+            self.pending.append((number, keys))
+            if files:
+                return self._arguments(number, keys, files)
+        raise RunError("not one image of the validation can be decoded; check the data")
+
+    def _arguments(self, number: int, keys: Ints, files: list[File]) -> tuple[list[Any], ...]:
+        """File contents and boxes, flips or corners."""
+        contents = [file.content for file in files]
+        sizes = np.array([file.size for file in files], np.int64)
         if self.samples.order is None:
             resized, corners = self.samples.centre_cut(sizes)
             return contents, list(resized.astype(np.float32)), list(corners.astype(np.int32))
-        cut = self.samples.random_cut(number, images, sizes)
+        cut = self.samples.random_cut(number, keys, sizes)
         boxes = cut.boxes.astype(np.int32)
         return contents, list(boxes[:, :2]), list(boxes[:, 2:]), list(cut.flips.astype(np.int32))
 
+    def _load(self, number: int, keys: Ints) -> list[File | None]:
+        files: list[File | None] = []
+        for key, (file, reason) in zip(keys, self.readers.map(self._read, keys), strict=True):
+            if file and int(key) & NUMBER in self.suspects:
+                reason = self._try(number, np.array([key]), file)
+            if reason:
+                self.bad.note(self.samples.path(key), reason)
+            files.append(None if reason else file)
+        return files
+
+    def _read(self, key: int) -> tuple[File | None, str]:
+        """An image file, or why it cannot be used."""
+        try:
+            content = self.samples.index.read(int(key) & NUMBER)
+            return File(content, size(content.tobytes())), ""
+        except (OSError, ValueError) as error:
+            return None, str(error) or type(error).__name__
+
     def _find_bad(self, error: RuntimeError) -> None:
-        """The pipeline died: try the images inside it one by one, note the bad ones, and give the pipeline up."""
+        """The pipeline died: give it up, and find the images inside it that it died of."""
         self.pipe = None
-        inside = [self.samples.folder.paths[i] for _, images in self.pending for i in images]
+        before = len(self.suspects)
+        for number, keys in self.pending:
+            for key in keys:
+                file, _ = self._read(key)
+                if file and self._try(number, np.array([key]), file):
+                    self.suspects.add(int(key) & NUMBER)
         self.pending.clear()
-        before = len(self.bad)
-        probe = None
-        for path in inside:
-            try:
-                probe = probe or self._probe()
-                probe.feed_input("content", [np.fromfile(path, np.uint8)])
-                probe.run()
-            except (RuntimeError, OSError, ValueError) as reason:
-                self.bad.note(path, _reason(reason))
-                probe = None
-        if len(self.bad) == before:
+        if len(self.suspects) == before:
             raise error
 
-    def _probe(self) -> Any:
-        device_id = self.device.index if self.device.type == "cuda" else None
+    def _try(self, number: int, key: Ints, file: File) -> str:
+        """Why one image, cut as in batch `number`, cannot be decoded; empty if it can.
+
+        Only part of an image is decoded for training. That part decides, not what was found in an earlier epoch: a run that resumes
+        knows of no earlier epoch.
+        """
+        arguments = self._arguments(number, key, [file])
         alone = {"exec_dynamic": False, "exec_async": False, "exec_pipelined": False}  # it must not ask for more than it is fed
-        return _probe_pipeline(batch_size=1, num_threads=1, device_id=device_id, prefetch_queue_depth=1, **alone)
-
-
-def _read(path: str) -> tuple[Any, tuple[int, int], str | None]:
-    """(content, (height, width), why it cannot be used) of an image file."""
-    try:
-        content = np.fromfile(path, np.uint8)
-        return content, size(content.tobytes()), None
-    except (OSError, ValueError) as error:
-        return None, (0, 0), str(error) or type(error).__name__
+        try:
+            self._pipeline(lambda: arguments, batch_size=1, num_threads=1, prefetch_queue_depth=1, **alone).run()
+        except RuntimeError as error:
+            return _reason(error)
+        return ""
 
 
 def _reason(error: Exception) -> str:
@@ -158,8 +182,3 @@ def _val_pipeline(source: Any, crop: int) -> Any:
     image = fn.decoders.image(content, device=_decoder(), adjust_orientation=False)
     image = fn.resize(image, size=shape, interp_type=types.INTERP_LINEAR, antialias=True)
     return fn.slice(image, start=corner, shape=(crop, crop), axes=(0, 1))
-
-
-@pipeline_def
-def _probe_pipeline() -> Any:
-    return fn.decoders.image(fn.external_source(name="content"), device=_decoder())

@@ -5,6 +5,7 @@ Philox4x32-10, a counter-based generator (Salmon et al., "Parallel random number
 
 from __future__ import annotations
 
+import enum
 import math
 
 import numpy as np
@@ -19,6 +20,15 @@ _SHIFT = np.uint64(32)
 ATTEMPTS = 10  # of the random crop, as in torchvision
 
 
+class Purpose(enum.IntEnum):
+    """What numbers are drawn for: each has a stream of its own, so that switching one augmentation on leaves the others as they were."""
+
+    CROP = 1
+    ORDER = 2
+    REPLACE = 3
+    BALANCE = 4
+
+
 def philox(counter: list[Words], key: tuple[int, int]) -> list[Words]:
     """Four 32-bit words (in uint64) for each counter of four 32-bit words."""
     c0, c1, c2, c3 = counter
@@ -30,24 +40,28 @@ def philox(counter: list[Words], key: tuple[int, int]) -> list[Words]:
     return [c0, c1, c2, c3]
 
 
-def _blocks(seed: int, epoch: int, images: Ints, blocks: int, purpose: int) -> Words:
+def _blocks(seed: int, epoch: int, keys: Ints, blocks: int, purpose: int) -> Words:
     """[b, 4 * blocks] words."""
-    first = np.repeat(images.astype(np.uint64), blocks)
-    block = np.tile(np.arange(blocks, dtype=np.uint64), len(images))
+    first = np.repeat(keys.astype(np.uint64), blocks)
+    block = np.tile(np.arange(blocks, dtype=np.uint64), len(keys))
     counter = [first & _MASK, first >> _SHIFT, block, np.full_like(first, epoch)]
-    return np.stack(philox(counter, (seed & 0xFFFFFFFF, purpose)), axis=1).reshape(len(images), 4 * blocks)
+    return np.stack(philox(counter, (seed & 0xFFFFFFFF, purpose)), axis=1).reshape(len(keys), 4 * blocks)
 
 
-def uniforms(seed: int, epoch: int, images: Ints, count: int) -> Floats:
-    """[b, count] numbers in [0, 1) for the images [b]."""
-    return _blocks(seed, epoch, images, -(-count // 4), purpose=1)[:, :count] / 2.0**32
+def uniforms(seed: int, epoch: int, keys: Ints, count: int, purpose: Purpose = Purpose.CROP) -> Floats:
+    """[b, count] numbers in [0, 1) for the images [b], or for any copy of them (see `order`)."""
+    return _blocks(seed, epoch, keys, -(-count // 4), purpose)[:, :count] / 2.0**32
+
+
+def random_keys(seed: int, epoch: int, count: int, purpose: Purpose) -> Words:
+    """[count] 64-bit numbers to sort by."""
+    words = _blocks(seed, epoch, np.arange(-(-count // 2)), 1, purpose).reshape(-1)
+    return (words[0::2] << _SHIFT | words[1::2])[:count]
 
 
 def permutation(seed: int, epoch: int, count: int) -> Ints:
     """The order of an epoch: one permutation of all images."""
-    words = _blocks(seed, epoch, np.arange(-(-count // 2)), 1, purpose=2).reshape(-1)
-    numbers = (words[0::2] << _SHIFT | words[1::2])[:count]
-    return np.argsort(numbers, kind="stable")
+    return np.argsort(random_keys(seed, epoch, count, Purpose.ORDER), kind="stable")
 
 
 def crops(draws: Floats, heights: Ints, widths: Ints, area: tuple[float, float], aspect: tuple[float, float]) -> Ints:

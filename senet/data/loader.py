@@ -33,9 +33,8 @@ class Loader(Protocol):
     images: int
     description: dict[str, Any]  # how pixels are made; plain values
 
-    @property
-    def bad(self) -> Mapping[str, str]:
-        """Undecodable images found by this rank: path -> reason."""
+    bad: Bad
+    fingerprint: str  # of the images, their order and labels
 
     @property
     def waited(self) -> float:
@@ -49,26 +48,33 @@ class TrainLoader(Loader, Protocol):
     micro_batches: int
 
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
-        """The micro-batches from a step to the end of its epoch. They are shorter by the images that could not be decoded."""
+        """The micro-batches from a step to the end of its epoch, all of one size."""
 
 
 class ValLoader(Loader, Protocol):
     def batches(self) -> Iterator[Batch]:
-        """This rank's part of the validation set, each image once."""
+        """This rank's part of the validation set, each image that can be decoded once."""
 
 
 class Bad(dict[str, str]):
-    """Undecodable images: path -> reason. Raises RunError, listing them, when there are more than `limit`."""
+    """Undecodable images that this rank met: path -> reason, at most `limit` of them."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()
         self.limit = limit
 
     def note(self, path: str, reason: object) -> None:
-        self[path] = " ".join(str(reason).split())[:200]
-        if len(self) > self.limit:
-            listed = "\n".join(f"  {path}: {why}" for path, why in self.items())
-            raise RunError(f"{len(self)} images cannot be decoded, more than --max-bad {self.limit}; mend or remove them:\n{listed}")
+        self.setdefault(path, " ".join(str(reason).split())[:200])
+        self.check(self)
+
+    def check(self, found: Mapping[str, str]) -> None:
+        """Raise RunError, listing them, when `found`, by this rank or by all, is more than the limit."""
+        if len(found) > self.limit:
+            listed = "\n".join(f"  {path}: {why}" for path, why in sorted(found.items()))
+            raise RunError(
+                f"{len(found)} images cannot be decoded, more than --max-bad {self.limit}; mend or remove them, or let "
+                f"launch.prepare audit list them all:\n{listed}"
+            )
 
 
 class Finish:

@@ -13,7 +13,7 @@ from torch import Tensor
 from senet.config import Data
 from senet.data.draws import Ints, uniforms
 from senet.data.loader import Raw
-from senet.data.order import Order
+from senet.data.order import NUMBER, Order
 
 POOL = 256  # different synthetic images
 
@@ -39,9 +39,9 @@ class Memory:
                 yield self._take(self.dealt[number % len(self.dealt)])
             else:
                 epoch, micro = self.order.place(number)
-                images = self.order.indices(epoch, micro)
-                raw = self._take(images)
-                yield Raw(self._augment(raw.pixels, uniforms(self.order.seed, epoch, images, 3)), raw.labels)
+                keys = self.order.keys(epoch, micro)
+                raw = self._take(keys & NUMBER)
+                yield Raw(self._augment(raw.pixels, uniforms(self.order.seed, epoch, keys, 3)), raw.labels)
 
     def close(self) -> None:
         pass

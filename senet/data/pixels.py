@@ -7,28 +7,47 @@ import struct
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from senet.config import Data
 from senet.data.draws import Floats, Ints, crops, uniforms
 
 STARTS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers that start a frame and hold its size
+FORMATS = ("PNG", "WEBP", "BMP", "TIFF", "PPM")  # besides JPEG: what both backends decode
+LARGEST = 178_956_970  # pixels: where PIL suspects a decompression bomb
 
 
 def size(content: bytes) -> tuple[int, int]:
-    """(height, width) in pixels from the head of an image file. Raises ValueError or OSError for what is no image."""
-    if content[:2] != b"\xff\xd8":
-        with Image.open(io.BytesIO(content)) as image:
-            return image.height, image.width
-    place = 2
-    while place + 9 <= len(content):
-        if content[place] != 0xFF:
-            break
+    """(height, width) in pixels from the head of an image file, by its content, whatever it is called.
+
+    Raises ValueError or OSError for what is no image, too large, or a JPEG without its end: decoders differ in what they make of a
+    truncated one, and one that decodes only a part may not notice.
+    """
+    if content[:2] == b"\xff\xd8":
+        height, width = _jpeg_size(content)
+    elif not content:
+        raise ValueError("an empty file")
+    else:
+        try:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                height, width = image.height, image.width
+        except UnidentifiedImageError:
+            raise ValueError(f"not one of JPEG, {', '.join(FORMATS)}; begins with {content[:8]!r}") from None
+    if height * width > LARGEST:
+        raise ValueError(f"{width} x {height} pixels, more than the {LARGEST} that are sensible")
+    return height, width
+
+
+def _jpeg_size(content: bytes) -> tuple[int, int]:
+    place, found = 2, (0, 0)
+    while place + 9 <= len(content) and content[place] == 0xFF:
         marker = content[place + 1]
         if marker in STARTS:
             height, width = struct.unpack_from(">HH", content, place + 5)
-            if height and width:
-                return height, width
+            found = height, width
+        if marker == 0xDA:
+            if content.rfind(b"\xff\xd9") < place:
+                raise ValueError("a JPEG without its end: truncated")
             break
         if marker == 0xFF:  # padding
             place += 1
@@ -36,7 +55,11 @@ def size(content: bytes) -> tuple[int, int]:
             place += 2
         else:
             place += 2 + struct.unpack_from(">H", content, place + 2)[0]
-    raise ValueError("a JPEG without a frame header: truncated or damaged")
+    else:
+        raise ValueError("a JPEG without pixels: truncated or damaged")
+    if not all(found):
+        raise ValueError("a JPEG without a size: damaged")
+    return found
 
 
 @dataclass(frozen=True)
@@ -47,9 +70,9 @@ class Cut:
     flips: Ints
 
 
-def random_cut(data: Data, seed: int, epoch: int, images: Ints, sizes: Ints) -> Cut:
+def random_cut(data: Data, seed: int, epoch: int, keys: Ints, sizes: Ints) -> Cut:
     """Training: the paper's random crop and horizontal flip of images of `sizes` [b, 2] (height, width)."""
-    draws: Floats = uniforms(seed, epoch, images, 23)
+    draws: Floats = uniforms(seed, epoch, keys, 23)
     boxes = crops(draws, sizes[:, 0], sizes[:, 1], data.area, data.aspect)
     return Cut(boxes, ((draws[:, 22] < 0.5) & data.flip).astype(np.int64))
 

@@ -1,24 +1,29 @@
-"""The numbered batches of one split of an image folder: what a backend has to decode, cut and resize."""
+"""Which part of which image becomes a sample: what both backends of image folders share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from senet.config import Data
 from senet.data.draws import Ints
-from senet.data.folder import Folder
-from senet.data.order import Order
+from senet.data.index import Index
+from senet.data.order import NUMBER, Order
 from senet.data.pixels import Cut, random_cut, val_corner, val_size
+from senet.errors import RunError
+
+T = TypeVar("T")
+ATTEMPTS = 50  # to find an image that can be decoded
 
 
 @dataclass(frozen=True)
 class Samples:
     """Batch `number`, counted from the start of the run, is a pure function of it; validation begins again after its last."""
 
-    folder: Folder
+    index: Index
     data: Data
     order: Order | None  # training
     dealt: tuple[Ints, ...] = ()  # validation: this rank's batches
@@ -28,19 +33,45 @@ class Samples:
         """Images in a batch, at most."""
         return self.order.at_once if self.order else max((len(part) for part in self.dealt), default=0)
 
-    def indices(self, number: int) -> Ints:
-        return self.order.indices(*self.order.place(number)) if self.order else self.dealt[number % len(self.dealt)]
+    def keys(self, number: int) -> Ints:
+        return self.order.keys(*self.order.place(number)) if self.order else self.dealt[number % len(self.dealt)]
 
-    def without(self, number: int, bad: Callable[[str], bool]) -> Ints:
-        """The images of a batch but those that cannot be decoded."""
-        indices = self.indices(number)
-        return indices[[not bad(self.folder.paths[i]) for i in indices]] if len(indices) else indices
+    def fill(self, number: int, load: Callable[[Ints], Sequence[T | None]]) -> tuple[Ints, list[T]]:
+        """The keys of a batch and what `load` made of them, None for images that it cannot decode.
 
-    def random_cut(self, number: int, images: Ints, sizes: Ints) -> Cut:
+        Those are left out of a validation. In training others take their places, so that no batch is shorter than the schedule says;
+        which ones depends on (seed, epoch, key) alone, and so does the whole batch, whoever meets it and when.
+        """
+        keys = self.keys(number)
+        loaded = list(load(keys))
+        if self.order is None:
+            return keys[[item is not None for item in loaded]], [item for item in loaded if item is not None]
+        epoch, _ = self.order.place(number)
+        wanted = keys.copy()
+        for attempt in range(ATTEMPTS):
+            empty = [place for place, item in enumerate(loaded) if item is None]
+            if not empty:
+                break
+            keys[empty] = self.order.replacements(epoch, wanted[empty], attempt)
+            for place, item in zip(empty, load(keys[empty]), strict=True):
+                loaded[place] = item
+        full = [item for item in loaded if item is not None]
+        if len(full) < len(keys):
+            raise RunError(f"{ATTEMPTS} images in a row cannot be decoded, the last one {self.path(keys[empty[0]])}; check the data")
+        return keys, full
+
+    def path(self, key: int) -> str:
+        return self.index.path(int(key) & NUMBER)
+
+    def labels(self, keys: Ints) -> Ints:
+        return self.index.labels[keys & NUMBER]
+
+    def random_cut(self, number: int, keys: Ints, sizes: Ints) -> Cut:
         assert self.order is not None
-        return random_cut(self.data, self.order.seed, self.order.place(number)[0], images, sizes)
+        return random_cut(self.data, self.order.seed, self.order.place(number)[0], keys, sizes)
 
     def centre_cut(self, sizes: Ints) -> tuple[Ints, Ints]:
         """[b, 2] sizes to resize validation images of `sizes` to, and [b, 2] corners of their crops, as (y, x)."""
         resized = [val_size(self.data, int(h), int(w)) for h, w in sizes]
-        return np.array(resized, np.int64), np.array([val_corner(self.data, *size) for size in resized], np.int64)
+        corners = [val_corner(self.data, *size) for size in resized]
+        return np.array(resized, np.int64).reshape(-1, 2), np.array(corners, np.int64).reshape(-1, 2)

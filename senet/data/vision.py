@@ -1,4 +1,4 @@
-"""Image folders through PIL and torch's DataLoader, as torchvision decodes them: the second backend, where there is no DALI."""
+"""Image folders and shards through PIL and torch's DataLoader, as torchvision decodes them: the second backend, where there is no DALI."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from senet.data.draws import Ints
 from senet.data.loader import Bad, Raw
+from senet.data.order import NUMBER
+from senet.data.pixels import FORMATS, size
 from senet.data.samples import Samples
 
 Made = tuple[torch.Tensor, torch.Tensor, list[tuple[str, str]]]
@@ -25,32 +28,33 @@ class Batches(Dataset[Made]):
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
         self.known: set[str] = set()  # undecodable, as far as this worker knows
+        self.found: dict[str, str] = {}  # in the current batch: path -> reason
 
     def __getitem__(self, number: int) -> Made:
-        found, opened, indices = [], [], []
-        for index in self.samples.without(number, self.known.__contains__):
-            path = self.samples.folder.paths[index]
-            try:
-                opened.append(_load(path))
-                indices.append(index)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                found.append((path, str(error) or type(error).__name__))
-                self.known.add(path)
-        images = np.array(indices, np.int64)
-        pixels = self._cut(number, images, opened)
-        return torch.from_numpy(pixels), torch.from_numpy(self.samples.folder.labels[images]), found
+        self.found.clear()
+        keys, opened = self.samples.fill(number, lambda keys: [self._load(int(key)) for key in keys])
+        pixels = self._cut(number, keys, opened)
+        return torch.from_numpy(pixels), torch.from_numpy(self.samples.labels(keys)), list(self.found.items())
 
-    def _cut(self, number: int, images: NDArray[np.int64], opened: list[Image.Image]) -> NDArray[np.uint8]:
+    def _load(self, key: int) -> Image.Image | None:
+        path = self.samples.path(key)
+        if path not in self.known:
+            try:
+                return _decode(self.samples.index.read(key & NUMBER).tobytes())
+            except (OSError, ValueError, SyntaxError) as error:
+                self.known.add(path)
+                self.found[path] = str(error) or type(error).__name__
+        return None
+
+    def _cut(self, number: int, keys: Ints, opened: list[Image.Image]) -> NDArray[np.uint8]:
         crop = self.samples.data.crop
         out = np.empty((len(opened), crop, crop, 3), np.uint8)
-        if not opened:
-            return out
-        sizes = np.array([(image.height, image.width) for image in opened], np.int64)
+        sizes = np.array([(image.height, image.width) for image in opened], np.int64).reshape(-1, 2)
         if self.samples.order is None:
             for place, (image, (h, w), (y, x)) in enumerate(zip(opened, *self.samples.centre_cut(sizes), strict=True)):
                 out[place] = np.asarray(image.resize((w, h), Image.Resampling.BILINEAR))[y : y + crop, x : x + crop]
             return out
-        cut = self.samples.random_cut(number, images, sizes)
+        cut = self.samples.random_cut(number, keys, sizes)
         for place, (image, (y, x, h, w), flip) in enumerate(zip(opened, cut.boxes, cut.flips, strict=True)):
             # Crop first: PIL's resize with a box would let pixels outside it bleed in.
             part = image.crop((x, y, x + w, y + h)).resize((crop, crop), Image.Resampling.BILINEAR)
@@ -83,9 +87,9 @@ class Vision:
         self.numbers = range(first, first + count)
         for pixels, labels, found in self.loader:
             for path, reason in found:
-                if path not in self.bad:
-                    self.bad.note(path, reason)
-            yield Raw(pixels, labels)
+                self.bad.note(path, reason)
+            if len(labels):  # a validation may have lost all of a batch
+                yield Raw(pixels, labels)
 
     def close(self) -> None:
         iterator = getattr(self.loader, "_iterator", None)
@@ -112,10 +116,9 @@ def _outlive_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _load(path: str) -> Image.Image:
-    with open(path, "rb") as file:
-        content = file.read()
-    image = Image.open(io.BytesIO(content))
+def _decode(content: bytes) -> Image.Image:
+    size(content)
+    image = Image.open(io.BytesIO(content), formats=("JPEG", *FORMATS))
     image.load()
     if image.mode.startswith("I;16") or image.mode == "I":  # PIL would clip 16 bits to white
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")

@@ -63,7 +63,7 @@ class Run:
         self.stop = Stop()
         self.epoch, self.step = 0, 0  # position: whole epochs, and steps of the current one, that are done
         self.best: dict[str, float] = {}
-        self.told: set[str] = set()  # undecodable images that the log names already
+        self.bad: dict[str, str] = {}  # undecodable images that the log names: path -> reason
         _check_folder(config, flags.out)
         if here.device.type == "cuda":
             torch.backends.cudnn.benchmark = not flags.deterministic
@@ -119,6 +119,7 @@ class Run:
             self.step = step
             if step % self.flags.log_every == 0 or step == self.loader.steps:
                 self._log_interval()
+                self._tell_bad()
             wish, answer = answer(), self.world.ask(STOP if self.stop.wanted else SAVE if self.clock.due() else GO_ON)
             if wish != GO_ON and step < self.loader.steps:
                 self._save({})
@@ -144,12 +145,13 @@ class Run:
         self._save(errors)
 
     def _tell_bad(self) -> None:
-        """Name, once each, the images that any rank could not decode."""
+        """Name, once each, the images that any rank could not decode. Raises RunError, on all ranks, when they are too many."""
         for found in self.world.hear({**self.loader.bad, **self.val.bad}):
             for path, reason in found.items():
-                if path not in self.told:
-                    self.told.add(path)
+                if path not in self.bad:
+                    self.bad[path] = reason
                     self._log("event", {}, undecodable=path, reason=reason)
+        self.loader.bad.check(self.bad)
 
     def _rehearse(self, images: int) -> None:
         """Do once, on blank images, what the run will do for hours, so that what would fail then fails now; then undo it.
@@ -194,6 +196,8 @@ class Run:
             "optimiser": self.trainer.optimiser.state_dict(),
             "scaler": self.trainer.scaler.state_dict(),
             "progress": {"epoch": self.epoch, "step": self.step, "images": self._global_step * self.config.batch, "best": dict(self.best)},
+            "bad": dict(self.bad),
+            "images": self.loader.fingerprint,
             "meters": sums,
             "config": to_dict(self.config),
             "pixels": self.val.description,
@@ -211,13 +215,15 @@ class Run:
             return False
         payload = found[1] if found else checkpoint.read(path)
         _check_same(from_dict(payload["config"]), self.config, path)
+        if payload["images"] != self.loader.fingerprint:
+            raise UsageError(f"--data {self.flags.source.root}: other images than those {path} was trained on; give them, or another --out")
         self.net.load_state_dict(payload["net"])
         per_rank = payload["statistics"]
         if len(per_rank) == self.world.size:
             statistics.unpack(self.net, per_rank[self.world.rank].to(self.world.device))
         self.trainer.optimiser.load_state_dict(payload["optimiser"])
         self.trainer.scaler.load_state_dict(payload["scaler"])
-        progress = payload["progress"]
+        progress, self.bad = payload["progress"], payload["bad"]
         self.epoch, self.step, self.best = progress["epoch"], progress["step"], progress["best"]
         if self.world.first:  # sums over all ranks: one of them carries on with them
             for meter, sums in zip((self.interval, self.total), payload["meters"], strict=True):

@@ -100,22 +100,47 @@ def damage(root: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("backend", ["dali", "vision"])
-def test_bad_images_are_named_and_left_out(few_images: Path, backend: str) -> None:
-    source = Source(few_images, backend, workers=1)
-    whole = train_loader(FOLDER, source, 9, 9, 0, 0, 1, CPU)
-    before = sum(len(b.labels) for b in whole.batches(0, 0))
-    whole.close()
+def test_bad_images_are_named_and_replaced(few_images: Path, backend: str) -> None:
     bad = set(damage(few_images))
-    loader = train_loader(FOLDER, source, 9, 9, 0, 0, 1, CPU)
+    case = FOLDER, Source(few_images, backend, workers=1)
+    loader = train_loader(FOLDER, case[1], 9, 9, 0, 0, 1, CPU)
     for number in range(2):
-        assert sum(len(b.labels) for b in loader.batches(number, 0)) == before - 4
+        assert [len(b.labels) for b in loader.batches(number, 0)] == [9, 9, 9]
     assert set(loader.bad) == {path for path in bad if "/train/" in path}
     assert all(loader.bad.values())
     loader.close()
-    val = val_loader(FOLDER, source, 0, 1, CPU)
-    assert sum(len(b.labels) for b in val.batches()) == 8
-    assert set(val.bad) == {path for path in bad if "/val/" in path}
+    pixels, labels = epoch(case, 1)  # by loaders that know nothing of epoch 0
+    again, again_labels = epoch(case, 1, 1, 2, 3)
+    assert torch.equal(again, pixels[12:])
+    assert torch.equal(again_labels, labels[12:])
+
+
+@pytest.mark.parametrize("backend", ["dali", "vision"])
+@pytest.mark.parametrize("size", [1, 3, 9])
+def test_bad_images_are_left_out_of_the_validation(few_images: Path, backend: str, size: int) -> None:
+    bad = {path for path in damage(few_images) if "/val/" in path}
+    val = val_loader(FOLDER, Source(few_images, backend, workers=1, val_batch=size), 0, 1, CPU)
+    for _ in range(2):
+        batches = list(val.batches())
+        assert sum(len(b.labels) for b in batches) == 8
+        assert all(len(b.labels) for b in batches)
+    assert set(val.bad) == bad
     val.close()
+
+
+def test_dali_survives_images_that_kill_its_pipeline(few_images: Path) -> None:
+    """Their heads are good. A loader that starts later must agree on what takes their places."""
+    for path in sorted((few_images / "train").glob("*/*.JPEG"))[::5]:
+        Image.open(path).save(path, format="PNG")
+        path.write_bytes(path.read_bytes()[:4000])
+    case = FOLDER, Source(few_images, "dali", workers=1)
+    loader = train_loader(FOLDER, case[1], 12, 12, 3, 0, 1, CPU)
+    for number in range(3):
+        got = torch.cat([b.images for b in loader.batches(number, 0)])
+        assert torch.equal(got, epoch(case, number)[0])
+    assert len(loader.bad) == 6
+    assert all("DALI cannot decode it" in reason for reason in loader.bad.values())
+    loader.close()
 
 
 @pytest.mark.parametrize("backend", ["dali", "vision"])
@@ -158,8 +183,8 @@ def test_folder_errors(few_images: Path) -> None:
 
     refused(None, "--data DIR is needed")
     refused(few_images / "nowhere", "no such folder; expected DIR/train/CLASS")
-    refused(few_images / "train", "has no folder train/")
-    refused(few_images, "3 class folders, but data.classes is 1000", Data(crop=32))
+    refused(few_images / "train", "has neither a folder train/ nor shards")
+    refused(few_images, "3 classes in train, but data.classes is 1000", Data(crop=32))
     with pytest.raises(UsageError, match="larger than the training set"):
         train_loader(FOLDER, Source(few_images), 90, 90, 0, 0, 1, CPU)
     (few_images / "train/.hidden").mkdir()  # no class

@@ -135,7 +135,7 @@ def test_timm_models_are_evaluated_with_given_weights(tmp_path: Path, images: Pa
     torch.manual_seed(0)
     weights = tmp_path / "weights.pth"
     torch.save(timm.create_model("test_resnet", num_classes=1000).state_dict(), weights)
-    refused(2, "3 class folders, but data.classes is 1000", "launch.evaluate", "timm:test_resnet", "--weights", weights, "--data", images)
+    refused(2, "3 classes in val, but data.classes is 1000", "launch.evaluate", "timm:test_resnet", "--weights", weights, "--data", images)
     refused(2, "did you mean 'resnet50'", "launch.evaluate", "timm:resnet5O", "--data", images)
 
 

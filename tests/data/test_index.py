@@ -1,0 +1,132 @@
+"""Lists of images: from folders, from shards, from a saved index; all alike."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from senet.config import Data
+from senet.data import Source, train_loader, val_loader
+from senet.data.index import Index, find, index_file, listing, stamp
+from senet.errors import UsageError
+
+CPU = torch.device("cpu")
+DATA = Data(classes=3, crop=32, resize=40)
+
+
+def pack(root: Path, into: Path, shards: int, ending: str = "jpg") -> Path:
+    """WebDataset shards of a folder, as other people's tools write them: in any order, with folders in their keys or without."""
+    for split in ("train", "val"):
+        (into / split).mkdir(parents=True)
+        files = sorted((root / split).glob("*/*"))
+        order = np.random.default_rng(0).permutation(len(files))
+        for shard in range(shards):
+            with tarfile.open(into / split / f"{shard}.tar", "w") as archive:
+                for place in order[shard::shards]:
+                    file = files[place]
+                    key = f"{file.parent.name}/{file.stem}" if split == "train" else file.stem
+                    label = str(sorted(os.listdir(root / split)).index(file.parent.name))
+                    for name, content in ((f"{key}.{ending}", file.read_bytes()), (f"{key}.cls", label.encode())):
+                        member = tarfile.TarInfo(name)
+                        member.size = len(content)
+                        archive.addfile(member, io.BytesIO(content))
+    return into
+
+
+@pytest.fixture(scope="module")
+def shards(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack(images, tmp_path_factory.mktemp("shards"), 4)
+
+
+@pytest.mark.parametrize("backend", ["dali", "vision"])
+def test_shards_give_the_batches_of_the_folder(images: Path, shards: Path, backend: str) -> None:
+    got = []
+    for root in (images, shards):
+        train = train_loader(DATA, Source(root, backend, workers=2), 12, 6, 3, 1, 2, CPU)
+        val = val_loader(DATA, Source(root, backend, workers=2), 0, 2, CPU)
+        got.append([*train.batches(1, 2), *val.batches()])
+        train.close()
+        val.close()
+    assert len(got[0]) == len(got[1])
+    for one, other in zip(*got, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+
+
+def test_a_saved_index_is_used_until_images_change(few_images: Path) -> None:
+    fresh = listing(few_images, "train")
+    fresh.save(index_file(few_images, "train"), stamp(few_images, "train"))
+    saved = listing(few_images, "train")
+    assert [saved.path(i) for i in range(27)] == [fresh.path(i) for i in range(27)]
+    assert saved.fingerprint == fresh.fingerprint
+    # It is the saved list that was read, not the folder.
+    fresh.subset(np.arange(20)).save(index_file(few_images, "train"), stamp(few_images, "train"))
+    assert len(listing(few_images, "train")) == 20
+    (few_images / "train/class1/001.JPEG").unlink()
+    assert len(listing(few_images, "train")) == 26
+    index_file(few_images, "train").write_bytes(b"PK damaged")
+    assert len(listing(few_images, "train")) == 26
+
+
+def test_a_fingerprint_tells_sets_apart(images: Path, few_images: Path) -> None:
+    index = listing(images, "train")
+    others = [listing(few_images, "train"), index.subset(np.arange(61)), index.subset(np.arange(62)[::-1])]
+    labels = index.labels.copy()
+    labels[0] += 1
+    others.append(Index(index.root, index.names, labels, index.classes))
+    assert len({part.fingerprint for part in [index, *others]}) == 5
+
+
+def test_what_an_audit_found_undecodable_is_left_out_until_it_is_mended(few_images: Path) -> None:
+    bad = few_images / "train/class0/000.JPEG"
+    entry = {"reason": "truncated", "file": "train/class0/000.JPEG", "bytes": bad.stat().st_size, "modified_ns": bad.stat().st_mtime_ns}
+    audit = few_images / "audit.json"
+    audit.write_text(json.dumps({"splits": {"train": {"undecodable": {"train/class0/000.JPEG": entry}}}}))
+    assert str(bad) not in [find(few_images, "train", 3).path(i) for i in range(26)]
+    assert len(find(few_images, "val", 3)) == 9
+    bad.write_bytes(b"mended")
+    assert len(find(few_images, "train", 3)) == 27
+    audit.write_text("[]")
+    with pytest.raises(UsageError, match=r"audit\.json: damaged"):
+        find(few_images, "train", 3)
+
+
+def test_shard_errors(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"labels up to 2, but data.classes is 2"):
+        find(shards, "train", 2)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/0.tar").write_bytes(b"no tar at all")
+    with pytest.raises(UsageError, match=r"0\.tar: not a readable shard"):
+        find(tmp_path, "train", 3)
+    with tarfile.open(tmp_path / "train/0.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("a.jpg"))
+    with pytest.raises(UsageError, match=r"a\b.*without a label"):
+        find(tmp_path, "train", 3)
+    with tarfile.open(tmp_path / "train/0.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("a.txt"))
+    with pytest.raises(UsageError, match="no images in its 1 shards"):
+        find(tmp_path, "train", 3)
+
+
+def test_a_shard_cut_short_gives_named_bad_images(images: Path, tmp_path: Path) -> None:
+    """The index was made when the shard was whole."""
+    root = pack(images, tmp_path / "shards", 2)
+    index = listing(root, "val")
+    shard = root / "val/0.tar"
+    with shard.open("r+b") as file:
+        file.truncate(shard.stat().st_size // 2)
+    reasons = []
+    for image in range(len(index)):
+        try:
+            index.read(image)
+        except OSError as error:
+            reasons.append(f"{index.path(image)}: {error}")
+    assert len(reasons) > 40
+    assert all("val/0.tar:" in reason and "ends before" in reason for reason in reasons)
