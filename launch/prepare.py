@@ -1,7 +1,11 @@
 """Bring a data set into the form that training reads.
 
     python -m launch.prepare demo runs/demo
-    python -m launch.prepare cifar10 data/cifar10 [--archive cifar-10-python.tar.gz]
+    python -m launch.prepare cifar10 data/cifar10 [--archive cifar-10-python.tar.gz] [--to-png data/cifar10-png]
+    python -m launch.prepare imagenet data/imagenet --train-tar ILSVRC2012_img_train.tar --val-tar ILSVRC2012_img_val.tar \\
+        --devkit ILSVRC2012_devkit_t12.tar.gz
+    python -m launch.prepare shards data/imagenet data/shards
+    python -m launch.prepare audit data/imagenet
 
 A second run reuses what the first one made; an interrupted one is finished by running it again.
 """
@@ -26,18 +30,70 @@ def main(argv: list[str] | None = None) -> int:
         cifar = commands.add_parser(name, help=f"unpack {name} from its published archive")
         cifar.add_argument("folder", type=Path, metavar="DIR")
         cifar.add_argument("--archive", type=Path, metavar="FILE", help="python or binary version, .tar.gz (default: download it)")
-        cifar.add_argument("--no-checksum", action="store_true", help="do not compare the archive with its published MD5 sum")
-    args = parser.parse_args(argv)
+        cifar.add_argument("--no-checksum", action="store_true", help="do not compare with published MD5 sums")
+        cifar.add_argument("--to-png", type=Path, metavar="OUT", help="also write OUT/train/CLASS/*.png and OUT/val/CLASS/*.png")
+        _processes(cifar)
+    imagenet = commands.add_parser("imagenet", help="folders or shards from the archives of ILSVRC2012; either tar alone will do")
+    imagenet.add_argument("folder", type=Path, metavar="DIR")
+    imagenet.add_argument("--train-tar", type=Path, metavar="FILE", help="ILSVRC2012_img_train.tar")
+    imagenet.add_argument("--val-tar", type=Path, metavar="FILE", help="ILSVRC2012_img_val.tar, with --devkit or --val-labels")
+    imagenet.add_argument("--devkit", type=Path, metavar="PATH", help="ILSVRC2012_devkit_t12.tar.gz, or the folder unpacked from it")
+    imagenet.add_argument("--val-labels", type=Path, metavar="FILE", help="a wnid per line in order of file names, or FILENAME WNID")
+    imagenet.add_argument("--shards", action="store_true", help="write shards (WebDataset tars) instead of folders")
+    imagenet.add_argument("--short-side", type=int, metavar="N", help="make images smaller whose shorter side has more pixels")
+    imagenet.add_argument("--quality", type=int, default=90, metavar="Q", help="of those, as JPEG (default 90)")
+    imagenet.add_argument("--partial", action="store_true", help="only warn where images or classes are missing")
+    shards = commands.add_parser("shards", help="WebDataset tars from image folders, or from other shards")
+    shards.add_argument("source", type=Path, metavar="FROM")
+    shards.add_argument("folder", type=Path, metavar="TO")
+    for maker in (imagenet, shards):
+        maker.add_argument("--shard-mb", type=int, default=256, metavar="MB", help="size of a shard (default 256)")
+        _processes(maker)
+    audit = commands.add_parser("audit", help="decode every image of a data set; training leaves out what cannot be")
+    audit.add_argument("folder", type=Path, metavar="DIR")
+    _processes(audit)
+    return _run(parser.parse_args(argv))
 
+
+def _processes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--processes", type=int, metavar="N", help="how many work at once (default: one per core)")
+
+
+def _run(args: argparse.Namespace) -> int:
     if args.command == "demo":
         from senet.prepare.demo import Demo, prepare
 
         prepare(args.folder, Demo(args.train, args.val, args.seed))
-    else:
-        from senet.prepare import cifar as archives
+    elif args.command == "audit":
+        from senet.prepare.audit import audit
 
-        print(archives.prepare(args.command, args.folder, args.archive, checksum=not args.no_checksum))
+        return audit(args.folder, args.processes)
+    elif args.command == "imagenet":
+        from senet.prepare import imagenet
+        from senet.prepare.shards import Packing
+        from senet.prepare.writing import Encoding
+
+        sources = imagenet.Sources(args.train_tar, args.val_tar, args.devkit, args.val_labels)
+        encoding = Encoding(args.short_side, args.quality)
+        output = Packing(args.shard_mb, encoding=encoding) if args.shards else encoding
+        _tell(imagenet.prepare(args.folder, sources, output, args.partial, args.processes))
+    elif args.command == "shards":
+        from senet.prepare.shards import Packing, convert
+
+        _tell(convert(args.source, args.folder, Packing(args.shard_mb), args.processes))
+    else:
+        from senet.prepare import cifar
+
+        print(cifar.prepare(args.command, args.folder, args.archive, checksum=not args.no_checksum))
+        if args.to_png is not None:
+            from senet.prepare.png import export
+
+            _tell(export(args.command, args.folder, args.to_png, not args.no_checksum, args.processes))
     return 0
+
+
+def _tell(notes: list[str]) -> None:
+    print("\n".join(notes))
 
 
 if __name__ == "__main__":

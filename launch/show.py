@@ -1,16 +1,22 @@
 """Print what a config comes to: settings, size, learning rates. Needs neither data nor GPU.
 
-python -m launch.show configs/imagenet/se_resnet50.yaml [key=value ...] [--json]
+    python -m launch.show configs/imagenet/se_resnet50.yaml [key=value ...] [--json]
+
+With --batch it draws the first training images as the net sees them, augmentation and all:
+
+    python -m launch.show configs/imagenet/se_resnet50.yaml --data DIR --batch sheet.png
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 import yaml
 
 from launch import guard
+from launch.flags import add_data_flags, source
 from senet import config
 from senet.schedule import learning_rate
 
@@ -22,8 +28,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--json", action="store_true", help="one JSON object: config, parameters, gmacs, learning_rate (at the start of each epoch)"
     )
+    parser.add_argument("--batch", type=Path, metavar="FILE.png", help="draw a contact sheet of augmented images instead; needs --data")
+    add_data_flags(parser)
     args = parser.parse_intermixed_args(argv)
     settings = config.load(args.config, args.overrides)
+
+    if args.batch:
+        from senet.data import sheet
+
+        print(sheet.draw(settings, source(args), args.batch))
+        return 0
+    if args.data:
+        parser.error("--data has no effect without --batch")
 
     from senet.models import summary
 

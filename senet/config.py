@@ -10,17 +10,13 @@ A config file is a mapping of the fields below plus two more keys: `base`, a fil
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
-import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from senet import strict
 from senet.errors import UsageError
 
 
@@ -63,6 +59,27 @@ class Net:
 
 
 @dataclass(frozen=True)
+class Augment:
+    """What is done to training images beyond crop and flip; nothing by default, as in the paper. Numbers are limits of uniform draws."""
+
+    rotate: float = 0.0  # degrees either way; the released models: 10
+    pixel_jitter: float = 0.0  # levels of 255 added to each channel, either way; the released models: 20
+    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue (turns), either way
+    lighting: float = 0.0  # AlexNet's noise along the principal colours: standard deviation, there 0.1
+    policy: Literal["none", "autoaugment", "randaugment", "trivialaugment"] = "none"  # folder only
+    policy_ops: int = 2  # randaugment: operations an image
+    policy_magnitude: int = 9  # randaugment: strength, 0..30
+    erase: float = 0.0  # random erasing: probability
+    cutout: int = 0  # side of an erased square in pixels
+    mixup: float = 0.0  # alpha of the Beta distribution; with cutmix as well, each image gets one of the two
+    cutmix: float = 0.0  # likewise
+    repeats: int = 1  # copies of an image in a batch, each augmented its own way
+    balance: bool = False  # classes take turns, however many images they have
+    start_crop: int | None = None  # folder: side in the first epoch, growing to data.crop ...
+    grow_epochs: float = 0.0  # ... over so many epochs
+
+
+@dataclass(frozen=True)
 class Data:
     """The data set and what is done to its pixels. `folder` is any set in ImageNet layout: train/CLASS/*.JPEG, val/CLASS/*.JPEG."""
 
@@ -74,6 +91,7 @@ class Data:
     aspect: tuple[float, float] = (0.75, 4 / 3)
     pad: int = 0  # cifar, training: zeros on each side before the random crop
     flip: bool = True  # training: horizontal, with probability one half
+    augment: Augment = field(default_factory=Augment)
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of pixels in 0..1
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     train_images: int = 1_281_167  # synthetic only
@@ -124,9 +142,9 @@ def load(name: str | Path, overrides: Iterable[str] = ()) -> Config:
 
     Raises UsageError naming file, key, value and the nearest right one.
     """
-    tree = _read(str(name))
+    tree = strict.read(str(name))
     for override in overrides:
-        _override(tree, override)
+        strict.override(tree, override)
     config = from_dict(tree, str(name))
     check(config)
     return config
@@ -134,13 +152,13 @@ def load(name: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 def variants(path: str | Path) -> list[str]:
     """The `FILE:NAME` of every variant in a file, in its order; the file itself when it has none."""
-    names = (_read_file(Path(path)).get("variants")) or {}
+    names = (strict.read_file(Path(path)).get("variants")) or {}
     return [f"{path}:{name}" for name in names] or [str(path)]
 
 
 def from_dict(tree: Mapping[str, Any], where: str = "config") -> Config:
     """The inverse of `to_dict`: strict about keys and types, silent about settings that do nothing (see `check`)."""
-    config = _convert(tree, Config, "", where)
+    config = strict.convert(tree, Config, "", where)
     assert isinstance(config, Config)
     return config
 
@@ -167,126 +185,6 @@ def difference(old: Config, new: Config) -> list[str]:
 
     a, b = flat(to_dict(old)), flat(to_dict(new))
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
-
-
-def _read(name: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    path, variant = _split(name)
-    tree = _read_file(path)
-    if path.resolve() in seen:
-        raise UsageError(f"{path}: base leads back to itself; remove one of the base lines")
-    base, changes = tree.pop("base", None), tree.pop("variants", None) or {}
-    if base is not None:
-        if not isinstance(base, str):
-            raise UsageError(f"{path}: base must be the name of a file, not {base!r}")
-        tree = _merge(_read(str(path.parent / base), (*seen, path.resolve())), tree)
-    if not isinstance(changes, dict):
-        raise UsageError(f"{path}: variants must map names to changes, not {changes!r}")
-    if variant is not None:
-        if variant not in changes:
-            raise UsageError(f"{path}: no variant {variant!r}{_nearest(variant, changes)}")
-        tree = _merge(tree, changes[variant] or {})
-    return tree
-
-
-def _split(name: str) -> tuple[Path, str | None]:
-    path, colon, variant = name.rpartition(":")
-    return (Path(path), variant) if colon and path.endswith((".yaml", ".yml")) else (Path(name), None)
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        near = _nearest(path.name, [p.name for p in path.parent.glob("*.yaml")]) if path.parent.is_dir() else ""
-        raise UsageError(f"{path}: no such config file{near}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise UsageError(f"{path}: must be a mapping of settings, not {type(tree).__name__}")
-    return tree
-
-
-def _merge(base: Any, change: Any) -> Any:
-    if not (isinstance(base, dict) and isinstance(change, dict)):
-        return change
-    return base | {key: _merge(base.get(key), value) for key, value in change.items()}
-
-
-def _override(tree: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UsageError(f"{override!r}: an override is written key=value, as in optim.lr=0.3")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UsageError(f"{key}: {text!r} is not valid YAML") from None
-    *parents, last = key.split(".")
-    for parent in parents:
-        if not isinstance(tree.get(parent), dict):
-            tree[parent] = {}
-        tree = tree[parent]
-    tree[last] = value
-
-
-def _convert(value: Any, kind: Any, key: str, where: str) -> Any:
-    """`value`, as YAML gave it, as an instance of the annotated type `kind`."""
-
-    def wrong(expected: str) -> UsageError:
-        return UsageError(f"{where}: {key}: expected {expected}, got {value!r}")
-
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, Mapping):
-            raise UsageError(f"{where}: {key or 'the file'}: expected a mapping of settings, got {value!r}")
-        kinds = typing.get_type_hints(kind)
-        prefix = f"{key}." if key else ""
-        for name in value:
-            if name not in kinds:
-                raise UsageError(f"{where}: {prefix}{name}: unknown key{_nearest(str(name), kinds)}")
-        return typing.cast(Any, kind)(**{name: _convert(v, kinds[name], prefix + name, where) for name, v in value.items()})
-    if origin is types.UnionType:
-        if value is None and type(None) in arguments:
-            return None
-        (kind,) = (argument for argument in arguments if argument is not type(None))
-        return _convert(value, kind, key, where)
-    if origin is Literal:
-        if value not in arguments:
-            raise UsageError(f"{where}: {key}: {value!r} is not one of {', '.join(arguments)}{_nearest(str(value), arguments)}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise wrong("a list")
-        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
-            raise wrong(f"a list of {len(arguments)} numbers")
-        return tuple(_convert(item, arguments[0], key, where) for item in value)
-    if kind is float:
-        # PyYAML follows YAML 1.1, where 1e-4 is a string.
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise wrong("a finite number")
-        return number
-    if kind is int and (not isinstance(value, int) or isinstance(value, bool)):
-        raise wrong("a whole number")
-    if kind is bool and not isinstance(value, bool):
-        raise wrong("true or false")
-    if kind is str and not isinstance(value, str):
-        raise wrong("a text")
-    return value
-
-
-def _nearest(word: str, words: Iterable[str]) -> str:
-    words = [str(w) for w in words]
-    near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; known: {', '.join(words)}" if words and len(words) <= 20 else ""
 
 
 # -------------------------------------------------------------------------------------------------------------------- checking
@@ -328,8 +226,26 @@ def _check_ranges(config: Config) -> None:
     need(0 < data.aspect[0] <= data.aspect[1], "data.aspect", "must be 0 < smallest <= largest")
     need(len(data.mean) == 3, "data.mean", "three numbers, red green blue")
     need(len(data.std) == 3 and min(data.std) > 0, "data.std", "three positive numbers, red green blue")
+    _check_augment(config, need)
     need(list(schedule.milestones) == sorted(schedule.milestones), "schedule.milestones", "must rise")
     need(schedule.shape != "cosine" or schedule.warmup_epochs < max(config.epochs, 1), "schedule.warmup_epochs", "must end before the run")
+
+
+def _check_augment(config: Config, need: Callable[[bool, str, str], None]) -> None:
+    data, augment = config.data, config.data.augment
+    for name in ("pixel_jitter", "lighting", "cutout", "grow_epochs"):
+        need(getattr(augment, name) >= 0, f"data.augment.{name}", "must not be negative")
+    for name in ("mixup", "cutmix", "erase"):
+        need(0 <= getattr(augment, name) <= 1, f"data.augment.{name}", "must be in [0, 1]")
+    need(0 <= augment.rotate <= 180, "data.augment.rotate", "must be in 0..180 degrees")
+    jitter = augment.color_jitter
+    need(min(jitter) >= 0 and max(jitter[:3]) <= 1 and jitter[3] <= 0.5, "data.augment.color_jitter", "must be in 0..1, hue in 0..0.5")
+    need(augment.policy_ops >= 1, "data.augment.policy_ops", "must be at least 1")
+    need(0 <= augment.policy_magnitude <= 30, "data.augment.policy_magnitude", "must be in 0..30")
+    repeats = augment.repeats
+    need(repeats >= 1 and config.batch % repeats == 0, "data.augment.repeats", f"must be at least 1 and divide batch ({config.batch})")
+    start = augment.start_crop
+    need(start is None or 1 <= start <= data.crop, "data.augment.start_crop", f"must be in 1..data.crop ({data.crop})")
 
 
 def _value(config: Config, key: str) -> Any:
@@ -348,6 +264,9 @@ def _check_effect(config: Config) -> None:
         (net.block == "basic", "net", "reduce groups stride_at", "a basic block has two 3x3 convolutions"),
         (net.stem == "cifar", "net", "maxpool", "net.stem is cifar, which has no pooling"),
         (data.set != "folder", "data", "resize area aspect", f"data.set is {data.set}"),
+        (data.set != "folder", "data.augment", "policy start_crop", f"data.set is {data.set}"),
+        (data.augment.policy != "randaugment", "data.augment", "policy_ops policy_magnitude", "data.augment.policy is not randaugment"),
+        (data.augment.start_crop is None, "data.augment", "grow_epochs", "data.augment.start_crop is not set"),
         (not cifar, "data", "pad", f"data.set is {data.set}"),
         (data.set == "synthetic", "data", "flip", f"data.set is {data.set}"),
         (data.set != "synthetic", "data", "train_images val_images", f"data.set is {data.set}"),
@@ -366,6 +285,8 @@ def _check_effect(config: Config) -> None:
         raise UsageError(
             "net.zero_init: would silence each branch for good in a pre-activation net, whose last BN is not its end; remove it"
         )
+    if data.augment.start_crop is not None and data.augment.grow_epochs == 0:
+        raise UsageError("data.augment.start_crop: would have no effect: data.augment.grow_epochs is 0")
     if config.optim.nesterov and config.optim.momentum == 0:
         raise UsageError("optim.nesterov: true would have no effect: optim.momentum is 0")
     if schedule.warmup != "none" and schedule.warmup_epochs == 0:
@@ -374,7 +295,16 @@ def _check_effect(config: Config) -> None:
         raise UsageError(f"data.crop: {data.crop} does not fit {data.set}, whose images are 32x32; set data.crop: 32")
 
 
-# ------------------------------------------------------------------------------------------------------------------- batching
+# ---------------------------------------------------------------------------------------------------------- sizes, batching
+
+
+def crop_at(data: Data, epoch: int) -> int:
+    """The side of training images in an epoch, with progressive resizing a multiple of 16."""
+    start = data.augment.start_crop
+    if start is None or epoch >= data.augment.grow_epochs:
+        return data.crop
+    grown = start + (data.crop - start) * epoch / data.augment.grow_epochs
+    return max(start, int(grown) // 16 * 16)
 
 
 def divide_batch(batch: int, world: int, largest: int | None = None) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from senet.config import Config, Data, Net, from_dict
 from senet.data.loader import ValLoader
-from senet.errors import UsageError
+from senet.errors import RunError, UsageError
 from senet.models import build
 from senet.models.zoo import released
 from senet.train import checkpoint
@@ -30,11 +30,14 @@ def evaluate(net: nn.Module, loader: ValLoader, config: Config, world: World, ba
     """
     net.eval()
     meter = Meter(world.device)
-    for images, labels in islice(loader.batches(), batches):
+    for images, labels, *_ in islice(loader.batches(), batches):
         with precision(config, world.device):
             logits = net(images).float()
         meter.add(F.cross_entropy(logits, labels, reduction="none"), logits, labels)
-    return meter.read(world.sum(meter.sums))
+    errors = meter.read(world.sum(meter.sums))
+    if batches is None and not errors["images"]:
+        raise RunError("not one validation image could be decoded; run launch.prepare audit on the data")
+    return errors
 
 
 def load(what: str, weights: Path | None = None) -> tuple[Config, nn.Module, dict[str, Any] | None]:

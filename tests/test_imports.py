@@ -7,7 +7,7 @@ from tests.conftest import ROOT
 
 ONLY_IN = {
     "wandb": {"senet/track/wandb.py"},
-    "nvidia.dali": {"senet/data/dali.py"},
+    "nvidia.dali": {"senet/data/dali.py", "senet/data/probe.py", "senet/bench/loader.py"},
     "torch.distributed": {"senet/world.py"},
     "timm": {"senet/models/zoo.py"},
 }

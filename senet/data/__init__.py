@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from senet.config import Data
+from senet.config import Augment, Data
 from senet.data import cifar
+from senet.data.augment import Augmentation
 from senet.data.draws import Ints
 from senet.data.index import find
 from senet.data.loader import Bad, Batch, Finish, Raw, TrainLoader, ValLoader
@@ -45,13 +46,13 @@ class Backend(Protocol):
 
 
 class _Loader:
-    def __init__(self, data: Data, images: int, fingerprint: str, backend: Backend, bad: Bad, device: torch.device) -> None:
-        self.images, self.fingerprint, self.backend, self.bad = images, fingerprint, backend, bad
-        self.finish = Finish(data, device)
+    def __init__(self, data: Data, images: int, fingerprint: str, backend: Backend, bad: Bad, finish: Finish) -> None:
+        self.images, self.fingerprint, self.backend, self.bad, self.finish = images, fingerprint, backend, bad, finish
         shown = {"crop": data.crop, "mean": list(data.mean), "std": list(data.std)}
         if data.set == "folder":
             shown["resize"] = data.resize
         self.description = backend.description | shown
+        self.classes: tuple[str, ...] = ()
 
     @property
     def waited(self) -> float:
@@ -87,16 +88,22 @@ def train_loader(
 
     Raises UsageError for what is wrong with the data set, its path or the flags.
     """
+    augment = data.augment
+    if (augment.mixup or augment.cutmix) and at_once % 2:
+        raise UsageError(f"data.augment: mixup and cutmix need pairs, but a rank takes {at_once} images at once; change batch")
+    finish = Finish(data, device, Augmentation(data, seed) if augment != Augment() else None)
     if data.set == "folder":
         index = find(_root(source), "train", data.classes)
-        order = Order(len(index), batch, at_once, seed, rank, world)
+        order = Order(len(index), batch, at_once, seed, rank, world, augment.repeats, index.labels if augment.balance else None)
         bad = _bad(source, len(index))
         backend = _decoder(Samples(index, data, order), source, device, bad)
-        return _Train(order, data, len(index), index.fingerprint, backend, bad, device)
+        loader = _Train(order, data, len(index), index.fingerprint, backend, bad, finish)
+        loader.classes = index.classes
+        return loader
     pixels, labels = _in_memory(data, source, "train", seed)
-    order = Order(len(labels), batch, at_once, seed, rank, world)
+    order = Order(len(labels), batch, at_once, seed, rank, world, augment.repeats, labels if augment.balance else None)
     backend = Memory(pixels, labels, data, order, [], device)
-    return _Train(order, data, len(labels), _fingerprint(pixels, labels), backend, Bad(0), device)
+    return _Train(order, data, len(labels), _fingerprint(pixels, labels), backend, Bad(0), finish)
 
 
 def val_loader(data: Data, source: Source, rank: int, world: int, device: torch.device) -> ValLoader:
@@ -108,11 +115,13 @@ def val_loader(data: Data, source: Source, rank: int, world: int, device: torch.
         dealt = val_batches(len(index), source.val_batch, rank, world)
         bad = _bad(source, len(index))
         backend = _decoder(Samples(index, data, None, tuple(dealt)), source, device, bad)
-        return _Val(len(dealt), data, len(index), index.fingerprint, backend, bad, device)
+        loader = _Val(len(dealt), data, len(index), index.fingerprint, backend, bad, Finish(data, device))
+        loader.classes = index.classes
+        return loader
     pixels, labels = _in_memory(data, source, "test", 1)
     dealt = val_batches(len(labels), source.val_batch, rank, world)
     backend = Memory(pixels, labels, data, None, dealt, device)
-    return _Val(len(dealt), data, len(labels), _fingerprint(pixels, labels), backend, Bad(0), device)
+    return _Val(len(dealt), data, len(labels), _fingerprint(pixels, labels), backend, Bad(0), Finish(data, device))
 
 
 def _bad(source: Source, images: int) -> Bad:

@@ -15,13 +15,16 @@ import numpy as np
 import torch
 import torch.utils.dlpack
 from nvidia.dali import fn, pipeline_def, types
+from nvidia.dali.auto_aug import augmentations
+from nvidia.dali.auto_aug.core import signed_bin
+from nvidia.dali.auto_aug.core._select import select
 
 from senet.data.draws import Ints
 from senet.data.loader import Bad, Raw
 from senet.data.order import NUMBER
 from senet.data.pixels import size
+from senet.data.policy import BINS, FILL, OPERATIONS, SIGNED, levels, operations
 from senet.data.samples import Samples
-from senet.errors import RunError
 
 DEPTH = 2  # batches that a pipeline prepares in advance
 
@@ -55,6 +58,9 @@ class Dali:
                 self._build(at)
             try:
                 (pixels,) = self.pipe.run()
+            except StopIteration:  # not one image of the validation can be decoded
+                self.pipe = None
+                return
             except RuntimeError as error:
                 self._find_bad(error)
                 continue
@@ -67,7 +73,7 @@ class Dali:
                 return
             # A copy: the pipeline uses its buffers again.
             tensor = torch.utils.dlpack.from_dlpack(pixels.as_tensor()).clone()
-            yield Raw(tensor, torch.from_numpy(self.samples.labels(keys)))
+            yield Raw(tensor, torch.from_numpy(self.samples.labels(keys)), self.samples.epoch(number), keys)
 
     def close(self) -> None:
         self.pipe = None
@@ -80,8 +86,13 @@ class Dali:
         self.pipe.build()
 
     def _pipeline(self, source: Any, **settings: Any) -> Any:
-        make = _train_pipeline if self.samples.order else _val_pipeline
-        return make(source, self.samples.data.crop, device_id=self.device.index if self.device.type == "cuda" else None, **settings)
+        settings["device_id"] = self.device.index if self.device.type == "cuda" else None
+        augment = self.samples.data.augment
+        if self.samples.order is None:
+            return _val_pipeline(source, self.samples.data.crop, **settings)
+        if augment.policy == "none":
+            return _train_pipeline(source, **settings)
+        return _policy_pipeline(source, augment.policy, operations(augment), **settings)
 
     def _next(self) -> tuple[list[Any], ...]:
         """What the pipeline is fed with for one batch."""
@@ -91,10 +102,10 @@ class Dali:
             self.pending.append((number, keys))
             if files:
                 return self._arguments(number, keys, files)
-        raise RunError("not one image of the validation can be decoded; check the data")
+        raise StopIteration
 
     def _arguments(self, number: int, keys: Ints, files: list[File]) -> tuple[list[Any], ...]:
-        """File contents and boxes, flips or corners."""
+        """File contents and boxes; in training flips, sides and what a policy chose, in validation corners."""
         contents = [file.content for file in files]
         sizes = np.array([file.size for file in files], np.int64)
         if self.samples.order is None:
@@ -102,7 +113,10 @@ class Dali:
             return contents, list(resized.astype(np.float32)), list(corners.astype(np.int32))
         cut = self.samples.random_cut(number, keys, sizes)
         boxes = cut.boxes.astype(np.int32)
-        return contents, list(boxes[:, :2]), list(boxes[:, 2:]), list(cut.flips.astype(np.int32))
+        side = np.full(2, self.samples.crop(number), np.float32)
+        fed = contents, list(boxes[:, :2]), list(boxes[:, 2:]), list(cut.flips.astype(np.int32)), [side] * len(files)
+        choice = self.samples.choose(number, keys)
+        return fed if choice is None else (*fed, list(choice.operations), list(choice.bins), list(choice.signs))
 
     def _load(self, number: int, keys: Ints) -> list[File | None]:
         files: list[File | None] = []
@@ -153,7 +167,7 @@ class Dali:
 def _reason(error: Exception) -> str:
     """What DALI met, without the stack trace around it."""
     text = str(error).partition("encountered:")[2].strip() or str(error).strip() or type(error).__name__
-    return f"DALI cannot decode it: {text.splitlines()[0]}"
+    return f"DALI cannot decode it: {text.splitlines()[0].removeprefix('Failed to decode sample #0 : ')}"
 
 
 def _decoder() -> str:
@@ -167,12 +181,39 @@ def _on_gpu() -> bool:
 
 
 @pipeline_def
-def _train_pipeline(source: Any, crop: int) -> Any:
-    content, corner, shape, flip = fn.external_source(source=source, num_outputs=4, batch=True)
+def _train_pipeline(source: Any) -> Any:
+    return _train_image(*fn.external_source(source=source, num_outputs=5, batch=True))
+
+
+@pipeline_def(enable_conditionals=True)
+def _policy_pipeline(source: Any, policy: str, count: int) -> Any:
+    *fed, chosen, bins, signs = fn.external_source(source=source, num_outputs=8, batch=True)
+    image = _train_image(*fed)
+    known, side = _operations(policy), fed[-1]
+    strengths = signed_bin(bins, random_sign=signs)
+    for place in range(count):
+        settings = {"magnitude_bin": strengths[place], "num_magnitude_bins": BINS[policy], "shape": side}
+        image = select(known, chosen[place], image, fill_value=FILL, interp_type=types.INTERP_LINEAR, **settings)
+    return image
+
+
+def _operations(policy: str) -> list[Any]:
+    """DALI's operations in the order of OPERATIONS, with the strengths that both backends share."""
+    strengths = levels(policy)
+    found = []
+    for name in OPERATIONS:
+        operation = getattr(augmentations, name)
+        if name in strengths:
+            operation = operation.augmentation(mag_range=strengths[name], randomly_negate=name in SIGNED)
+        found.append(operation)
+    return found
+
+
+def _train_image(content: Any, corner: Any, shape: Any, flip: Any, side: Any) -> Any:
     image = fn.decoders.image_slice(
         content, corner, shape, axes=(0, 1), normalized_anchor=False, normalized_shape=False, device=_decoder(), adjust_orientation=False
     )
-    image = fn.resize(image, size=(crop, crop), interp_type=types.INTERP_LINEAR, antialias=True)
+    image = fn.resize(image, size=side, interp_type=types.INTERP_LINEAR, antialias=True)
     return fn.flip(image, horizontal=flip)
 
 

@@ -27,6 +27,14 @@ class Purpose(enum.IntEnum):
     ORDER = 2
     REPLACE = 3
     BALANCE = 4
+    POLICY = 5
+    ROTATE = 6
+    COLOR = 7
+    SHIFT = 8
+    LIGHTING = 9
+    ERASE = 10
+    CUTOUT = 11
+    MIX = 12
 
 
 def philox(counter: list[Words], key: tuple[int, int]) -> list[Words]:

@@ -188,8 +188,8 @@ def stamp(root: Path, split: str) -> dict[str, Any]:
 
 def find_shards(root: Path, split: str) -> list[Path]:
     """ROOT/train/*.tar, or ROOT/*train*.tar; `val` is also found in `validation`."""
-    inside = sorted((root / split).glob("*.tar")) if (root / split).is_dir() else []
-    return inside or sorted(path for path in root.glob("*.tar") if split in path.name)
+    inside = sorted((root / split).glob("[!.]*.tar")) if (root / split).is_dir() else []
+    return inside or sorted(path for path in root.glob("[!.]*.tar") if split in path.name)
 
 
 def class_folders(base: Path) -> tuple[list[str], list[str]]:

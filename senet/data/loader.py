@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from senet.config import Data
+from senet.data.augment import Augmentation, Drawn, neighbours
+from senet.data.draws import Ints
 from senet.errors import RunError
 
 AHEAD = 3  # batches prepared in advance
@@ -20,6 +22,8 @@ AHEAD = 3  # batches prepared in advance
 class Batch(NamedTuple):
     images: Tensor  # float32 [b, 3, H, W], channels_last, normalised, on the device
     labels: Tensor  # int64 [b]
+    others: Tensor | None = None  # int64 [b], labels of what each image is mixed with
+    weights: Tensor | None = None  # float32 [b], shares of the images themselves, 1/2 to 1
 
 
 class Raw(NamedTuple):
@@ -27,6 +31,8 @@ class Raw(NamedTuple):
 
     pixels: Tensor
     labels: Tensor
+    epoch: int = 0
+    keys: Ints | None = None  # [b], of training images (see `order`)
 
 
 class Loader(Protocol):
@@ -35,6 +41,7 @@ class Loader(Protocol):
 
     bad: Bad
     fingerprint: str  # of the images, their order and labels
+    classes: tuple[str, ...]  # names by label; empty where the data set does not tell them
 
     @property
     def waited(self) -> float:
@@ -78,19 +85,19 @@ class Bad(dict[str, str]):
 
 
 class Finish:
-    """Moves raw batches to the device and normalises them there, a few ahead of their consumer, on a thread."""
+    """Moves raw batches to the device, augments and normalises them there; a thread prepares a few ahead of their consumer."""
 
-    def __init__(self, data: Data, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, data: Data, device: torch.device, augmentation: Augmentation | None = None) -> None:
+        self.device, self.augmentation = device, augmentation
         self.scale = (1 / (255 * torch.tensor(data.std, device=device))).view(3, 1, 1)
         self.shift = (-torch.tensor(data.mean, device=device) / torch.tensor(data.std, device=device)).view(3, 1, 1)
         self.waited = 0.0
 
     def __call__(self, source: Callable[[], Iterable[Raw]]) -> Generator[Batch, None, None]:
-        ready: queue.Queue[Raw | BaseException | None] = queue.Queue(AHEAD)
+        ready: queue.Queue[tuple[Raw, Drawn] | BaseException | None] = queue.Queue(AHEAD)
         abandoned = threading.Event()
 
-        def put(item: Raw | BaseException | None) -> bool:
+        def put(item: tuple[Raw, Drawn] | BaseException | None) -> bool:
             while not abandoned.is_set():
                 try:
                     ready.put(item, timeout=0.1)
@@ -102,9 +109,12 @@ class Finish:
         def work() -> None:
             try:
                 for raw in source():
+                    drawn = Drawn()
+                    if self.augmentation and raw.keys is not None:
+                        drawn = self.augmentation.draw(raw.epoch, raw.keys, raw.pixels.shape[1])
                     if self.device.type == "cuda" and not raw.pixels.is_cuda:
-                        raw = Raw(raw.pixels.pin_memory(), raw.labels.pin_memory())
-                    if not put(raw):
+                        raw = raw._replace(pixels=raw.pixels.pin_memory(), labels=raw.labels.pin_memory())
+                    if not put((raw, drawn)):
                         return
                 put(None)
             except BaseException as error:
@@ -121,12 +131,21 @@ class Finish:
                     return
                 if isinstance(item, BaseException):
                     raise item
-                yield self.normalise(item)
+                yield self.finish(*item)
         finally:
             abandoned.set()
             thread.join()
 
-    def normalise(self, raw: Raw) -> Batch:
-        pixels = raw.pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+    def finish(self, raw: Raw, drawn: Drawn) -> Batch:
+        pixels = raw.pixels.to(self.device, non_blocking=True).float()
         labels = raw.labels.to(self.device, torch.int64, non_blocking=True)
-        return Batch(torch.addcmul(self.shift, pixels.float(), self.scale), labels)
+        if self.augmentation is None:
+            return Batch(self._normalise(pixels), labels)
+        drawn = drawn.to(self.device)
+        images = self.augmentation.mix(self._normalise(self.augmentation.change(pixels, drawn)), drawn)
+        if drawn.weights is None:
+            return Batch(images, labels)
+        return Batch(images, labels, neighbours(labels), drawn.weights)
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, pixels.permute(0, 3, 1, 2), self.scale)

@@ -41,7 +41,7 @@ class Memory:
                 epoch, micro = self.order.place(number)
                 keys = self.order.keys(epoch, micro)
                 raw = self._take(keys & NUMBER)
-                yield Raw(self._augment(raw.pixels, uniforms(self.order.seed, epoch, keys, 3)), raw.labels)
+                yield Raw(self._augment(raw.pixels, uniforms(self.order.seed, epoch, keys, 3)), raw.labels, epoch, keys)
 
     def close(self) -> None:
         pass

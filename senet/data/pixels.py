@@ -14,6 +14,15 @@ from senet.data.draws import Floats, Ints, crops, uniforms
 
 STARTS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers that start a frame and hold its size
 FORMATS = ("PNG", "WEBP", "BMP", "TIFF", "PPM")  # besides JPEG: what both backends decode
+UNTURNED = {  # from what PIL makes of an orientation back to what is stored
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 LARGEST = 178_956_970  # pixels: where PIL suspects a decompression bomb
 
 
@@ -31,11 +40,31 @@ def size(content: bytes) -> tuple[int, int]:
         try:
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 height, width = image.height, image.width
+                if image.mode == "F":
+                    raise ValueError("pixels are floating point numbers, which decoders scale each its own way")
+                if _tiff_orientation(image) >= 5:
+                    height, width = width, height
+        except Image.DecompressionBombError as error:
+            raise ValueError(str(error)) from None
         except UnidentifiedImageError:
             raise ValueError(f"not one of JPEG, {', '.join(FORMATS)}; begins with {content[:8]!r}") from None
     if height * width > LARGEST:
         raise ValueError(f"{width} x {height} pixels, more than the {LARGEST} that are sensible")
     return height, width
+
+
+def decode(content: bytes) -> Image.Image:
+    """An image as stored, in PIL's mode for it. Raises ValueError, OSError or SyntaxError for what cannot be decoded."""
+    size(content)
+    image = Image.open(io.BytesIO(content), formats=("JPEG", *FORMATS))
+    turned = _tiff_orientation(image)
+    image.load()
+    return image.transpose(UNTURNED[turned]) if turned in UNTURNED else image
+
+
+def _tiff_orientation(image: Image.Image) -> int:
+    """PIL turns images as their EXIF says for TIFF alone; elsewhere images are taken as stored, as by DALI."""
+    return int(image.getexif().get(0x0112, 1)) if image.format == "TIFF" else 1
 
 
 def _jpeg_size(content: bytes) -> tuple[int, int]:

@@ -8,11 +8,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from senet.config import Data
+from senet.config import Data, crop_at
 from senet.data.draws import Ints
 from senet.data.index import Index
 from senet.data.order import NUMBER, Order
 from senet.data.pixels import Cut, random_cut, val_corner, val_size
+from senet.data.policy import Choice, choose
 from senet.errors import RunError
 
 T = TypeVar("T")
@@ -46,13 +47,12 @@ class Samples:
         loaded = list(load(keys))
         if self.order is None:
             return keys[[item is not None for item in loaded]], [item for item in loaded if item is not None]
-        epoch, _ = self.order.place(number)
         wanted = keys.copy()
         for attempt in range(ATTEMPTS):
             empty = [place for place, item in enumerate(loaded) if item is None]
             if not empty:
                 break
-            keys[empty] = self.order.replacements(epoch, wanted[empty], attempt)
+            keys[empty] = self.order.replacements(self.epoch(number), wanted[empty], attempt)
             for place, item in zip(empty, load(keys[empty]), strict=True):
                 loaded[place] = item
         full = [item for item in loaded if item is not None]
@@ -66,9 +66,22 @@ class Samples:
     def labels(self, keys: Ints) -> Ints:
         return self.index.labels[keys & NUMBER]
 
+    def epoch(self, number: int) -> int:
+        return self.order.place(number)[0] if self.order else 0
+
+    def crop(self, number: int) -> int:
+        """The side of the images of a batch."""
+        return crop_at(self.data, self.epoch(number)) if self.order else self.data.crop
+
+    def choose(self, number: int, keys: Ints) -> Choice | None:
+        """The operations of an augmentation policy, if there is one."""
+        if self.order is None or self.data.augment.policy == "none":
+            return None
+        return choose(self.data.augment, self.order.seed, self.epoch(number), keys)
+
     def random_cut(self, number: int, keys: Ints, sizes: Ints) -> Cut:
         assert self.order is not None
-        return random_cut(self.data, self.order.seed, self.order.place(number)[0], keys, sizes)
+        return random_cut(self.data, self.order.seed, self.epoch(number), keys, sizes)
 
     def centre_cut(self, sizes: Ints) -> tuple[Ints, Ints]:
         """[b, 2] sizes to resize validation images of `sizes` to, and [b, 2] corners of their crops, as (y, x)."""

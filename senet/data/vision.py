@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import signal
 from collections.abc import Iterator
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 from senet.data.draws import Ints
 from senet.data.loader import Bad, Raw
 from senet.data.order import NUMBER
-from senet.data.pixels import FORMATS, size
+from senet.data.pixels import decode
+from senet.data.policy import Operations
 from senet.data.samples import Samples
+from senet.errors import RunError
 
-Made = tuple[torch.Tensor, torch.Tensor, list[tuple[str, str]]]
+Made = tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[tuple[str, str]]]  # pixels, labels, keys, undecodable
 
 
 class Batches(Dataset[Made]):
@@ -27,6 +28,7 @@ class Batches(Dataset[Made]):
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
+        self.operations = Operations(samples.data.augment.policy)
         self.known: set[str] = set()  # undecodable, as far as this worker knows
         self.found: dict[str, str] = {}  # in the current batch: path -> reason
 
@@ -34,31 +36,35 @@ class Batches(Dataset[Made]):
         self.found.clear()
         keys, opened = self.samples.fill(number, lambda keys: [self._load(int(key)) for key in keys])
         pixels = self._cut(number, keys, opened)
-        return torch.from_numpy(pixels), torch.from_numpy(self.samples.labels(keys)), list(self.found.items())
+        return torch.from_numpy(pixels), torch.from_numpy(self.samples.labels(keys)), torch.from_numpy(keys), list(self.found.items())
 
     def _load(self, key: int) -> Image.Image | None:
         path = self.samples.path(key)
         if path not in self.known:
             try:
-                return _decode(self.samples.index.read(key & NUMBER).tobytes())
+                return decode_rgb(self.samples.index.read(key & NUMBER).tobytes())
             except (OSError, ValueError, SyntaxError) as error:
                 self.known.add(path)
                 self.found[path] = str(error) or type(error).__name__
         return None
 
     def _cut(self, number: int, keys: Ints, opened: list[Image.Image]) -> NDArray[np.uint8]:
-        crop = self.samples.data.crop
+        crop = self.samples.crop(number)
         out = np.empty((len(opened), crop, crop, 3), np.uint8)
         sizes = np.array([(image.height, image.width) for image in opened], np.int64).reshape(-1, 2)
         if self.samples.order is None:
             for place, (image, (h, w), (y, x)) in enumerate(zip(opened, *self.samples.centre_cut(sizes), strict=True)):
                 out[place] = np.asarray(image.resize((w, h), Image.Resampling.BILINEAR))[y : y + crop, x : x + crop]
             return out
-        cut = self.samples.random_cut(number, keys, sizes)
+        cut, choice = self.samples.random_cut(number, keys, sizes), self.samples.choose(number, keys)
         for place, (image, (y, x, h, w), flip) in enumerate(zip(opened, cut.boxes, cut.flips, strict=True)):
             # Crop first: PIL's resize with a box would let pixels outside it bleed in.
             part = image.crop((x, y, x + w, y + h)).resize((crop, crop), Image.Resampling.BILINEAR)
-            out[place] = np.asarray(part)[:, ::-1] if flip else np.asarray(part)
+            if flip:
+                part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            if choice is not None:
+                part = self.operations(part, choice, place)
+            out[place] = np.asarray(part)
         return out
 
 
@@ -66,6 +72,7 @@ class Vision:
     """Batches of `samples` from any number on. `bad` collects what cannot be decoded."""
 
     def __init__(self, samples: Samples, workers: int, bad: Bad) -> None:
+        self.samples = samples
         self.numbers = range(0)
         self.bad = bad
         self.loader = DataLoader(
@@ -73,7 +80,7 @@ class Vision:
             batch_size=None,
             sampler=_Numbers(self),
             num_workers=workers,
-            worker_init_fn=_outlive_signals,
+            multiprocessing_context=_processes() if workers else None,
             persistent_workers=workers > 0,
             generator=torch.Generator(),  # else it draws from the one that the net's dropout uses, at a moment of its own
         )
@@ -85,11 +92,16 @@ class Vision:
     def batches(self, first: int, count: int) -> Iterator[Raw]:
         """Batches `first` to `first + count - 1`."""
         self.numbers = range(first, first + count)
-        for pixels, labels, found in self.loader:
+        made = iter(self.loader)
+        for number in self.numbers:
+            try:
+                pixels, labels, keys, found = next(made)
+            except RunError as error:  # torch adds where in the worker it came from
+                raise RunError(str(error).rpartition("RunError: ")[2].strip()) from None
             for path, reason in found:
                 self.bad.note(path, reason)
             if len(labels):  # a validation may have lost all of a batch
-                yield Raw(pixels, labels)
+                yield Raw(pixels, labels, self.samples.epoch(number), keys.numpy())
 
     def close(self) -> None:
         iterator = getattr(self.loader, "_iterator", None)
@@ -110,16 +122,17 @@ class _Numbers(torch.utils.data.Sampler[int]):
         return len(self.vision.numbers)
 
 
-def _outlive_signals(worker: int) -> None:
-    """A stop request is for the trainer, which still needs its batches."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _processes() -> Any:
+    """Workers are forked from a process without threads: forked from this one, they inherit locks that its threads may hold."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["senet.data.outlive"])
+    return context
 
 
-def _decode(content: bytes) -> Image.Image:
-    size(content)
-    image = Image.open(io.BytesIO(content), formats=("JPEG", *FORMATS))
-    image.load()
+def decode_rgb(content: bytes) -> Image.Image:
+    image = decode(content)
     if image.mode.startswith("I;16") or image.mode == "I":  # PIL would clip 16 bits to white
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:  # else PIL warns of what is dropped here
+        image = image.convert("RGBA")
     return image.convert("RGB")

@@ -7,7 +7,7 @@ from contextlib import closing
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.amp.autocast_mode import autocast
 from torch.amp.grad_scaler import GradScaler
 
@@ -49,9 +49,17 @@ class Trainer:
         with self.world.accumulate(self.model, last):
             with precision(self.config, self.world.device):
                 logits = self.model(batch.images)
-            losses = F.cross_entropy(logits.float(), batch.labels, label_smoothing=self.config.optim.label_smoothing, reduction="none")
+            losses = self._losses(logits.float(), batch)
             self.scaler.scale(losses.sum() / self.share).backward()
         meter.add(losses, logits, batch.labels)
+
+    def _losses(self, logits: Tensor, batch: Batch) -> Tensor:
+        def losses(labels: Tensor) -> Tensor:
+            return F.cross_entropy(logits, labels, label_smoothing=self.config.optim.label_smoothing, reduction="none")
+
+        if batch.others is None or batch.weights is None:
+            return losses(batch.labels)
+        return torch.lerp(losses(batch.others), losses(batch.labels), batch.weights)
 
     def learning_rate(self, epoch: float) -> float:
         return learning_rate(self.config.schedule, self.config.optim.lr, epoch, self.config.epochs)

@@ -1,0 +1,167 @@
+"""What an audit finds in an image file, and what it says of a split's findings together."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from senet.data.index import Index
+from senet.data.pixels import FORMATS, size
+from senet.data.vision import decode_rgb
+
+TRAITS = ("truncated", "empty", "cmyk", "sixteen_bit", "exif_rotated", "tiny", "misnamed", "grey", "palette", "alpha")
+COUNTED = ("grey", "palette", "alpha")  # traits that are usual: counted, not listed
+FINDING = np.dtype([("height", "<i4"), ("width", "<i4"), ("kind", "u1"), ("traits", "<u2"), ("digest", "S16")])
+KINDS = ("unknown", "empty", "jpeg", "png", "gif", "webp", "bmp", "tiff", "ppm")
+SIGNATURES = {
+    b"\xff\xd8": "jpeg",
+    b"\x89PNG\r\n\x1a\n": "png",
+    b"GIF8": "gif",
+    b"BM": "bmp",
+    b"II*\0": "tiff",
+    b"MM\0*": "tiff",
+    b"P5": "ppm",
+    b"P6": "ppm",
+}
+TINY = 32  # pixels of the shorter side
+SIDES = (1, 32, 64, 128, 224, 256, 384, 512, 1024)  # where the bins of the shorter side begin
+LISTED = 1000  # names, at most, of each sort of finding
+ORIENTATION = 0x0112  # a tag of EXIF
+
+
+def examine(content: bytes, name: str) -> tuple[Any, str]:
+    """The finding of an image file, and why PIL cannot decode it, or neither decoder is asked to; empty if it can."""
+    kind = kind_of(content)
+    traits = {"empty": not content}
+    height, width, reason = 0, 0, ""
+    try:
+        height, width = size(content)
+        with Image.open(io.BytesIO(content), formats=("JPEG", *FORMATS)) as image:
+            traits |= _look(image, content)
+        decode_rgb(content)
+    except Exception as error:  # decoders of damaged files raise anything
+        reason = _plain(error) if not height else f"PIL cannot decode it: {_plain(error)}"
+        traits["truncated"] = "truncated" in reason.lower()
+    traits["misnamed"] = height > 0 and kind != _claimed(name)
+    traits["tiny"] = 0 < min(height, width) < TINY
+    bits = sum(1 << place for place, trait in enumerate(TRAITS) if traits.get(trait))
+    return (height, width, KINDS.index(kind), bits, hashlib.blake2b(content, digest_size=16).digest()), reason
+
+
+def kind_of(content: bytes) -> str:
+    """The format of an image file by its first bytes."""
+    if not content:
+        return "empty"
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "webp"
+    return next((kind for signature, kind in SIGNATURES.items() if content.startswith(signature)), "unknown")
+
+
+def _claimed(name: str) -> str:
+    ending = name.rpartition(".")[2].lower()
+    return {"jpg": "jpeg", "tif": "tiff"}.get(ending, ending)
+
+
+def _look(image: Image.Image, content: bytes) -> dict[str, bool]:
+    # Only where there is some: PIL decodes the whole of a PNG in search of EXIF.
+    turned = ("exif" in image.info or image.format == "TIFF") and image.getexif().get(ORIENTATION, 1) != 1
+    return {
+        "cmyk": image.mode == "CMYK",
+        "sixteen_bit": image.mode.startswith("I") or (image.format == "PNG" and content[24] == 16),
+        "exif_rotated": turned,
+        "grey": image.mode in ("1", "L", "LA") or image.mode.startswith("I"),
+        "palette": image.mode in ("P", "PA"),
+        "alpha": image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info,
+    }
+
+
+def _plain(error: Exception) -> str:
+    """In one line, without the address of an object in memory."""
+    return re.sub(r" <.*>", "", " ".join(str(error).split()))[:200] or type(error).__name__
+
+
+@dataclass
+class Findings:
+    """Of all images of a split: 27 bytes each, and a dictionary for each of the few that are bad."""
+
+    index: Index
+    rows: NDArray[Any]  # FINDING [n]
+    bad: dict[int, dict[str, Any]] = field(default_factory=dict)  # image -> reason, file, bytes, modified_ns
+    hidden: list[str] = field(default_factory=list)
+    not_images: list[str] = field(default_factory=list)
+
+    def name(self, image: int) -> str:
+        """Below the root; in shards with the archive's."""
+        return self.index.path(image)[len(str(self.index.root)) + 1 :]
+
+    def having(self, trait: str) -> NDArray[Any]:
+        return np.flatnonzero(self.rows["traits"] & (1 << TRAITS.index(trait)))
+
+    def classes(self) -> dict[str, int]:
+        """Images of each class; in shards without classes.txt its label is its name."""
+        counts = np.bincount(self.index.labels, minlength=len(self.index.classes))
+        names = self.index.classes or [str(label) for label in range(len(counts))]
+        return dict(zip(names, counts.tolist(), strict=True))
+
+    def summary(self, duplicates: list[list[str]]) -> dict[str, Any]:
+        """What audit.json says of the split."""
+        kinds = np.bincount(self.rows["kind"], minlength=len(KINDS))
+        return {
+            "images": len(self.index),
+            "classes": self.classes(),
+            "sizes": self._sizes(),
+            "formats": {kind: int(n) for kind, n in zip(KINDS, kinds, strict=True) if n},
+            **{trait: len(self.having(trait)) for trait in COUNTED},
+            **{trait: self._listed(trait) for trait in TRAITS if trait not in COUNTED},
+            "duplicates": listed(duplicates),
+            "hidden": listed(self.hidden),
+            "not_images": listed(self.not_images),
+            "undecodable": {self.index.names[image]: self.bad[image] for image in sorted(self.bad)},
+        }
+
+    def _listed(self, trait: str) -> dict[str, Any]:
+        images = self.having(trait)
+        return listed([self.name(int(image)) for image in images[:LISTED]], len(images))
+
+    def _sizes(self) -> dict[str, Any]:
+        """Of the images whose head tells one."""
+        rows = self.rows[self.rows["height"] > 0]
+        if not len(rows):
+            return {}
+        shorter = np.minimum(rows["height"], rows["width"])
+        bins = np.bincount(np.searchsorted(SIDES, shorter, "right") - 1, minlength=len(SIDES))
+        ends = [f"{low}-{high - 1}" for low, high in pairwise(SIDES)] + [f"{SIDES[-1]}-"]
+        return {
+            **{side: [int(rows[side].min()), int(np.median(rows[side])), int(rows[side].max())] for side in ("width", "height")},
+            "shorter_side": dict(zip(ends, bins.tolist(), strict=True)),
+            "megapixels_max": round(float((rows["height"].astype(np.int64) * rows["width"]).max()) / 1e6, 3),
+        }
+
+
+def listed(names: list[Any], count: int | None = None) -> dict[str, Any]:
+    return {"count": len(names) if count is None else count, "names": names[:LISTED]}
+
+
+def duplicates(splits: list[Findings]) -> list[list[tuple[int, int]]]:
+    """Groups of (split, image) whose files have the same bytes."""
+    digests = np.concatenate([findings.rows["digest"] for findings in splits])
+    kinds = np.concatenate([findings.rows["kind"] for findings in splits])
+    starts = np.cumsum([0, *(len(findings.rows) for findings in splits)])
+    known = np.flatnonzero((digests != b"") & (kinds != KINDS.index("empty")))
+    order = known[np.argsort(digests[known], kind="stable")]
+    begins = np.flatnonzero(np.concatenate([[True], digests[order][1:] != digests[order][:-1]]))
+    ends = np.append(begins[1:], len(order))
+    groups = []
+    for begin, end in zip(*(places[ends - begins > 1].tolist() for places in (begins, ends)), strict=True):
+        found = order[begin:end]
+        split = np.searchsorted(starts, found, "right") - 1
+        groups.append([(int(s), int(i - starts[s])) for s, i in zip(split, found, strict=True)])
+    return sorted(groups)

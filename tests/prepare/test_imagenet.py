@@ -1,0 +1,395 @@
+"""ImageNet from its archives, on a small copy of their real layout: tars in a tar, a devkit with a MATLAB file, the classes' real names."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+import signal
+import subprocess
+import tarfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+
+from launch.prepare import main
+from senet.data.index import Index, index_file, listing, scan_folder, stamp
+from senet.errors import UsageError
+from senet.prepare import imagenet, meta
+from senet.prepare.imagenet import Sources, prepare
+from senet.prepare.writing import Encoding, require_space
+from tests.conftest import ROOT, command, environment
+
+WNIDS = ("n01440764", "n01443537", "n02119789", "n07742313")
+DEVKIT_IDS = {"n01440764": 449, "n01443537": 450, "n02119789": 1, "n07742313": 691}
+PLAIN = Encoding()
+
+
+@dataclass
+class Archives:
+    """`wide` images are 900 pixels wide, the others at most 60."""
+
+    folder: Path
+    train: dict[str, bytes] = field(default_factory=dict)  # n.../n..._1.JPEG -> content
+    val: dict[str, bytes] = field(default_factory=dict)
+
+    def path(self, name: str) -> str:
+        return str(self.folder / name)
+
+    @property
+    def words(self) -> list[str]:
+        return ["--train-tar", self.path("train.tar"), "--val-tar", self.path("val.tar"), "--partial", "--processes", "1"]
+
+    @property
+    def both(self) -> Sources:
+        return Sources(self.folder / "train.tar", self.folder / "val.tar", self.folder / "devkit.tar.gz")
+
+
+def picture(generator: np.random.Generator, width: int, height: int, kind: str = "JPEG") -> bytes:
+    file = io.BytesIO()
+    pixels = generator.integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+def pack(path: Path, files: dict[str, bytes], mode: Any = "w") -> Path:
+    with tarfile.open(path, mode) as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def packed(files: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
+def synsets(**more: Any) -> Any:
+    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("children", "O"), *((name, "O") for name in more)]
+    rows = np.zeros((len(WNIDS) + 1, 1), kinds)
+    for row, (wnid, number) in zip(rows[:, 0], [*DEVKIT_IDS.items(), ("n00001740", 1001)], strict=True):
+        row["ILSVRC2012_ID"], row["WNID"], row["words"] = float(number), wnid, "a kind, of thing"
+        row["children"] = np.arange(number % 3, dtype=np.float64)
+        for name, value in more.items():
+            row[name] = value
+    return rows
+
+
+def make_devkit(folder: Path, answers: list[str]) -> None:
+    data = folder / "ILSVRC2012_devkit_t12" / "data"
+    data.mkdir(parents=True)
+    scipy.io.savemat(data / "meta.mat", {"other": np.eye(3), "synsets": synsets()}, do_compression=True)
+    (data / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{DEVKIT_IDS[wnid]}\n" for wnid in answers))
+    with tarfile.open(folder / "devkit.tar.gz", "w:gz") as archive:
+        archive.add(data.parent, data.parent.name)
+
+
+@pytest.fixture(scope="session")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> Archives:
+    made = Archives(tmp_path_factory.mktemp("archives"))
+    generator = np.random.default_rng(0)
+    for wnid in WNIDS:
+        for number in (7, 12, 100):
+            content = picture(generator, 900 if number == 100 else 60, 700 if number == 100 else int(generator.integers(30, 60)))
+            made.train[f"{wnid}/{wnid}_{number}.JPEG"] = content
+    made.train[f"{WNIDS[0]}/{WNIDS[0]}_9.JPEG"] = picture(generator, 40, 40, "PNG")  # there is one such in the real set
+    pack(made.folder / "train.tar", {
+        f"{wnid}.tar": packed({name.partition("/")[2]: content for name, content in made.train.items() if name.startswith(wnid)})
+        for wnid in reversed(WNIDS)
+    })  # fmt: skip
+    answers = [WNIDS[number] for number in (2, 0, 3, 1, 3, 2, 1, 0)]
+    images = {f"ILSVRC2012_val_{number:08}.JPEG": picture(generator, 50, 40) for number in range(1, 9)}
+    made.val = {f"{wnid}/{name}": content for wnid, (name, content) in zip(answers, images.items(), strict=True)}
+    pack(made.folder / "val.tar", dict(reversed(images.items())))
+    make_devkit(made.folder, answers)
+    (made.folder / "synsets.txt").write_text("".join(f"{wnid}\n" for wnid in answers))
+    (made.folder / "names.txt").write_text(
+        "".join(f"{name} {wnid}\n" for name, wnid in sorted(zip(images, answers, strict=True), reverse=True))
+    )
+    return made
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Everything but lists with times in them."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".npz"}
+
+
+def images(folder: Path) -> dict[str, bytes]:
+    return {name: content for name, content in contents(folder).items() if "/" in name}
+
+
+@pytest.mark.parametrize(
+    "labels", [("--devkit", "devkit.tar.gz"), ("--devkit", ""), ("--val-labels", "synsets.txt"), ("--val-labels", "names.txt")]
+)
+def test_every_source_of_labels_gives_the_same_folders(archives: Archives, tmp_path: Path, labels: tuple[str, str]) -> None:
+    assert main(["imagenet", str(tmp_path / "set"), *archives.words, labels[0], archives.path(labels[1])]) == 0
+    wanted = {f"train/{name}": content for name, content in archives.train.items()}
+    wanted |= {f"val/{name}": content for name, content in archives.val.items()}
+    assert images(tmp_path / "set") == wanted
+    assert (tmp_path / "set" / "classes.txt").read_text().split() == sorted(WNIDS)
+    assert not list((tmp_path / "set").rglob(".*"))
+
+
+def test_the_list_beside_is_what_listing_finds(archives: Archives, tmp_path: Path) -> None:
+    prepare(tmp_path, archives.both, PLAIN, partial=True, processes=1)
+    for split, count in (("train", 13), ("val", 8)):
+        saved, found = Index.load(tmp_path, index_file(tmp_path, split), stamp(tmp_path, split)), scan_folder(tmp_path, split)
+        assert saved is not None
+        assert list(saved.names) == list(found.names)
+        assert (len(saved), saved.fingerprint, saved.classes) == (count, found.fingerprint, found.classes)
+
+
+def test_second_run_changes_nothing(archives: Archives, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["imagenet", str(tmp_path), *archives.words, "--val-labels", archives.path("synsets.txt")]
+    assert main(words) == 0
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    capsys.readouterr()
+    assert main(words) == 0
+    assert capsys.readouterr().out.count("there already") == 2
+    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def test_splits_come_one_by_one_too(archives: Archives, tmp_path: Path) -> None:
+    prepare(tmp_path / "both", archives.both, PLAIN, partial=True, processes=1)
+    prepare(tmp_path / "one", Sources(val=archives.folder / "val.tar", labels=archives.folder / "synsets.txt"), PLAIN, True, 1)
+    prepare(tmp_path / "one", Sources(train=archives.folder / "train.tar"), PLAIN, True, 1)
+    assert images(tmp_path / "one") == images(tmp_path / "both")
+
+
+@pytest.mark.parametrize("form", [(), ("--shards", "--shard-mb", "1")], ids=["folders", "shards"])
+def test_a_killed_run_is_completed_to_the_same_bytes(archives: Archives, tmp_path: Path, form: tuple[str, ...]) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    generator = np.random.default_rng(1)
+    for number, wnid in enumerate(imagenet.classes()):
+        if number == 40:
+            break
+        files = {f"{wnid}_{n}.JPEG": picture(generator, 400, 300) for n in range(4)}
+        (source / f"{wnid}.tar").write_bytes(packed(files))
+    tar = pack(tmp_path / "train.tar", {path.name: path.read_bytes() for path in sorted(source.iterdir())})
+    words = ["--train-tar", tar, "--partial", "--processes", 2, "--short-side", 200, *form]
+    started = subprocess.Popen(
+        command("launch.prepare", "imagenet", tmp_path / "killed", *words), cwd=ROOT, env=environment(), start_new_session=True
+    )
+    base = tmp_path / "killed"
+    while started.poll() is None and len([*base.glob("train/n*"), *base.glob(".train.unfinished/*.tar")]) < 2:
+        time.sleep(0.002)
+    os.kill(started.pid, signal.SIGKILL)
+    assert started.wait() == -signal.SIGKILL
+    deadline = time.monotonic() + 10
+    while members(started.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not members(started.pid)  # no worker outlives it
+    finished = len([*base.glob("train/n*"), *base.glob(".train.unfinished/*.tar")])
+    assert 0 < finished < 40
+    for name in ("killed", "whole"):
+        assert main(["imagenet", str(tmp_path / name), *map(str, words[:3]), "--processes", "1", *map(str, words[5:])]) == 0
+    assert contents(base) == contents(tmp_path / "whole")
+
+
+def members(group: int) -> list[int]:
+    """The living processes of a session."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue
+        if int(session) == group and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_large_images_alone_are_made_smaller(archives: Archives, tmp_path: Path) -> None:
+    prepare(tmp_path, archives.both, Encoding(short_side=64, quality=80), partial=True, processes=1)
+    for name, content in images(tmp_path).items():
+        original = (archives.train | archives.val)[name.partition("/")[2]]
+        with Image.open(io.BytesIO(content)) as image:
+            if name.endswith("_100.JPEG"):
+                assert (image.format, image.size) == ("JPEG", (82, 64))
+                with Image.open(io.BytesIO(original)) as large:
+                    assert abs(np.asarray(image).mean() - np.asarray(large).mean()) < 2
+            else:
+                assert content == original
+
+
+def test_another_plan_is_refused(archives: Archives, tmp_path: Path) -> None:
+    train = Sources(train=archives.folder / "train.tar")
+    prepare(tmp_path / "set", train, PLAIN, partial=True, processes=1)
+    before = contents(tmp_path / "set")
+    with pytest.raises(UsageError, match="short_side None instead of 64"):
+        prepare(tmp_path / "set", train, Encoding(short_side=64), partial=True, processes=1)
+    assert contents(tmp_path / "set") == before
+    (tmp_path / "mine" / "train" / "cats").mkdir(parents=True)
+    with pytest.raises(UsageError, match="not empty"):
+        prepare(tmp_path / "mine", train, PLAIN, partial=True, processes=1)
+
+
+def test_a_class_that_was_damaged_is_named_and_then_mended(archives: Archives, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train = Sources(train=archives.folder / "train.tar")
+    prepare(tmp_path, train, PLAIN, partial=True, processes=1)
+    before = contents(tmp_path)
+    (tmp_path / "train" / WNIDS[1] / f"{WNIDS[1]}_7.JPEG").unlink()
+    with pytest.raises(UsageError, match=f"{WNIDS[1]}: holds other files than its 3 images; remove this folder"):
+        prepare(tmp_path, train, PLAIN, partial=True, processes=1)
+    for path in (tmp_path / "train" / WNIDS[1]).iterdir():
+        path.unlink()
+    (tmp_path / "train" / WNIDS[1]).rmdir()
+    prepare(tmp_path, train, PLAIN, partial=True, processes=1)
+    assert contents(tmp_path) == before
+
+
+def test_counts_are_checked(archives: Archives, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(UsageError, match=r"13 images of 4 classes, not the 1,281,167 of 1,000.*--partial"):
+        prepare(tmp_path, archives.both, PLAIN, processes=1)
+    assert not (tmp_path / "train").exists()
+    with caplog.at_level(logging.WARNING):
+        prepare(tmp_path, archives.both, PLAIN, partial=True, processes=1)
+    assert "8 images of 4 classes, not the 50,000" in caplog.text
+
+
+def test_partial_sets_keep_the_classes_that_both_have(archives: Archives, tmp_path: Path) -> None:
+    few = {f"{wnid}.tar": packed({f"{wnid}_1.JPEG": b"x"}) for wnid in WNIDS[:2]}
+    sources = Sources(pack(tmp_path / "few.tar", few), archives.folder / "val.tar", labels=archives.folder / "names.txt")
+    prepare(tmp_path / "set", sources, PLAIN, partial=True, processes=1)
+    assert {name.split("/")[1] for name in images(tmp_path / "set")} == set(WNIDS[:2])
+    assert len(listing(tmp_path / "set", "val")) == 4
+
+
+def odd(name: str, kind: bytes = tarfile.REGTYPE, content: bytes = b"content") -> bytes:
+    """A tar of a good image and a bad member."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for info, data in ((tarfile.TarInfo(f"{WNIDS[0]}_1.JPEG"), b"good"), (tarfile.TarInfo(name), content)):
+            info.type, info.linkname = (kind, "/etc/passwd") if data is content else (tarfile.REGTYPE, "")
+            info.size = len(data) if info.isreg() else 0
+            archive.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("inner", "reason"),
+    [
+        (odd(f"/tmp/{WNIDS[0]}_2.JPEG"), "outside"),  # noqa: S108
+        (odd(f"../{WNIDS[0]}_2.JPEG"), "outside"),
+        (odd(f"{WNIDS[0]}_2.JPEG", tarfile.SYMTYPE), "link"),
+        (odd(f"{WNIDS[0]}_2.JPEG", tarfile.LNKTYPE), "link"),
+        (odd(f"{WNIDS[0]}_2.JPEG", tarfile.CHRTYPE), "neither"),
+        (odd(f"{WNIDS[0]}_2.JPEG", tarfile.FIFOTYPE), "neither"),
+        (odd(f"{WNIDS[0]}_2.JPEG", content=bytes(5000)), "5000 bytes"),
+        (odd(f"{WNIDS[0]}_2.JPEG", content=b""), "has 0 bytes"),
+        (odd(f"{WNIDS[0]}_1.JPEG"), "twice"),
+        (odd(f"{WNIDS[1]}_2.JPEG"), "does not belong"),
+        (odd(".bashrc"), "does not belong"),
+        (odd(f"{WNIDS[0]}_2.JPEG")[:1200], "damaged"),
+        (odd(f"{WNIDS[0]}_2.JPEG")[:1024] + b"\x55" * 1024, "damaged"),
+        (b"", "has 0 bytes"),
+        (b"<html>" * 1000, "not a tar"),
+    ],
+)
+def test_hostile_and_damaged_archives_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: bytes, reason: str) -> None:
+    monkeypatch.setattr(imagenet, "LARGEST_IMAGE", 4999)
+    tar = pack(tmp_path / "train.tar", {f"{WNIDS[0]}.tar": inner})
+    with pytest.raises(UsageError, match=reason) as caught:
+        prepare(tmp_path / "set", Sources(train=tar), PLAIN, partial=True, processes=1)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "set").iterdir())
+
+
+def test_the_wrong_archive_is_refused(archives: Archives, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not belong there"):
+        prepare(tmp_path, Sources(train=archives.folder / "val.tar"), PLAIN, partial=True, processes=1)
+    with pytest.raises(UsageError, match=r"twice|does not belong there"):
+        prepare(tmp_path, Sources(val=archives.folder / "train.tar", devkit=archives.folder), PLAIN, partial=True, processes=1)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], "--train-tar, --val-tar or both"),
+        (["--val-tar", "val.tar"], "either --devkit or --val-labels"),
+        (["--val-tar", "val.tar", "--devkit", ".", "--val-labels", "names.txt"], "either --devkit or --val-labels"),
+        (["--train-tar", "train.tar", "--devkit", "."], "of no use"),
+        (["--train-tar", "absent.tar"], "no such file"),
+        (["--train-tar", "train.tar", "--short-side", "0"], "at least 1"),
+        (["--train-tar", "train.tar", "--quality", "101"], "1 to 100"),
+        (["--train-tar", "train.tar", "--partial", "--processes", "0"], "--processes 0"),
+        (["--train-tar", "train.tar", "--shards", "--shard-mb", "0"], "--shard-mb 0"),
+        (["--val-tar", "val.tar", "--val-labels", "val.tar"], "cannot be read|neither a wnid"),
+        (["--val-tar", "val.tar", "--devkit", "val.tar"], "no data/meta.mat"),
+    ],
+)
+def test_mistaken_flags_are_named(
+    archives: Archives, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], reason: str
+) -> None:
+    monkeypatch.chdir(archives.folder)
+    with pytest.raises(UsageError, match=reason):
+        main(["imagenet", str(tmp_path), *words])
+
+
+def test_missing_labels_are_named(archives: Archives, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("n01440764\n" * 3)
+    with pytest.raises(UsageError, match="ILSVRC2012_val_00000004 has no label"):
+        prepare(tmp_path, Sources(val=archives.folder / "val.tar", labels=tmp_path / "short.txt"), PLAIN, True, 1)
+
+
+def test_a_full_disk_is_noticed_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    require_space(tmp_path / "deep" / "set", 1000, PLAIN)
+    with pytest.raises(UsageError, match=r"1152921504\.6 GB to write"):
+        require_space(tmp_path / "deep" / "set", 1 << 60, PLAIN)
+    require_space(tmp_path, 1 << 60, Encoding(short_side=64))
+    assert "before making images smaller" in caplog.text
+
+
+def test_the_shipped_classes_are_the_thousand() -> None:
+    classes = imagenet.classes()
+    assert len(classes) == 1000
+    assert list(classes) == sorted(classes)
+    assert all(re.fullmatch(r"n\d{8}", wnid) for wnid in classes)
+    assert (classes["n01440764"], classes["n02119789"], len(set(classes))) == ("tench", "kit_fox", 1000)
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("more", [{}, {"gloss": "größer"}, {"cells": np.array(["a", 1], object)}, {"num_train_images": 1300}])
+def test_matlab_files_are_read(tmp_path: Path, compressed: bool, more: dict[str, Any]) -> None:
+    scipy.io.savemat(tmp_path / "meta.mat", {"a": "text", "synsets": synsets(**more), "z": 1}, do_compression=compressed)
+    assert meta.read(tmp_path / "meta.mat") == {number: wnid for wnid, number in DEVKIT_IDS.items()} | {1001: "n00001740"}
+
+
+def test_garbage_is_no_matlab_file(tmp_path: Path) -> None:
+    scipy.io.savemat(tmp_path / "meta.mat", {"synsets": synsets()}, do_compression=False)
+    whole = (tmp_path / "meta.mat").read_bytes()
+    file = tmp_path / "bad.mat"
+    for length in range(0, len(whole) - 8, 37):
+        file.write_bytes(whole[:length])
+        with pytest.raises(UsageError, match="not the meta"):
+            meta.read(file)
+    generator = np.random.default_rng(0)
+    for _ in range(300):  # whatever the damage, an answer or a UsageError
+        damaged = bytearray(whole)
+        for place in generator.integers(124, len(whole), 3):
+            damaged[place] = generator.integers(256)
+        file.write_bytes(damaged)
+        with contextlib.suppress(UsageError):
+            meta.read(file)
+    scipy.io.savemat(file, {"other": 1})
+    with pytest.raises(UsageError, match="no struct array 'synsets'"):
+        meta.read(file)
+    scipy.io.savemat(file, {"synsets": np.zeros(65 << 20, np.uint8)}, do_compression=True)
+    with pytest.raises(UsageError, match="too large"):
+        meta.read(file)

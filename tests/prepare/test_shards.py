@@ -1,0 +1,216 @@
+"""Shards: the same from everything that holds the same images, and readable by all who read shards."""
+
+from __future__ import annotations
+
+import gc
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from launch.prepare import main
+from senet.data.index import Index, find, find_shards, index_file, key, listing, scan_shards, stamp
+from senet.errors import UsageError
+from senet.prepare import imagenet
+from senet.prepare.shards import Packing, convert
+from tests.conftest import draw
+from tests.prepare.test_imagenet import Archives, archives, contents
+
+__all__ = ["archives"]  # a fixture
+CLASSES = ("bird", "cat", "dog")
+SMALL = Packing(shard_mb=1)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """3.3 MB in 60 + 9 images, with names and formats that need care."""
+    root, generator = tmp_path_factory.mktemp("folders"), np.random.default_rng(0)
+    for split, count in (("train", 60), ("val", 9)):
+        for number in range(count):
+            folder = root / split / CLASSES[number % 3]
+            folder.mkdir(parents=True, exist_ok=True)
+            if split == "train":
+                pixels = generator.integers(0, 256, (200, 200, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number:03}.JPEG", quality=95)
+            else:
+                draw(folder / f"{number:03}.JPEG", generator, 0)
+    picture = Image.fromarray(generator.integers(0, 256, (20, 20, 3), np.uint8))
+    picture.save(root / "train" / "cat" / "with.dots and blanks.jpg")
+    picture.save(root / "train" / "cat" / "a.png")
+    picture.save(root / "train" / "dog" / "a.webp")
+    picture.save(root / "train" / "dog" / "mistaken.JPEG", "PNG")
+    (root / "train" / "bird" / "damaged.JPEG").write_bytes(b"no image")
+    return root
+
+
+@pytest.fixture(scope="session")
+def shards(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    to = tmp_path_factory.mktemp("made") / "shards"
+    assert main(["shards", str(folders), str(to), "--shard-mb", "1", "--processes", "1"]) == 0
+    return to
+
+
+def samples(root: Path, split: str) -> dict[str, tuple[bytes, int]]:
+    index = listing(root, split)
+    return {key(index.names[i]): (index.read(i).tobytes(), int(index.labels[i])) for i in range(len(index))}
+
+
+def test_images_and_labels_are_those_of_the_folders(folders: Path, shards: Path) -> None:
+    for split in ("train", "val"):
+        assert samples(shards, split) == samples(folders, split)
+        theirs, ours = listing(folders, split), listing(shards, split)
+        assert ours.fingerprint == theirs.fingerprint
+        assert [key(name) for name in ours.names] == [key(name) for name in theirs.names]
+        assert ours.classes == CLASSES
+        assert len(find(shards, split, 3)) == len(theirs)
+    assert sorted(name for name in listing(shards, "train").names if not name[-8:-4].strip("/").isdigit()) == [
+        "bird/damaged.jpg", "cat/a.png", "cat/with_dots_and_blanks.jpg", "dog/a.webp", "dog/mistaken.png"
+    ]  # fmt: skip
+
+
+def test_shards_are_alike_mixed_and_anonymous(shards: Path) -> None:
+    paths = find_shards(shards, "train")
+    sizes = [path.stat().st_size for path in paths]
+    assert [path.name for path in paths] == [f"train-{number:06}.tar" for number in range(len(paths))]
+    assert len(sizes) >= 3
+    assert max(sizes) < 1.2 * 2**20
+    for path in paths:
+        with tarfile.open(path) as archive:
+            members = archive.getmembers()
+            assert {(m.mtime, m.uid, m.gid, m.mode, m.uname) for m in members} == {(0, 0, 0, 0o644, "")}
+            drawn = [m.name.partition("/")[0] for m in members[::2]]
+            assert set(drawn) == set(CLASSES)
+            assert drawn != sorted(drawn)
+
+
+def test_the_saved_list_is_what_the_shards_hold(shards: Path) -> None:
+    for split in ("train", "val"):
+        saved, found = Index.load(shards, index_file(shards, split), stamp(shards, split)), scan_shards(shards, find_shards(shards, split))
+        assert saved is not None
+        assert list(saved.names) == list(found.names)
+        assert (saved.archives, saved.classes) == (found.archives, found.classes)
+        np.testing.assert_array_equal(saved.labels, found.labels)
+        assert saved.places is not None
+        np.testing.assert_array_equal(saved.places, found.places)
+
+
+def test_the_index_is_that_of_wds2idx(shards: Path, tmp_path: Path) -> None:
+    for path in find_shards(shards, "train"):
+        subprocess.run([Path(sys.executable).with_name("wds2idx"), path, tmp_path / "idx"], check=True, capture_output=True)
+        assert path.with_suffix(".idx").read_bytes() == (tmp_path / "idx").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it does not close its files
+def test_the_webdataset_package_reads_them(folders: Path, shards: Path) -> None:
+    for split in ("train", "val"):
+        paths = [str(path) for path in find_shards(shards, split)]
+        found = {}
+        for sample in webdataset.WebDataset(paths, shardshuffle=False):
+            (content,) = [part for ending, part in sample.items() if ending not in ("cls", "__key__", "__url__", "__local_path__")]
+            found[sample["__key__"]] = content, int(sample["cls"])
+        assert found == samples(folders, split)
+    gc.collect()
+
+
+def test_dali_reads_them(folders: Path, shards: Path) -> None:
+    from nvidia.dali import fn, pipeline_def
+
+    paths = find_shards(shards, "train")
+
+    @pipeline_def(batch_size=1, num_threads=1, device_id=None)
+    def pipeline(indexed: bool):
+        indices = [str(path.with_suffix(".idx")) for path in paths] if indexed else []
+        return tuple(fn.readers.webdataset(paths=[str(p) for p in paths], index_paths=indices, ext=["jpg;png;webp", "cls"], name="reader"))
+
+    wanted = sorted(samples(folders, "train").values())
+    for indexed in (True, False):
+        pipe = pipeline(indexed)
+        pipe.build()
+        assert pipe.epoch_size("reader") == len(wanted)
+        found = []
+        for _ in wanted:
+            content, label = (np.asarray(part[0]).tobytes() for part in pipe.run())
+            found.append((content, int(label)))
+        assert sorted(found) == wanted
+
+
+def test_archives_folders_and_shards_give_the_same_bytes(archives: Archives, tmp_path: Path) -> None:
+    imagenet.prepare(tmp_path / "folders", archives.both, SMALL.encoding, partial=True, processes=1)
+    imagenet.prepare(tmp_path / "direct", archives.both, SMALL, partial=True, processes=1)
+    convert(tmp_path / "folders", tmp_path / "shards", SMALL, processes=1)
+    convert(tmp_path / "direct", tmp_path / "again", SMALL, processes=2)
+    plain = [
+        {name: content for name, content in contents(tmp_path / kind).items() if name != "plan.json"}
+        for kind in ("direct", "shards", "again")
+    ]
+    assert len(plain[0]) > 6
+    assert plain[0] == plain[1] == plain[2]
+
+
+def test_interrupted_work_is_gone_on_with(folders: Path, shards: Path, tmp_path: Path) -> None:
+    convert(folders, tmp_path / "set", SMALL, processes=1)
+    # As if it had been killed in the third training shard: the first two are finished and kept.
+    aside = tmp_path / "set" / ".train.unfinished"
+    (tmp_path / "set" / "train").rename(aside)
+    for path in sorted(aside.glob("*.tar"))[2:]:
+        path.unlink()
+    (aside / "train-000002.tar.0123abcd.part").write_bytes(b"half")
+    first = (aside / "train-000000.tar").stat().st_mtime_ns
+    convert(folders, tmp_path / "set", SMALL, processes=1)
+    assert contents(tmp_path / "set") == contents(shards)
+    assert (tmp_path / "set" / "train" / "train-000000.tar").stat().st_mtime_ns == first
+
+
+def test_second_run_changes_nothing(folders: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    times = {path: path.stat().st_mtime_ns for path in shards.rglob("*")}
+    assert main(["shards", str(folders), str(shards), "--shard-mb", "1"]) == 0
+    assert capsys.readouterr().out.count("there already") == 2
+    assert times == {path: path.stat().st_mtime_ns for path in shards.rglob("*")}
+
+
+def test_another_plan_is_refused(folders: Path, shards: Path, few_images: Path) -> None:
+    before = contents(shards)
+    with pytest.raises(UsageError, match="shard_mb 1 instead of 2"):
+        convert(folders, shards, Packing(shard_mb=2), processes=1)
+    with pytest.raises(UsageError, match="fingerprint"):
+        convert(few_images, shards, SMALL, processes=1)
+    assert contents(shards) == before
+
+
+def test_shards_that_vanish_are_noticed(folders: Path, tmp_path: Path) -> None:
+    convert(folders, tmp_path / "set", SMALL, processes=1)
+    (tmp_path / "set" / "train" / "train-000001.tar").unlink()
+    with pytest.raises(UsageError, match="remove this folder"):
+        convert(folders, tmp_path / "set", SMALL, processes=1)
+
+
+def test_what_cannot_be_packed_is_named(few_images: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="neither images nor shards"):
+        convert(tmp_path / "absent", tmp_path / "to", SMALL)
+    with pytest.raises(UsageError, match="is what the shards are to be made of"):
+        convert(few_images, few_images, SMALL)
+    folder = few_images / "train" / "class0"
+    (folder / "000.png").write_bytes((folder / "000.JPEG").read_bytes())
+    with pytest.raises(UsageError, match=r"000\.\w+: another image would be class0/000"):
+        convert(few_images, tmp_path / "to", SMALL, processes=1)
+
+
+def test_names_of_any_kind(tmp_path: Path) -> None:
+    folder = tmp_path / "set" / "train" / "größer als 1.5"
+    folder.mkdir(parents=True)
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG")
+    for name in ("ä.jpg", "x" * 150 + ".jpg", os.fsdecode(b"\xff.jpg")):
+        (folder / name).write_bytes(file.getvalue())
+    convert(tmp_path / "set", tmp_path / "shards", SMALL, processes=1)
+    saved, found = listing(tmp_path / "shards", "train"), scan_shards(tmp_path / "shards", find_shards(tmp_path / "shards", "train"))
+    assert samples(tmp_path / "shards", "train") == samples(tmp_path / "set", "train")
+    assert list(saved.names) == list(found.names)
+    assert saved.classes == ("größer als 1.5",)
