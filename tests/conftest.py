@@ -46,6 +46,15 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_set(tmp_path_factory.mktemp("images"), 62, 203)
 
 
+@pytest.fixture(scope="session")
+def shards(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`images` as WebDataset shards."""
+    into = tmp_path_factory.mktemp("shards")
+    done = run("launch.prepare", "shards", images, into)
+    assert done.returncode == 0, done.stderr
+    return into
+
+
 @pytest.fixture
 def few_images(tmp_path: Path) -> Path:
     """A small set of its own for a test that damages it."""

@@ -16,7 +16,7 @@ import torch
 import torch.utils.dlpack
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.auto_aug import augmentations
-from nvidia.dali.auto_aug.core import signed_bin
+from nvidia.dali.auto_aug.core import augmentation, signed_bin
 from nvidia.dali.auto_aug.core._select import select
 
 from senet.data.draws import Ints
@@ -197,12 +197,26 @@ def _policy_pipeline(source: Any, policy: str, count: int) -> Any:
     return image
 
 
+# DALI's library still calls these two operators by names that are deprecated, and says so at length.
+@augmentation
+def _equalize(data: Any, _: Any) -> Any:
+    return fn.equalize(data)
+
+
+@augmentation(mag_to_param=augmentations.sharpness_kernel, param_device="auto")
+def _sharpness(data: Any, kernel: Any) -> Any:
+    return fn.filter(data, kernel)
+
+
+RENAMED = {"equalize": _equalize, "sharpness": _sharpness}
+
+
 def _operations(policy: str) -> list[Any]:
     """DALI's operations in the order of OPERATIONS, with the strengths that both backends share."""
     strengths = levels(policy)
     found = []
     for name in OPERATIONS:
-        operation = getattr(augmentations, name)
+        operation = RENAMED.get(name) or getattr(augmentations, name)
         if name in strengths:
             operation = operation.augmentation(mag_range=strengths[name], randomly_negate=name in SIGNED)
         found.append(operation)

@@ -215,6 +215,9 @@ class Run:
             return False
         payload = found[1] if found else checkpoint.read(path)
         _check_same(from_dict(payload["config"]), self.config, path)
+        for name, was in payload["pixels"].items() if self.world.first else ():
+            if (now := self.val.description.get(name)) != was:
+                print(f"warning: other pixels than before: {name} was {was!r}, is now {now!r}; results will differ", file=sys.stderr)
         if payload["images"] != self.loader.fingerprint:
             raise UsageError(f"--data {self.flags.source.root}: other images than those {path} was trained on; give them, or another --out")
         self.net.load_state_dict(payload["net"])

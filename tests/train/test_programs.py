@@ -124,6 +124,21 @@ def test_undecodable_images_are_named_in_the_log_and_on_the_terminal(tmp_path: P
     assert "Traceback" not in stopped.stderr
 
 
+def test_too_many_undecodable_images_on_all_ranks_together_stop_the_run(tmp_path: Path, tiny: Path, few_images: Path) -> None:
+    """No rank alone has more than --max-bad; the checkpoint stays, and more patience goes on from it."""
+    bad = sorted((few_images / "train").glob("*/*"))[::6]
+    for path in bad:
+        path.write_bytes(b"")
+    words = [tiny, "--data", few_images, "--out", tmp_path / "out", "--log-every", 1, "batch=4"]
+    done = run("launch.train", *words, "--max-bad", len(bad) - 1, ranks=4)
+    assert done.returncode == 1
+    assert f"{len(bad)} images cannot be decoded, more than --max-bad {len(bad) - 1}" in done.stderr
+    assert all(str(path) in done.stderr for path in bad)
+    again = run("launch.train", *words, "--max-bad", len(bad), ranks=4)
+    assert again.returncode == 0, again.stderr
+    assert "resumed" in again.stderr
+
+
 def test_foreign_files_are_refused(tmp_path: Path, images: Path) -> None:
     refused(2, "no such checkpoint", "launch.evaluate", tmp_path / "nothing.pt", "--data", images)
     foreign = tmp_path / "foreign.pt"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -15,7 +16,9 @@ import torch
 from senet.train import checkpoint
 from tests.conftest import ROOT, command, environment, run
 
+AUGMENT = ["mixup=0.2", "cutmix=1", "color_jitter=[0.4,0.4,0.4,0.1]", "repeats=2", "balance=true", "erase=0.3", "rotate=10"]
 BACKENDS = {
+    "augmented shards": ["--backend", "dali", *(f"data.augment.{setting}" for setting in AUGMENT)],
     "dali": ["--backend", "dali"],
     "vision": ["--backend", "vision"],
     "cifar": ["data.set=cifar10", "data.classes=10", "data.pad=4", "data.resize=256"],
@@ -70,8 +73,8 @@ def kill_after(arguments: list[object], out: Path, step: int, ranks: int) -> Non
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_killed_and_resumed_equals_undisturbed(tmp_path: Path, tiny: Path, images: Path, cifar: Path, backend: str) -> None:
-    data = cifar if backend == "cifar" else images
+def test_killed_and_resumed_equals_undisturbed(tmp_path: Path, tiny: Path, images: Path, cifar: Path, shards: Path, backend: str) -> None:
+    data = {"cifar": cifar, "augmented shards": shards}.get(backend, images)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert run("launch.train", *words(tiny, data, whole, backend), ranks=2).returncode == 0
     kill_after(words(tiny, data, broken, backend), broken, 3, ranks=2)
@@ -84,13 +87,29 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path: Path, tiny: Path, image
     assert records(whole) == records(broken)
 
 
-def test_resume_on_another_number_of_ranks_ends_at_the_same_place(tmp_path: Path, tiny: Path, images: Path) -> None:
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_resume_on_another_number_of_ranks_ends_at_the_same_place(tmp_path: Path, tiny: Path, shards: Path, ranks: int) -> None:
     out = tmp_path / "out"
-    kill_after(words(tiny, images, out, "dali"), out, 3, ranks=2)
-    done = run("launch.train", *words(tiny, images, out, "dali"), ranks=3)
+    kill_after(words(tiny, shards, out, "augmented shards"), out, 3, ranks=2)
+    done = run("launch.train", *words(tiny, shards, out, "augmented shards"), ranks=ranks)
     assert done.returncode == 0, done.stderr
     progress = final(out)["progress"]
     assert (progress["epoch"], progress["images"]) == (2, 120)
+
+
+def test_other_images_are_refused_and_other_pixels_warned_of(tmp_path: Path, tiny: Path, images: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(images, data)
+    arguments = [tiny, "--data", data, "--out", out]
+    kill_after([*arguments, "--save-minutes", "0.00001"], out, 2, ranks=1)
+    (data / "train/class0/new.JPEG").write_bytes((data / "train/class0/000.JPEG").read_bytes())
+    refused = run("launch.train", *arguments)
+    assert refused.returncode == 2
+    assert "other images than those" in refused.stderr
+    (data / "train/class0/new.JPEG").unlink()
+    other = run("launch.train", *arguments, "--backend", "vision")
+    assert other.returncode == 0
+    assert "warning: other pixels than before: backend was 'dali-cpu', is now 'vision'" in other.stderr
 
 
 def test_stop_request_saves_and_exits_with_75_and_goes_on(tmp_path: Path, tiny: Path, images: Path) -> None:
