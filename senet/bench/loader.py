@@ -8,6 +8,7 @@ own on the same cores; rounds are interleaved, so that a slow minute of the mach
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -91,16 +92,15 @@ def _measure(name: str, data: Path, threads: int) -> dict[str, Any]:
 
 
 def _family() -> list[Path]:
-    """/proc folders of this process and its children."""
-    own = str(os.getpid())
-    found = []
+    """/proc folders of this process and all its descendants."""
+    parents = {}
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if folder.name == own or (folder / "stat").read_text().rpartition(")")[2].split()[1] == own:
-                found.append(folder)
-        except OSError:  # it has ended
-            continue
-    return found
+        with contextlib.suppress(OSError):  # it has ended
+            parents[folder.name] = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+    family = {str(os.getpid())}
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    return [Path("/proc") / name for name in family]
 
 
 def _cpu() -> float:

@@ -7,8 +7,10 @@ any position, after a resume or without an image that killed it (one undecodable
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +21,7 @@ from nvidia.dali.auto_aug import augmentations
 from nvidia.dali.auto_aug.core import augmentation, signed_bin
 from nvidia.dali.auto_aug.core._select import select
 
+from senet.config import Augment
 from senet.data.draws import Ints
 from senet.data.loader import Bad, Raw
 from senet.data.order import NUMBER
@@ -30,7 +33,7 @@ DEPTH = 2  # batches that a pipeline prepares in advance
 
 
 class File(NamedTuple):
-    content: Any  # uint8 [bytes]
+    content: bytes
     size: tuple[int, int]  # height, width
 
 
@@ -71,8 +74,7 @@ class Dali:
             if number >= first + count:  # all that was left is empty
                 self.pipe = None
                 return
-            # A copy: the pipeline uses its buffers again.
-            tensor = torch.utils.dlpack.from_dlpack(pixels.as_tensor()).clone()
+            tensor = torch.utils.dlpack.from_dlpack(pixels.as_tensor())  # keeps DALI from using the buffer again
             yield Raw(tensor, torch.from_numpy(self.samples.labels(keys)), self.samples.epoch(number), keys)
 
     def close(self) -> None:
@@ -87,12 +89,15 @@ class Dali:
 
     def _pipeline(self, source: Any, **settings: Any) -> Any:
         settings["device_id"] = self.device.index if self.device.type == "cuda" else None
-        augment = self.samples.data.augment
+        data = self.samples.data
+        # On the CPU DALI normalises in passing; a GPU is sent bytes.
+        plain = self.device.type == "cpu" and (self.samples.order is None or data.augment == Augment())
+        end = partial(_normalise, mean=data.mean, std=data.std) if plain else _as_bytes
         if self.samples.order is None:
-            return _val_pipeline(source, self.samples.data.crop, **settings)
-        if augment.policy == "none":
-            return _train_pipeline(source, **settings)
-        return _policy_pipeline(source, augment.policy, operations(augment), **settings)
+            return _val_pipeline(source, data.crop, end, **settings)
+        if data.augment.policy == "none":
+            return _train_pipeline(source, end, **settings)
+        return _policy_pipeline(source, data.augment.policy, operations(data.augment), **settings)
 
     def _next(self) -> tuple[list[Any], ...]:
         """What the pipeline is fed with for one batch."""
@@ -105,8 +110,8 @@ class Dali:
         raise StopIteration
 
     def _arguments(self, number: int, keys: Ints, files: list[File]) -> tuple[list[Any], ...]:
-        """File contents and boxes; in training flips, sides and what a policy chose, in validation corners."""
-        contents = [file.content for file in files]
+        """File contents and boxes; in training ends of the resize, sides and what a policy chose, in validation sizes and corners."""
+        contents = [np.frombuffer(file.content, np.uint8) for file in files]
         sizes = np.array([file.size for file in files], np.int64)
         if self.samples.order is None:
             resized, corners = self.samples.centre_cut(sizes)
@@ -114,13 +119,17 @@ class Dali:
         cut = self.samples.random_cut(number, keys, sizes)
         boxes = cut.boxes.astype(np.int32)
         side = np.full(2, self.samples.crop(number), np.float32)
-        fed = contents, list(boxes[:, :2]), list(boxes[:, 2:]), list(cut.flips.astype(np.int32)), [side] * len(files)
+        # A resize from the right end to the left one flips at no cost.
+        low, high = np.zeros((len(files), 2), np.float32), cut.boxes[:, 2:].astype(np.float32)
+        low[:, 1], high[:, 1] = np.where(cut.flips, high[:, 1], 0), np.where(cut.flips, 0, high[:, 1])
+        fed = contents, list(boxes[:, :2]), list(boxes[:, 2:]), list(low), list(high), [side] * len(files)
         choice = self.samples.choose(number, keys)
         return fed if choice is None else (*fed, list(choice.operations), list(choice.bins), list(choice.signs))
 
     def _load(self, number: int, keys: Ints) -> list[File | None]:
         files: list[File | None] = []
-        for key, (file, reason) in zip(keys, self.readers.map(self._read, keys), strict=True):
+        parts = self.readers.map(lambda part: [self._read(key) for key in part], np.array_split(keys, self.workers))
+        for key, (file, reason) in zip(keys, chain.from_iterable(parts), strict=True):
             if file and int(key) & NUMBER in self.suspects:
                 reason = self._try(number, np.array([key]), file)
             if reason:
@@ -132,7 +141,7 @@ class Dali:
         """An image file, or why it cannot be used."""
         try:
             content = self.samples.index.read(int(key) & NUMBER)
-            return File(content, size(content.tobytes())), ""
+            return File(content, size(content)), ""
         except (OSError, ValueError) as error:
             return None, str(error) or type(error).__name__
 
@@ -181,13 +190,13 @@ def _on_gpu() -> bool:
 
 
 @pipeline_def
-def _train_pipeline(source: Any) -> Any:
-    return _train_image(*fn.external_source(source=source, num_outputs=5, batch=True))
+def _train_pipeline(source: Any, end: Callable[[Any], Any]) -> Any:
+    return end(_train_image(*fn.external_source(source=source, num_outputs=6, batch=True)))
 
 
 @pipeline_def(enable_conditionals=True)
 def _policy_pipeline(source: Any, policy: str, count: int) -> Any:
-    *fed, chosen, bins, signs = fn.external_source(source=source, num_outputs=8, batch=True)
+    *fed, chosen, bins, signs = fn.external_source(source=source, num_outputs=9, batch=True)
     image = _train_image(*fed)
     known, side = _operations(policy), fed[-1]
     strengths = signed_bin(bins, random_sign=signs)
@@ -223,17 +232,25 @@ def _operations(policy: str) -> list[Any]:
     return found
 
 
-def _train_image(content: Any, corner: Any, shape: Any, flip: Any, side: Any) -> Any:
+def _train_image(content: Any, corner: Any, shape: Any, low: Any, high: Any, side: Any) -> Any:
     image = fn.decoders.image_slice(
         content, corner, shape, axes=(0, 1), normalized_anchor=False, normalized_shape=False, device=_decoder(), adjust_orientation=False
     )
-    image = fn.resize(image, size=side, interp_type=types.INTERP_LINEAR, antialias=True)
-    return fn.flip(image, horizontal=flip)
+    return fn.resize(image, size=side, roi_start=low, roi_end=high, interp_type=types.INTERP_LINEAR, antialias=True)
+
+
+def _as_bytes(image: Any) -> Any:
+    return image
+
+
+def _normalise(image: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> Any:
+    scaled: dict[str, Any] = {"mean": [255 * part for part in mean], "std": [255 * part for part in std]}
+    return fn.crop_mirror_normalize(image, dtype=types.FLOAT, output_layout="HWC", **scaled)
 
 
 @pipeline_def
-def _val_pipeline(source: Any, crop: int) -> Any:
+def _val_pipeline(source: Any, crop: int, end: Callable[[Any], Any]) -> Any:
     content, shape, corner = fn.external_source(source=source, num_outputs=3, batch=True)
     image = fn.decoders.image(content, device=_decoder(), adjust_orientation=False)
     image = fn.resize(image, size=shape, interp_type=types.INTERP_LINEAR, antialias=True)
-    return fn.slice(image, start=corner, shape=(crop, crop), axes=(0, 1))
+    return end(fn.slice(image, start=corner, shape=(crop, crop), axes=(0, 1)))

@@ -76,16 +76,17 @@ class Index:
             return f"{self.root}/{self.names[image]}"
         return f"{self.root}/{self.archives[self.places[image, 0]]}:{self.names[image]}"
 
-    def read(self, image: int) -> NDArray[np.uint8]:
+    def read(self, image: int) -> bytes:
         """The bytes of an image file. Raises OSError."""
         if self.places is None:
-            return np.fromfile(f"{self.root}/{self.names[image]}", np.uint8)
+            with open(f"{self.root}/{self.names[image]}", "rb", buffering=0) as file:
+                return file.readall()
         archive, start, size = (int(n) for n in self.places[image])
         handle = _open(f"{self.root}/{self.archives[archive]}")  # by name: it must outlive the read
         content = os.pread(handle.number, size, start)
         if len(content) != size:
             raise OSError(f"the archive ends before its {size} bytes")
-        return np.frombuffer(content, np.uint8)
+        return content
 
     def subset(self, images: NDArray[Any]) -> Index:
         places = self.places if self.places is None else self.places[images]

@@ -27,7 +27,7 @@ class Batch(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """What a backend makes: uint8 pixels [b, H, W, 3] and labels [b], on the host or the device."""
+    """What a backend makes, on the host or the device: uint8 pixels [b, H, W, 3], or float32 when it has normalised them; labels [b]."""
 
     pixels: Tensor
     labels: Tensor
@@ -89,8 +89,8 @@ class Finish:
 
     def __init__(self, data: Data, device: torch.device, augmentation: Augmentation | None = None) -> None:
         self.device, self.augmentation = device, augmentation
-        self.scale = (1 / (255 * torch.tensor(data.std, device=device))).view(3, 1, 1)
-        self.shift = (-torch.tensor(data.mean, device=device) / torch.tensor(data.std, device=device)).view(3, 1, 1)
+        self.scale = 1 / (255 * torch.tensor(data.std, device=device))
+        self.shift = -torch.tensor(data.mean, device=device) / torch.tensor(data.std, device=device)
         self.waited = 0.0
 
     def __call__(self, source: Callable[[], Iterable[Raw]]) -> Generator[Batch, None, None]:
@@ -137,8 +137,10 @@ class Finish:
             thread.join()
 
     def finish(self, raw: Raw, drawn: Drawn) -> Batch:
-        pixels = raw.pixels.to(self.device, non_blocking=True).float()
         labels = raw.labels.to(self.device, torch.int64, non_blocking=True)
+        if raw.pixels.is_floating_point():
+            return Batch(raw.pixels.permute(0, 3, 1, 2), labels)
+        pixels = raw.pixels.to(self.device, non_blocking=True).float()
         if self.augmentation is None:
             return Batch(self._normalise(pixels), labels)
         drawn = drawn.to(self.device)
@@ -148,4 +150,8 @@ class Finish:
         return Batch(images, labels, neighbours(labels), drawn.weights)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
-        return torch.addcmul(self.shift, pixels.permute(0, 3, 1, 2), self.scale)
+        """In place, float [b, H, W, 3] in 0..255. Whole rows at once: a loop over three channels would cost more than the arithmetic."""
+        rows = pixels.flatten(2)
+        width = pixels.shape[2]
+        torch.addcmul(self.shift.repeat(width), rows, self.scale.repeat(width), out=rows)
+        return pixels.permute(0, 3, 1, 2)

@@ -75,7 +75,7 @@ def _jpeg_size(content: bytes) -> tuple[int, int]:
             height, width = struct.unpack_from(">HH", content, place + 5)
             found = height, width
         if marker == 0xDA:
-            if content.rfind(b"\xff\xd9") < place:
+            if not content.endswith(b"\xff\xd9") and content.rfind(b"\xff\xd9") < place:
                 raise ValueError("a JPEG without its end: truncated")
             break
         if marker == 0xFF:  # padding

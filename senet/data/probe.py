@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from nvidia.dali import __version__ as VERSION
 from nvidia.dali import fn, pipeline_def
 
@@ -20,18 +19,18 @@ class Probe:
     def __init__(self) -> None:
         self.pipe: Any = None
 
-    def failures(self, contents: Sequence[NDArray[np.uint8]]) -> list[bool]:
+    def failures(self, contents: Sequence[bytes]) -> list[bool]:
         """Which of at most AT_ONCE image files cannot be decoded. DALI does not say why."""
         if self._run(contents):
             return [False] * len(contents)
         return [not self._run([content]) for content in contents]
 
-    def _run(self, contents: Sequence[NDArray[np.uint8]]) -> bool:
+    def _run(self, contents: Sequence[bytes]) -> bool:
         if self.pipe is None:
             alone = {"exec_dynamic": False, "exec_async": False, "exec_pipelined": False}  # it must not ask for more than it is fed
             self.pipe = _decode(batch_size=AT_ONCE, num_threads=1, device_id=None, prefetch_queue_depth=1, **alone)
         try:
-            self.pipe.feed_input("content", list(contents))
+            self.pipe.feed_input("content", [np.frombuffer(content, np.uint8) for content in contents])
             self.pipe.run()
         except RuntimeError:
             self.pipe = None

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from senet.data.draws import Ints
 from senet.data.loader import Bad, Raw
@@ -35,27 +35,30 @@ class Batches(Dataset[Made]):
     def __getitem__(self, number: int) -> Made:
         self.found.clear()
         keys, opened = self.samples.fill(number, lambda keys: [self._load(int(key)) for key in keys])
-        pixels = self._cut(number, keys, opened)
-        return torch.from_numpy(pixels), torch.from_numpy(self.samples.labels(keys)), torch.from_numpy(keys), list(self.found.items())
+        crop = self.samples.crop(number)
+        pixels = torch.empty((len(keys), crop, crop, 3), dtype=torch.uint8)
+        if get_worker_info() is not None:
+            pixels.share_memory_()  # made where the trainer reads it, not copied there
+        self._cut(number, keys, opened, pixels.numpy())
+        return pixels, torch.from_numpy(self.samples.labels(keys)), torch.from_numpy(keys), list(self.found.items())
 
     def _load(self, key: int) -> Image.Image | None:
         path = self.samples.path(key)
         if path not in self.known:
             try:
-                return decode_rgb(self.samples.index.read(key & NUMBER).tobytes())
+                return decode_rgb(self.samples.index.read(key & NUMBER))
             except (OSError, ValueError, SyntaxError) as error:
                 self.known.add(path)
                 self.found[path] = str(error) or type(error).__name__
         return None
 
-    def _cut(self, number: int, keys: Ints, opened: list[Image.Image]) -> NDArray[np.uint8]:
-        crop = self.samples.crop(number)
-        out = np.empty((len(opened), crop, crop, 3), np.uint8)
+    def _cut(self, number: int, keys: Ints, opened: list[Image.Image], out: NDArray[np.uint8]) -> None:
+        crop = out.shape[1]
         sizes = np.array([(image.height, image.width) for image in opened], np.int64).reshape(-1, 2)
         if self.samples.order is None:
             for place, (image, (h, w), (y, x)) in enumerate(zip(opened, *self.samples.centre_cut(sizes), strict=True)):
                 out[place] = np.asarray(image.resize((w, h), Image.Resampling.BILINEAR))[y : y + crop, x : x + crop]
-            return out
+            return
         cut, choice = self.samples.random_cut(number, keys, sizes), self.samples.choose(number, keys)
         for place, (image, (y, x, h, w), flip) in enumerate(zip(opened, cut.boxes, cut.flips, strict=True)):
             # Crop first: PIL's resize with a box would let pixels outside it bleed in.
@@ -65,7 +68,6 @@ class Batches(Dataset[Made]):
             if choice is not None:
                 part = self.operations(part, choice, place)
             out[place] = np.asarray(part)
-        return out
 
 
 class Vision:
@@ -135,4 +137,4 @@ def decode_rgb(content: bytes) -> Image.Image:
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:  # else PIL warns of what is dropped here
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it

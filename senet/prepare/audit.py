@@ -98,7 +98,7 @@ def _examine(job: Job) -> Result:
     start, images, has_dali = job
     rows = np.zeros(len(images), FINDING)
     reasons: dict[int, list[str]] = {}
-    contents: dict[int, NDArray[np.uint8]] = {}  # that DALI is asked to decode
+    contents: dict[int, bytes] = {}  # that DALI is asked to decode
     with _quiet():
         for image in range(len(images)):
             try:
@@ -106,7 +106,7 @@ def _examine(job: Job) -> Result:
             except OSError as error:
                 reasons[image] = [f"cannot be read: {error.strerror or error}"]
                 continue
-            rows[image], reason = examine(content.tobytes(), images.names[image])
+            rows[image], reason = examine(content, images.names[image])
             if reason:
                 reasons[image] = [reason]
             if rows[image]["height"]:
@@ -116,7 +116,7 @@ def _examine(job: Job) -> Result:
     return start, rows, {start + image: _entry(images, image, "; ".join(why)) for image, why in reasons.items()}
 
 
-def _dali_failures(contents: dict[int, NDArray[np.uint8]], rows: NDArray[Any]) -> Iterator[int]:
+def _dali_failures(contents: dict[int, bytes], rows: NDArray[Any]) -> Iterator[int]:
     pixels = rows["height"].astype(np.int64) * rows["width"]
     batch: list[int] = []
     for image in [*contents, None]:

@@ -55,8 +55,7 @@ class Encoding:
     def plan(self) -> dict[str, Any]:
         return asdict(self) if self.short_side else {"short_side": None}
 
-    def __call__(self, content: NDArray[np.uint8]) -> bytes:
-        original = content.tobytes()
+    def __call__(self, original: bytes) -> bytes:
         if self.short_side is None:
             return original
         try:
@@ -189,7 +188,7 @@ def progress(what: str, total: int, unit: str = "image") -> tqdm[Any]:
     return tqdm(total=total, desc=what, unit=f" {unit}s", leave=False, dynamic_ncols=True, disable=None)
 
 
-def read(index: Index, image: int) -> NDArray[np.uint8]:
+def read(index: Index, image: int) -> bytes:
     try:
         return index.read(image)
     except OSError as error:

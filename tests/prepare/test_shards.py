@@ -59,7 +59,7 @@ def shards(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def samples(root: Path, split: str) -> dict[str, tuple[bytes, int]]:
     index = listing(root, split)
-    return {key(index.names[i]): (index.read(i).tobytes(), int(index.labels[i])) for i in range(len(index))}
+    return {key(index.names[i]): (index.read(i), int(index.labels[i])) for i in range(len(index))}
 
 
 def test_images_and_labels_are_those_of_the_folders(folders: Path, shards: Path) -> None:
