@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-BATCH = 64
 CROP = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -32,6 +31,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="train/CLASS/*.JPEG (default: drawn, 500 x 375, 90 kB each)")
     parser.add_argument("--images", type=int, default=1024, metavar="N", help="images drawn without --data (default 1024)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N", help="threads or worker processes, and cores")
+    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images in a batch (default 64)")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of each contestant, interleaved (default 3)")
     parser.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS), metavar="NAME")
     parser.add_argument("--large", type=int, default=0, metavar="N", help="so many of the drawn images have 20 megapixels (memory)")
@@ -41,14 +41,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Measure, print a table, return it as plain data."""
     if args.one:
-        return _measure(args.one[0], args.data, int(args.one[1]))
+        return _measure(args.one[0], args.data, int(args.one[1]), args.batch)
     with tempfile.TemporaryDirectory() as temporary:
         data = args.data or draw_photos(Path(temporary) / "photos", args.images, args.large)
         found: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for _ in range(args.rounds):
             for threads in args.threads:
                 for name in args.contestants:
-                    found.setdefault((name, threads), []).append(_run(name, data, threads))
+                    found.setdefault((name, threads), []).append(_run(name, data, threads, args.batch))
     rows = [_row(name, threads, results, found) for (name, threads), results in found.items()]
     _print(rows)
     return {"rows": rows, "cores": len(os.sched_getaffinity(0)), "rounds": args.rounds}
@@ -70,9 +70,10 @@ def draw_photos(root: Path, count: int, large: int = 0) -> Path:
     return root
 
 
-def _run(name: str, data: Path, threads: int) -> dict[str, Any]:
+def _run(name: str, data: Path, threads: int, batch: int) -> dict[str, Any]:
     """One contestant in a fresh process on `threads` cores."""
-    command = [sys.executable, "-m", "senet.bench", "loader", "--data", str(data), "--one", name, str(threads), "--json", "-"]
+    command = [sys.executable, "-m", "senet.bench", "loader", "--data", str(data), "--batch", str(batch)]
+    command += ["--one", name, str(threads), "--json", "-"]
     cores = sorted(os.sched_getaffinity(0))[:threads]
     done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=lambda: os.sched_setaffinity(0, cores))
     if done.returncode:
@@ -80,9 +81,9 @@ def _run(name: str, data: Path, threads: int) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _measure(name: str, data: Path, threads: int) -> dict[str, Any]:
+def _measure(name: str, data: Path, threads: int, batch: int) -> dict[str, Any]:
     """Two epochs to warm up, then one that counts."""
-    epoch = CONTESTANTS[name](data, threads)
+    epoch = CONTESTANTS[name](data, threads, batch)
     for _ in range(2):
         sum(epoch())
     before, began, cpu = _memory(), time.monotonic(), _cpu()
@@ -124,21 +125,21 @@ def _memory() -> float:
 # ----------------------------------------------------------------------------------------------------------------- contestants
 
 
-def _torchvision(data: Path, threads: int) -> Callable[[], Iterator[int]]:
+def _torchvision(data: Path, threads: int, batch: int) -> Callable[[], Iterator[int]]:
     from torch.utils.data import DataLoader
     from torchvision import datasets, transforms
 
     steps = [transforms.RandomResizedCrop(CROP), transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     images = datasets.ImageFolder(str(data / "train"), transforms.Compose(steps))
-    loader = DataLoader(images, BATCH, shuffle=True, num_workers=threads, drop_last=True, persistent_workers=True)
+    loader = DataLoader(images, batch, shuffle=True, num_workers=threads, drop_last=True, persistent_workers=True)
     return lambda: (len(labels) for _, labels in loader)
 
 
-def _dali_reader(data: Path, threads: int) -> Callable[[], Iterator[int]]:
+def _dali_reader(data: Path, threads: int, batch: int) -> Callable[[], Iterator[int]]:
     from nvidia.dali import fn, pipeline_def, types
     from nvidia.dali.plugin.pytorch import DALIClassificationIterator, LastBatchPolicy
 
-    @pipeline_def(batch_size=BATCH, num_threads=threads, device_id=None, seed=0)
+    @pipeline_def(batch_size=batch, num_threads=threads, device_id=None, seed=0)
     def reader() -> Any:
         content, label = fn.readers.file(file_root=str(data / "train"), shuffle_after_epoch=True, pad_last_batch=True, name="reader")
         image = fn.decoders.image_random_crop(content, random_area=[0.08, 1.0], random_aspect_ratio=[0.75, 4 / 3])
@@ -148,27 +149,28 @@ def _dali_reader(data: Path, threads: int) -> Callable[[], Iterator[int]]:
         return fn.crop_mirror_normalize(image, dtype=types.FLOAT, output_layout="CHW", mean=mean, std=std, mirror=mirror), label
 
     batches = DALIClassificationIterator([reader()], reader_name="reader", last_batch_policy=LastBatchPolicy.DROP, auto_reset=True)
-    return lambda: (len(batch[0]["label"]) for batch in batches)
+    return lambda: (len(part[0]["label"]) for part in batches)
 
 
-def _ours(backend: str) -> Callable[[Path, int], Callable[[], Iterator[int]]]:
-    def make(data: Path, threads: int) -> Callable[[], Iterator[int]]:
+def _ours(backend: str) -> Callable[[Path, int, int], Callable[[], Iterator[int]]]:
+    def make(data: Path, threads: int, batch: int) -> Callable[[], Iterator[int]]:
         import torch
 
         from senet.config import Data
         from senet.data import Source, train_loader
+        from senet.data.index import class_folders
 
         torch.set_num_threads(1)
-        classes = len([folder for folder in (data / "train").iterdir() if folder.is_dir()])
+        classes = len(class_folders(data / "train")[0])
         source = Source(data, backend, workers=threads)
-        loader = train_loader(Data(classes=classes, crop=CROP), source, BATCH, BATCH, 0, 0, 1, torch.device("cpu"))
+        loader = train_loader(Data(classes=classes, crop=CROP), source, batch, batch, 0, 0, 1, torch.device("cpu"))
         epochs = iter(range(10**6))
-        return lambda: (len(batch.labels) for batch in loader.batches(next(epochs), 0))
+        return lambda: (len(part.labels) for part in loader.batches(next(epochs), 0))
 
     return make
 
 
-CONTESTANTS: dict[str, Callable[[Path, int], Callable[[], Iterator[int]]]] = {
+CONTESTANTS: dict[str, Callable[[Path, int, int], Callable[[], Iterator[int]]]] = {
     "torchvision": _torchvision,
     "dali-reader": _dali_reader,
     "ours-dali": _ours("dali"),

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from senet.data.draws import Ints
 from senet.data.loader import Bad, Raw
 from senet.data.order import NUMBER
-from senet.data.pixels import decode
+from senet.data.pixels import decode, size
 from senet.data.policy import Operations
 from senet.data.samples import Samples
 from senet.errors import RunError
 
+T = TypeVar("T")
 Made = tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[tuple[str, str]]]  # pixels, labels, keys, undecodable
 
 
@@ -34,40 +34,62 @@ class Batches(Dataset[Made]):
 
     def __getitem__(self, number: int) -> Made:
         self.found.clear()
-        keys, opened = self.samples.fill(number, lambda keys: [self._load(int(key)) for key in keys])
+        keys, images = self.samples.fill(number, lambda keys: self._load(number, keys))
         crop = self.samples.crop(number)
         pixels = torch.empty((len(keys), crop, crop, 3), dtype=torch.uint8)
         if get_worker_info() is not None:
             pixels.share_memory_()  # made where the trainer reads it, not copied there
-        self._cut(number, keys, opened, pixels.numpy())
+        for target, image in zip(pixels.numpy(), images, strict=True):
+            target[:] = np.asarray(image)
         return pixels, torch.from_numpy(self.samples.labels(keys)), torch.from_numpy(keys), list(self.found.items())
 
-    def _load(self, key: int) -> Image.Image | None:
+    def _load(self, number: int, keys: Ints) -> list[Image.Image | None]:
+        """One after the other, so that no more than one large image is open."""
+        files = [self._try(int(key), self._read, int(key)) for key in keys]
+        good = np.array([file is not None for file in files], bool)
+        finish = self._finisher(number, keys[good], np.array([file[1] for file in files if file], np.int64).reshape(-1, 2))
+        places = np.cumsum(good) - 1
+        return [
+            None if file is None else self._try(int(key), lambda content, place: finish(place, decode_rgb(content)), file[0], int(place))
+            for key, file, place in zip(keys, files, places, strict=True)
+        ]
+
+    def _read(self, key: int) -> tuple[bytes, tuple[int, int]]:
+        content = self.samples.index.read(key & NUMBER)
+        return content, size(content)
+
+    def _try(self, key: int, act: Callable[..., T], *arguments: Any) -> T | None:
         path = self.samples.path(key)
         if path not in self.known:
             try:
-                return decode_rgb(self.samples.index.read(key & NUMBER))
+                return act(*arguments)
             except (OSError, ValueError, SyntaxError) as error:
                 self.known.add(path)
                 self.found[path] = str(error) or type(error).__name__
         return None
 
-    def _cut(self, number: int, keys: Ints, opened: list[Image.Image], out: NDArray[np.uint8]) -> None:
-        crop = out.shape[1]
-        sizes = np.array([(image.height, image.width) for image in opened], np.int64).reshape(-1, 2)
+    def _finisher(self, number: int, keys: Ints, sizes: Ints) -> Callable[[int, Image.Image], Image.Image]:
+        """What makes the image at a place, of `sizes` [b, 2], into one of the batch."""
+        crop = self.samples.crop(number)
         if self.samples.order is None:
-            for place, (image, (h, w), (y, x)) in enumerate(zip(opened, *self.samples.centre_cut(sizes), strict=True)):
-                out[place] = np.asarray(image.resize((w, h), Image.Resampling.BILINEAR))[y : y + crop, x : x + crop]
-            return
+            resized, corners = self.samples.centre_cut(sizes)
+
+            def centre(place: int, image: Image.Image) -> Image.Image:
+                (h, w), (y, x) = resized[place], corners[place]
+                return image.resize((w, h), Image.Resampling.BILINEAR).crop((x, y, x + crop, y + crop))
+
+            return centre
         cut, choice = self.samples.random_cut(number, keys, sizes), self.samples.choose(number, keys)
-        for place, (image, (y, x, h, w), flip) in enumerate(zip(opened, cut.boxes, cut.flips, strict=True)):
+
+        def random(place: int, image: Image.Image) -> Image.Image:
+            y, x, h, w = cut.boxes[place]
             # Crop first: PIL's resize with a box would let pixels outside it bleed in.
-            part = image.crop((x, y, x + w, y + h)).resize((crop, crop), Image.Resampling.BILINEAR)
-            if flip:
-                part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            if choice is not None:
-                part = self.operations(part, choice, place)
-            out[place] = np.asarray(part)
+            image = image.crop((x, y, x + w, y + h)).resize((crop, crop), Image.Resampling.BILINEAR)
+            if cut.flips[place]:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            return image if choice is None else self.operations(image, choice, place)
+
+        return random
 
 
 class Vision:

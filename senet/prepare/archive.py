@@ -46,7 +46,7 @@ def extract(path: Path, into: Path, largest_member: int, largest_total: int) -> 
     try:
         with tarfile.open(path, "r:*") as archive:
             for member in archive:
-                name = _checked(path, member)
+                name = checked(path, member)
                 if member.isdir():
                     (into / name).mkdir(parents=True, exist_ok=True)
                     continue
@@ -65,7 +65,8 @@ def extract(path: Path, into: Path, largest_member: int, largest_total: int) -> 
     return files
 
 
-def _checked(path: Path, member: tarfile.TarInfo) -> PurePosixPath:
+def checked(path: Path, member: tarfile.TarInfo) -> PurePosixPath:
+    """The name of a member of the archive at `path` that may be unpacked. Raises UsageError for one that may not."""
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts:
         raise UsageError(f"{path}: refused: {member.name!r} would be written outside the folder")

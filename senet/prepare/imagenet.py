@@ -197,7 +197,7 @@ def _members(tar: Path, start: int, size: int, pattern: str, largest: int) -> Fo
     found: dict[str, tuple[str, int, int]] = {}
     with _opened(tar, start, size) as (window, inside):
         for member in inside:
-            name = archive._checked(tar, member).name
+            name = archive.checked(tar, member).name
             if member.isdir():
                 continue
             if not re.fullmatch(pattern, name):
