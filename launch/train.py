@@ -13,6 +13,7 @@ from pathlib import Path
 from launch import guard
 from launch.flags import add_data_flags, run_name, source
 from senet import config
+from senet.train.stop import Stop
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,31 +25,43 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--largest-batch", type=int, metavar="N", help="most images a rank holds at once; the rest is accumulated")
     parser.add_argument("--save-minutes", type=float, default=15.0, metavar="M", help="checkpoint also within an epoch, every M minutes")
     parser.add_argument("--keep", type=int, default=2, metavar="K", help="newest checkpoints kept, besides the best (default 2)")
+    parser.add_argument("--keep-every", type=int, default=0, metavar="N", help="also keep the checkpoint of every N-th epoch")
+    parser.add_argument(
+        "--max-skips", type=int, default=10, metavar="N", help="steps in a row with gradients not finite before going back (default 10)"
+    )
+    parser.add_argument(
+        "--hang-minutes", type=float, default=5.0, metavar="M", help="a step that takes longer ends the run, for torchrun to restart it"
+    )
     parser.add_argument("--log-every", type=int, default=50, metavar="STEPS", help="steps between log records (default 50)")
     parser.add_argument("--track", choices=["auto", "none", "wandb"], default="auto", help="auto: W&B when a login or WANDB_MODE is there")
     parser.add_argument("--deterministic", action="store_true", help="on a GPU: cuDNN's deterministic algorithms, at some cost in speed")
     args = parser.parse_intermixed_args(argv)
     settings = config.load(args.config, args.overrides)
-    for flag in ("save_minutes", "keep", "log_every"):
+    for flag in ("save_minutes", "keep", "max_skips", "hang_minutes", "log_every"):
         if getattr(args, flag) <= 0:
             parser.error(f"--{flag.replace('_', '-')} must be positive")
 
-    from senet.train.run import Flags, train  # torch is slow to import: a wrong config is told first
-
     name = run_name(args.config)
+    out = args.out or Path("runs") / name
+    stop = Stop(out / "stop")  # before torch, which is slow to import: a stop at that time is a stop
+    from senet.train.run import Flags, train
+
     flags = Flags(
-        out=args.out or Path("runs") / name,
+        out=out,
         name=name,
         source=source(args),
         device=args.device,
         largest_batch=args.largest_batch,
         save_minutes=args.save_minutes,
         keep=args.keep,
+        keep_every=args.keep_every,
+        max_skips=args.max_skips,
+        hang_minutes=args.hang_minutes,
         log_every=args.log_every,
         track=args.track,
         deterministic=args.deterministic,
     )
-    return train(settings, flags)
+    return train(settings, flags, stop)
 
 
 if __name__ == "__main__":

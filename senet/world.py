@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from senet.errors import UsageError
@@ -110,9 +111,23 @@ def start(device: str = "auto") -> World:
         torch.cuda.set_device(here)
     if size == 1:
         return World(rank, size, here)
+    place: dict[str, Any] = {"store": _store(rank, size), "rank": rank, "world_size": size, "timeout": TIMEOUT}
     if here.type == "cuda":
-        dist.init_process_group("nccl", timeout=TIMEOUT, device_id=here)
+        dist.init_process_group("nccl", device_id=here, **place)
         return World(rank, size, here, dist.new_group(backend="gloo", timeout=TIMEOUT))
-    dist.init_process_group("gloo", timeout=TIMEOUT)
+    dist.init_process_group("gloo", **place)
     # A group of its own: a question asked while DDP reduces gradients must not be taken for one of its buckets.
     return World(rank, size, here, dist.new_group(backend="gloo", timeout=TIMEOUT))
+
+
+def _store(rank: int, size: int) -> Any:
+    """Where processes find each other. torchrun on one node keeps its store over restarts, with the addresses of the dead in it.
+
+    Over several nodes restarts are not counted alike everywhere, so there torchrun's own rendezvous has to tell them apart.
+    """
+    store, _, _ = next(rendezvous("env://", rank, size, timeout=TIMEOUT))
+    if int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1:
+        return store
+    return dist.PrefixStore(  # type: ignore[attr-defined]
+        f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store
+    )

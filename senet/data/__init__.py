@@ -42,6 +42,7 @@ class Backend(Protocol):
     @property
     def description(self) -> dict[str, Any]: ...
     def batches(self, first: int, count: int) -> Iterator[Raw]: ...
+    def names(self, number: int) -> list[str]: ...
     def close(self) -> None: ...
 
 
@@ -70,6 +71,10 @@ class _Train(_Loader):
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
         first = (epoch * self.steps + step) * self.micro_batches
         return self.finish(lambda: self.backend.batches(first, (self.steps - step) * self.micro_batches))
+
+    def names(self, step: int) -> list[str]:
+        first = step * self.micro_batches
+        return [name for number in range(first, first + self.micro_batches) for name in self.backend.names(number)]
 
 
 class _Val(_Loader):

@@ -77,6 +77,9 @@ class Dali:
             tensor = torch.utils.dlpack.from_dlpack(pixels.as_tensor())  # keeps DALI from using the buffer again
             yield Raw(tensor, torch.from_numpy(self.samples.labels(keys)), self.samples.epoch(number), keys)
 
+    def names(self, number: int) -> list[str]:
+        return self.samples.names(number)
+
     def close(self) -> None:
         self.pipe = None
         self.readers.shutdown(cancel_futures=True)

@@ -57,6 +57,9 @@ class TrainLoader(Loader, Protocol):
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
         """The micro-batches from a step to the end of its epoch, all of one size."""
 
+    def names(self, step: int) -> list[str]:
+        """This rank's images in a step counted over the whole run."""
+
 
 class ValLoader(Loader, Protocol):
     def batches(self) -> Iterator[Batch]:

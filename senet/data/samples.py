@@ -37,6 +37,9 @@ class Samples:
     def keys(self, number: int) -> Ints:
         return self.order.keys(*self.order.place(number)) if self.order else self.dealt[number % len(self.dealt)]
 
+    def names(self, number: int) -> list[str]:
+        return [self.path(key) for key in self.keys(number)]
+
     def fill(self, number: int, load: Callable[[Ints], Sequence[T | None]]) -> tuple[Ints, list[T]]:
         """The keys of a batch and what `load` made of them, None for images that it cannot decode.
 

@@ -127,6 +127,9 @@ class Vision:
             if len(labels):  # a validation may have lost all of a batch
                 yield Raw(pixels, labels, self.samples.epoch(number), keys.numpy())
 
+    def names(self, number: int) -> list[str]:
+        return self.samples.names(number)
+
     def close(self) -> None:
         iterator = getattr(self.loader, "_iterator", None)
         if iterator is not None and hasattr(iterator, "_shutdown_workers"):

@@ -30,15 +30,21 @@ def write(folder: Path, step: int, payload: dict[str, Any], facts: dict[str, Any
     """Write the checkpoint of `step` and return its path. `facts` go to the manifest. Raises OSError (disk full, say)."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.pt"
-    _replace(path, lambda temporary: torch.save({"format": FORMAT, **payload}, temporary))
+    _replace(path, lambda temporary: _save({"format": FORMAT, **payload}, temporary))
     manifest = {"format": FORMAT, "bytes": path.stat().st_size, "sha256": _sha256(path), "step": step, **facts}
     write_text(_manifest(path), json.dumps(manifest, indent=1))
     return path
 
 
-def mark_best(path: Path) -> None:
-    """Make `best.pt` beside it a second name of this checkpoint, which outlives the retention."""
-    for source, target in ((path, path.with_name(BEST)), (_manifest(path), _manifest(path.with_name(BEST)))):
+def _save(payload: dict[str, Any], path: Path) -> None:
+    # Through a file of our own: torch's writer makes a RuntimeError of a full disk.
+    with path.open("wb") as file:
+        torch.save(payload, file)
+
+
+def mark(path: Path, name: str) -> None:
+    """Make `name` (best.pt, say) beside it a second name of this checkpoint, which outlives the retention."""
+    for source, target in ((path, path.with_name(name)), (_manifest(path), _manifest(path.with_name(name)))):
         temporary = target.with_name(target.name + ".tmp")
         temporary.unlink(missing_ok=True)
         os.link(source, temporary)
@@ -79,14 +85,18 @@ def read(path: Path) -> dict[str, Any]:
     return payload
 
 
-def newest(folder: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
+def newest(folder: Path, say: Callable[[str], None], before: int | None = None) -> tuple[Path, dict[str, Any]] | None:
     """The newest valid checkpoint in `folder`, saying which were refused and why; None where there is none at all.
+
+    `before`: of those of earlier steps only; later ones are put aside as if refused.
 
     Raises UsageError when there are checkpoints but not one is valid: starting over would overwrite them.
     """
     paths = _numbered(folder)
     for number, path in enumerate(paths):
         try:
+            if before is not None and int(path.stem.removeprefix("step-")) >= before:
+                raise Invalid(f"not before step {before}")
             payload = read(path)
         except (Invalid, OSError) as error:
             say(f"{path}: refused: {error}")
@@ -131,9 +141,13 @@ def _manifest(path: Path) -> Path:
 
 def _replace(path: Path, fill: Callable[[Path], object]) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    fill(temporary)
-    _sync(temporary)
-    os.replace(temporary, path)
+    try:
+        fill(temporary)
+        _sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # on a full disk it is in the way of the next one
+        raise
     _sync(path.parent)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import torch
@@ -11,9 +14,11 @@ from torch import Tensor, nn
 from torch.amp.autocast_mode import autocast
 from torch.amp.grad_scaler import GradScaler
 
+from senet import faults
 from senet.config import Config
 from senet.data.loader import Batch, TrainLoader
 from senet.schedule import learning_rate
+from senet.train import statistics
 from senet.train.meter import Meter
 from senet.train.optimiser import set_learning_rate
 from senet.world import World
@@ -24,25 +29,81 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Trainer:
     """What changes while training: model, optimiser, scaler. `model` is the wrapped net."""
 
-    def __init__(self, config: Config, world: World, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, config: Config, world: World, model: nn.Module, optimiser: torch.optim.Optimizer, note: Callable[[str, int], None]
+    ) -> None:
         self.config, self.world, self.model, self.optimiser = config, world, model, optimiser
         self.scaler = GradScaler(world.device.type, enabled=config.precision == "fp16")
         self.share = config.batch // world.size
+        self.note = note  # told (phase, step) as the loop goes on
+        self.net = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        self.skipped: list[tuple[int, int]] = []  # stretches of steps, first and last, that are left out
+        self.row = 0
+        self._finite: list[tuple[int, Tensor]] = []  # since the last look: step, and whether its gradients were finite
 
     def steps(self, loader: TrainLoader, epoch: int, first: int, meter: Meter) -> Iterator[int]:
         """Train on what is left of an epoch from step `first`, yielding after each step how many are done."""
+        while first < loader.steps:
+            skip = next((last for begin, last in self.skipped if begin <= epoch * loader.steps + first <= last), None)
+            if skip is not None:
+                first = min(skip + 1 - epoch * loader.steps, loader.steps)
+                yield first
+                continue
+            begins = [begin - epoch * loader.steps for begin, _ in self.skipped]
+            end = min([begin for begin in begins if begin > first] + [loader.steps])
+            yield from self._stretch(loader, epoch, first, end, meter)
+            first = end
+
+    def _stretch(self, loader: TrainLoader, epoch: int, first: int, end: int, meter: Meter) -> Iterator[int]:
         self.model.train()
         with closing(loader.batches(epoch, first)) as batches:
-            for step in range(first, loader.steps):
+            for step in range(first, end):
+                number = epoch * loader.steps + step
+                fault = faults.at(number)
                 # What the net draws (dropout) follows from the position alone, so there is no generator to save.
-                torch.manual_seed(_mix(self.config.seed, epoch * loader.steps + step, self.world.rank))
+                torch.manual_seed(_mix(self.config.seed, number, self.world.rank))
                 set_learning_rate(self.optimiser, self.learning_rate(epoch + step / loader.steps))
+                before = statistics.pack(self.net)
                 for micro in range(loader.micro_batches):
-                    self.backward(next(batches), meter, last=micro == loader.micro_batches - 1)
-                self.scaler.step(self.optimiser)
-                self.scaler.update()
-                self.optimiser.zero_grad(set_to_none=True)
+                    self.note("data", number)
+                    if fault("hang"):
+                        time.sleep(1e6)
+                    batch = next(batches)
+                    self.note("compute", number)
+                    if fault("kill"):
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    if fault("nan"):
+                        batch.images[0] = float("nan")
+                    self.backward(batch, meter, last=micro == loader.micro_batches - 1)
+                self._update(number, before)
                 yield step + 1
+
+    def _update(self, number: int, before: Tensor) -> None:
+        """One step of SGD; none where a gradient is not finite. The device decides, and the host need not know.
+
+        Gradients are those of the global batch, so all ranks decide alike. Statistics go back to what they were before the step.
+        """
+        gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
+        finite = torch.stack(torch._foreach_norm(gradients)).isfinite().all()
+        if not self.scaler.is_enabled():
+            self.optimiser.found_inf = (~finite).float()  # type: ignore[attr-defined]  # what a GradScaler tells a fused optimiser
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        if before.numel():
+            statistics.unpack(self.net, torch.where(finite, statistics.pack(self.net), before))
+        self._finite.append((number, finite))
+
+    def unfinite(self) -> list[int]:
+        """The steps since the last call that were left out; `row` counts those in a row up to now. Waits for the device."""
+        if not self._finite:
+            return []
+        found = torch.stack([finite for _, finite in self._finite]).tolist()
+        for finite in found:
+            self.row = 0 if finite else self.row + 1
+        bad = [number for (number, _), finite in zip(self._finite, found, strict=True) if not finite]
+        self._finite.clear()
+        return bad
 
     def backward(self, batch: Batch, meter: Meter, last: bool = True) -> None:
         """Add the gradients of one micro-batch; divided by the rank's share, so that DDP's mean is that of the global batch."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import nn, optim
 
 from senet import config
@@ -21,13 +22,19 @@ def sgd(net: nn.Module, settings: config.Optim) -> optim.SGD:
             spared = isinstance(module, NORMS) or name == "bias"
             (rest if spared and not settings.decay_norm_and_bias else decay).append(parameter)
     groups: list[dict[str, Any]] = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return optim.SGD(
+    optimiser = optim.SGD(
         [group for group in groups if group["params"]],
         lr=settings.lr,
         momentum=settings.momentum,
         nesterov=settings.nesterov,
-        fused=True,  # one kernel a step, and a GradScaler that needs no look at the device
+        fused=True,  # one kernel a step, and one that can be left out without a look at the device
     )
+    if settings.momentum:
+        # The kernel allocates what it does not find and, when the first step is left out, never fills it.
+        for group in optimiser.param_groups:
+            for parameter in group["params"]:
+                optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimiser
 
 
 def set_learning_rate(optimiser: optim.Optimizer, lr: float) -> None:

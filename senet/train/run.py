@@ -17,16 +17,20 @@ from senet import provenance, track, world
 from senet.config import Config, difference, divide_batch, from_dict, to_dict
 from senet.data import Source, train_loader, val_loader
 from senet.data.loader import Batch
-from senet.errors import UsageError
+from senet.errors import RunError, UsageError
 from senet.evaluate import evaluate
 from senet.models import build, summary
 from senet.train import checkpoint, statistics
+from senet.train.health import Watchdog
 from senet.train.loop import Trainer
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
+from senet.train.saver import Keep, Saver, snapshot
 from senet.train.stop import RESUMABLE, Stop
 
 GO_ON, SAVE, STOP = 0, 1, 2  # what a rank can ask for between two steps; the greatest wins
+REWINDS = 3  # before giving up
+DUMPED = 20  # steps whose images are named
 
 
 @dataclass(frozen=True)
@@ -40,16 +44,20 @@ class Flags:
     largest_batch: int | None = None
     save_minutes: float = 15.0
     keep: int = 2
+    keep_every: int = 0
+    max_skips: int = 10
+    hang_minutes: float = 5.0
     log_every: int = 50
     track: str = "auto"
     deterministic: bool = False
 
 
-def train(config: Config, flags: Flags) -> int:
+def train(config: Config, flags: Flags, stop: Stop | None = None) -> int:
     """Train, or go on training, in `flags.out`. Returns the exit code: 0 done, 75 stopped early. Raises UsageError, RunError."""
+    stop = stop or Stop(flags.out / "stop")
     here = world.start(flags.device)
     try:
-        return Run(config, flags, here).train()
+        return Run(config, flags, here, stop).train()
     finally:
         here.close()
 
@@ -57,14 +65,15 @@ def train(config: Config, flags: Flags) -> int:
 class Run:
     """One process's part of a run."""
 
-    def __init__(self, config: Config, flags: Flags, here: world.World) -> None:
-        self.config, self.flags, self.world = config, flags, here
+    def __init__(self, config: Config, flags: Flags, here: world.World, stop: Stop) -> None:
+        self.config, self.flags, self.world, self.stop = config, flags, here, stop
         self.folder = flags.out / "checkpoints"
-        self.stop = Stop()
         self.epoch, self.step = 0, 0  # position: whole epochs, and steps of the current one, that are done
         self.best: dict[str, float] = {}
+        self.rewinds = 0
         self.bad: dict[str, str] = {}  # undecodable images that the log names: path -> reason
         _check_folder(config, flags.out)
+        self.watchdog = Watchdog(flags.out, here.rank, 60 * flags.hang_minutes)
         if here.device.type == "cuda":
             torch.backends.cudnn.benchmark = not flags.deterministic
             torch.backends.cudnn.deterministic = flags.deterministic
@@ -76,7 +85,7 @@ class Run:
 
         torch.manual_seed(config.seed)
         self.net = build(config.net, data.classes).to(here.device).to(memory_format=torch.channels_last)
-        self.trainer = Trainer(config, here, here.wrap(self.net), sgd(self.net, config.optim))
+        self.trainer = Trainer(config, here, here.wrap(self.net), sgd(self.net, config.optim), self.watchdog.at)
         self.interval, self.total = Meter(here.device), Meter(here.device)
         self.at_once, self.accumulate = at_once, accumulate
 
@@ -91,6 +100,7 @@ class Run:
                 print(f"{self.flags.out}: {self._summary()}", file=sys.stderr)
             return 0
         self.tracker = self._tracker(resumed)
+        self.saver = Saver(self.folder, Keep(self.flags.keep, self.flags.keep_every)) if self.world.first else None
         self.clock = Clock(self.flags.save_minutes, started)
         finished = False
         try:
@@ -98,19 +108,24 @@ class Run:
             if not resumed:
                 self._save({})
             while self.epoch < self.config.epochs:
-                if not self._train_epoch():
+                if not (self._train_epoch() and self._end_epoch()):
+                    self._written()
                     self._say(
                         f"stopped after epoch {self.epoch}, step {self.step} of {self.loader.steps}; the same command goes on from here"
                     )
                     return RESUMABLE
-                self._end_epoch()
             finished = True
+            self._written()
             self._say(self._summary())
             return 0
         finally:
+            self.watchdog.at("save", self._global_step)
+            if self.saver:
+                self.saver.close()
             self.tracker.close(finished)
             self.loader.close()
             self.val.close()
+            self.watchdog.close()
 
     def _train_epoch(self) -> bool:
         """Train to the end of the current epoch; False when asked to stop before it."""
@@ -120,6 +135,9 @@ class Run:
             if step % self.flags.log_every == 0 or step == self.loader.steps:
                 self._log_interval()
                 self._tell_bad()
+                if self._rewound():
+                    answer()
+                    return True
             wish, answer = answer(), self.world.ask(STOP if self.stop.wanted else SAVE if self.clock.due() else GO_ON)
             if wish != GO_ON and step < self.loader.steps:
                 self._save({})
@@ -129,13 +147,21 @@ class Run:
         answer()
         return True
 
-    def _end_epoch(self) -> None:
-        """Validate, keep the epoch's checkpoint, and move on to the next."""
+    def _end_epoch(self) -> bool:
+        """Validate, keep the epoch's checkpoint, and move on to the next; False when asked to stop before the end of it."""
+        if self.step < self.loader.steps:  # rewound
+            return True
+        own = statistics.pack(self.net).clone()
         statistics.average(self.net, self.world)
+        began = time.monotonic()
+        self.watchdog.at("validate", self._global_step)
+        errors = evaluate(self.net, self.val, self.config, self.world, stop=lambda: self.stop.wanted)
+        if self.world.ask(STOP if self.stop.wanted else GO_ON)() == STOP:
+            statistics.unpack(self.net, own)
+            self._save({})
+            return False
         train = self.total.read(self.world.sum(self.total.sums.clone()))
         self.total.sums.zero_()
-        began = time.monotonic()
-        errors = evaluate(self.net, self.val, self.config, self.world)
         self.epoch, self.step = self.epoch + 1, 0
         if errors["top1_error"] < self.best.get("top1_error", float("inf")):
             self.best = {"epoch": self.epoch, **errors}
@@ -143,6 +169,42 @@ class Run:
         self._tell_bad()
         self._log("val", record, validation_seconds=time.monotonic() - began, best_top1_error=self.best.get("top1_error"))
         self._save(errors)
+        return True
+
+    def _rewound(self) -> bool:
+        """Tell of steps left out for gradients that are not finite; after too many in a row go back to before them and leave them out.
+
+        Every rank sees the same, for gradients are those of the global batch.
+        """
+        bad = self.trainer.unfinite()
+        if bad:
+            self._dump(bad)
+            self._log("event", {}, skipped=len(bad), first_skipped=bad[0] + 1, reason="gradients not finite", row=self.trainer.row)
+            self._say(f"left out {len(bad)} steps from step {bad[0] + 1}: gradients not finite; images in {self.flags.out}/nonfinite-*")
+        if self.trainer.row < self.flags.max_skips:
+            return False
+        stretch = (self._global_step - self.trainer.row, self._global_step - 1)
+        self.rewinds += 1
+        if self.rewinds > REWINDS:
+            raise RunError(
+                f"gradients not finite in {self.trainer.row} steps in a row, again after {REWINDS} rewinds; "
+                f"lower optim.lr, use bf16 or fp32, or look at the images in {self.flags.out}/nonfinite-*.json"
+            )
+        if self.saver:
+            self.saver.finish()
+        skipped = [*self.trainer.skipped, stretch]
+        self._resume(before=stretch[0] + 1)
+        self.trainer.skipped, self.trainer.row = skipped, 0
+        self.interval.sums.zero_()
+        self._say(f"went back to epoch {self.epoch}, step {self.step}; leaves out steps {stretch[0] + 1} to {stretch[1] + 1}")
+        return True
+
+    def _dump(self, bad: list[int]) -> None:
+        """The images of this rank in the first steps that were left out."""
+        images = {step + 1: self.loader.names(step) for step in bad[:DUMPED]}
+        self.flags.out.mkdir(parents=True, exist_ok=True)
+        file = self.flags.out / f"nonfinite-{bad[0] + 1:08d}-rank{self.world.rank}.json"
+        checkpoint.write_text(file, json.dumps({"epoch": self.epoch, "steps": bad, "images": images}, indent=1))
 
     def _tell_bad(self) -> None:
         """Name, once each, the images that any rank could not decode. Raises RunError, on all ranks, when they are too many."""
@@ -173,22 +235,35 @@ class Run:
 
     def _save(self, errors: dict[str, float]) -> None:
         """Write a checkpoint of the current position; every rank takes part, the first one writes."""
+        self.watchdog.at("save", self._global_step)
         per_rank = self.world.gather(statistics.pack(self.net))
         sums = [self.world.sum(meter.sums.clone()) for meter in (self.interval, self.total)]
-        if self.world.first:
-            payload = self._payload(per_rank, sums)
+        if self.saver:
+            names = [checkpoint.BEST] if errors and self.best.get("epoch") == self.epoch else []
+            if errors and self.flags.keep_every and self.epoch % self.flags.keep_every == 0:
+                names.append(f"epoch-{self.epoch:04d}.pt")
             facts = {"epoch": self.epoch, "epoch_step": self.step, **errors}
-            path = checkpoint.write(self.folder, self._global_step, payload, facts)
-            if errors and self.best.get("epoch") == self.epoch:
-                checkpoint.mark_best(path)
-            checkpoint.prune(self.folder, self.flags.keep)
+            self.saver.save(self._global_step, self._payload(per_rank, sums), facts, names)
         self.clock.saved()
+        self._news()
+
+    def _written(self) -> None:
+        """Wait for the checkpoints; a stop has been honoured."""
+        if self.saver:
+            self.saver.finish()
+            self.stop.honoured()
+        self._news()
+
+    def _news(self) -> None:
+        for text in self.saver.news() if self.saver else ():
+            self._say(f"warning: {text}")
+            self._log("event", {}, warning=text)
 
     def _payload(self, per_rank: Tensor, sums: list[Tensor]) -> dict[str, Any]:
         # The net in the file is one to evaluate: statistics averaged. Each rank's own are kept beside it, for an exact resume.
         own = statistics.pack(self.net).clone()
         statistics.unpack(self.net, per_rank.mean(0))
-        net = {name: value.detach().clone() for name, value in self.net.state_dict().items()}
+        net = snapshot(self.net.state_dict())
         statistics.unpack(self.net, own)
         return {
             "net": net,
@@ -197,6 +272,7 @@ class Run:
             "scaler": self.trainer.scaler.state_dict(),
             "progress": {"epoch": self.epoch, "step": self.step, "images": self._global_step * self.config.batch, "best": dict(self.best)},
             "bad": dict(self.bad),
+            "skipped": [list(stretch) for stretch in self.trainer.skipped],
             "images": self.loader.fingerprint,
             "meters": sums,
             "config": to_dict(self.config),
@@ -204,12 +280,12 @@ class Run:
             "versions": provenance.versions(),
         }
 
-    def _resume(self) -> bool:
-        """Load the newest valid checkpoint of the run folder; False where there is none.
+    def _resume(self, before: int | None = None) -> bool:
+        """Load the newest valid checkpoint of the run folder, of those `before` a step; False where there is none.
 
         All ranks read the one that the first rank found: a shared folder may show them different newest files.
         """
-        found = checkpoint.newest(self.folder, print) if self.world.first else None
+        found = checkpoint.newest(self.folder, print, before) if self.world.first else None
         path = self.world.tell(found and found[0])
         if path is None:
             return False
@@ -227,6 +303,7 @@ class Run:
         self.trainer.optimiser.load_state_dict(payload["optimiser"])
         self.trainer.scaler.load_state_dict(payload["scaler"])
         progress, self.bad = payload["progress"], payload["bad"]
+        self.trainer.skipped = [(first, last) for first, last in payload["skipped"]]
         self.epoch, self.step, self.best = progress["epoch"], progress["step"], progress["best"]
         if self.world.first:  # sums over all ranks: one of them carries on with them
             for meter, sums in zip((self.interval, self.total), payload["meters"], strict=True):
