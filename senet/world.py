@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+import time
+import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from senet.errors import UsageError
+from senet.errors import RunError, UsageError
 
 TIMEOUT = timedelta(minutes=10)  # of a collective: gloo's own 30 minutes hide a dead rank for too long
 
@@ -121,13 +123,39 @@ def start(device: str = "auto") -> World:
 
 
 def _store(rank: int, size: int) -> Any:
-    """Where processes find each other. torchrun on one node keeps its store over restarts, with the addresses of the dead in it.
+    """Where processes find each other.
 
-    Over several nodes restarts are not counted alike everywhere, so there torchrun's own rendezvous has to tell them apart.
+    torchrun keeps its store over restarts, with the addresses of the dead in it, and nothing in the environment tells restarts apart on
+    all nodes. So every start is under a name of its own, which rank 0 chooses.
     """
     store, _, _ = next(rendezvous("env://", rank, size, timeout=TIMEOUT))
-    if int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1:
-        return store
-    return dist.PrefixStore(  # type: ignore[attr-defined]
-        f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store
-    )
+    return dist.PrefixStore(_agree(store, rank, size), store)  # type: ignore[attr-defined]
+
+
+def _agree(store: Any, rank: int, size: int) -> str:
+    """A name for this start, the same on all its ranks: rank 0 answers each rank's question, and waits until all have its answer.
+
+    Questions of the dead are answered too, but they do not confirm.
+    """
+    own = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"question/{rank}", own)
+        name: str = store.get(f"answer/{own}").decode()
+        store.set(f"confirmed/{name}/{rank}", "")
+        return name
+    waiting = set(range(1, size))
+    answered: dict[int, str] = {}
+    deadline = time.monotonic() + TIMEOUT.total_seconds()
+    while waiting:
+        for other in sorted(waiting):
+            if store.check([f"question/{other}"]):
+                question = store.get(f"question/{other}").decode()
+                if answered.get(other) != question:
+                    store.set(f"answer/{question}", own)
+                    answered[other] = question
+            if store.check([f"confirmed/{own}/{other}"]):
+                waiting.remove(other)
+        if time.monotonic() > deadline:
+            raise RunError(f"ranks {sorted(waiting)[:10]} of {size} did not come within {TIMEOUT}; look at their logs")
+        time.sleep(0.01)
+    return own

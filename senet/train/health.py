@@ -50,8 +50,10 @@ class Watchdog:
     def _sign(self, stuck: float) -> None:
         sign = {"rank": self.rank, "host": socket.gethostname(), "step": self.step, "phase": self.phase, "stuck": stuck, "at": time.time()}
         file = self._file(self.rank)
+        if not self.folder.parent.is_dir():  # a run that is refused leaves nothing behind
+            return
         with contextlib.suppress(OSError):  # a full disk is no hang
-            file.parent.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(exist_ok=True)
             temporary = file.with_suffix(".tmp")
             temporary.write_text(json.dumps(sign))
             os.replace(temporary, file)

@@ -14,13 +14,13 @@ import yaml
 from torch import Tensor
 
 from senet import provenance, track, world
-from senet.config import Config, difference, divide_batch, from_dict, to_dict
+from senet.config import Config, divide_batch, from_dict, to_dict
 from senet.data import Source, train_loader, val_loader
 from senet.data.loader import Batch
 from senet.errors import RunError, UsageError
 from senet.evaluate import evaluate
 from senet.models import build, summary
-from senet.train import checkpoint, statistics
+from senet.train import checkpoint, preflight, statistics
 from senet.train.health import Watchdog
 from senet.train.loop import Trainer
 from senet.train.meter import Meter
@@ -72,7 +72,7 @@ class Run:
         self.best: dict[str, float] = {}
         self.rewinds = 0
         self.bad: dict[str, str] = {}  # undecodable images that the log names: path -> reason
-        _check_folder(config, flags.out)
+        preflight.check_folder(config, flags.out)
         self.watchdog = Watchdog(flags.out, here.rank, 60 * flags.hang_minutes)
         if here.device.type == "cuda":
             torch.backends.cudnn.benchmark = not flags.deterministic
@@ -82,6 +82,8 @@ class Run:
         source, data = flags.source, config.data
         self.val = val_loader(data, source, here.rank, here.size, here.device)
         self.loader = train_loader(data, source, config.batch, at_once, config.seed, here.rank, here.size, here.device)
+
+        preflight.check_alike(here, (self.loader.fingerprint, self.val.fingerprint))
 
         torch.manual_seed(config.seed)
         self.net = build(config.net, data.classes).to(here.device).to(memory_format=torch.channels_last)
@@ -290,7 +292,7 @@ class Run:
         if path is None:
             return False
         payload = found[1] if found else checkpoint.read(path)
-        _check_same(from_dict(payload["config"]), self.config, path)
+        preflight.check_same(from_dict(payload["config"]), self.config, path)
         for name, was in payload["pixels"].items() if self.world.first else ():
             if (now := self.val.description.get(name)) != was:
                 print(f"warning: other pixels than before: {name} was {was!r}, is now {now!r}; results will differ", file=sys.stderr)
@@ -400,22 +402,3 @@ class Clock:
         passed, self.last_lap = max(now - self.last_lap, 1e-9), now
         share, self.waited = (waited - self.waited) / passed, waited
         return round(images / passed, 2), round(min(share, 1.0), 4)
-
-
-def _check_folder(config: Config, out: Path) -> None:
-    """Refuse a run folder that holds another run. Raises UsageError listing what differs."""
-    file = out / "config.yaml"
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: is a file; give a folder")
-    if file.exists():
-        try:
-            old = from_dict(yaml.safe_load(file.read_text()), str(file))
-        except yaml.YAMLError:
-            raise UsageError(f"{file}: damaged; restore it or use another --out") from None
-        _check_same(old, config, out)
-
-
-def _check_same(old: Config, new: Config, where: Path) -> None:
-    changed = difference(old, new)
-    if changed:
-        raise UsageError(f"{where} holds a run with another config ({'; '.join(changed)}); use another --out, or the same settings")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -222,3 +225,38 @@ def test_a_rank_that_hangs_is_named_and_the_run_goes_on(tmp_path: Path, tiny: Pa
     assert "rank 1 on" in done.stderr.partition(" is behind")[0].rpartition(";")[2]
     assert "in _stretch" in done.stderr  # the stack
     assert_same(final(whole), final(out))
+
+
+def two_agents(words: list[str], folders: tuple[Path, Path], faults: str = "") -> tuple[list[int], str]:
+    """Two nodes as torchrun sees them, each with its agent in a folder of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d"]
+    agent += [f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=test", "--local-addr=localhost", "-m", "launch.train"]
+    settings = environment(SENET_FAULTS=faults, PYTHONPATH=str(ROOT))
+    agents = [subprocess.Popen([*agent, *words], cwd=cwd, env=settings, stderr=subprocess.PIPE, text=True) for cwd in folders]
+    told = "".join(process.communicate(timeout=200)[1] for process in agents)
+    return [process.returncode for process in agents], told
+
+
+@pytest.mark.slow
+def test_two_agents_bring_a_killed_rank_back(tmp_path: Path, tiny: Path, images: Path) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    arguments: list[object] = [tiny, "--data", images, "--log-every", 2, "--workers", 1, "--save-minutes", 0.00001]
+    assert run("launch.train", *arguments, "--out", whole, ranks=2).returncode == 0
+    codes, told = two_agents([*map(str, arguments), "--out", str(out)], (tmp_path, tmp_path), "kill@1:6")
+    assert codes == [0, 0], told
+    assert told.count("resumed") == 1
+    assert_same(final(whole), final(out))
+    assert records(whole) == records(out)
+
+
+@pytest.mark.slow
+def test_a_node_with_other_images_is_named(tmp_path: Path, tiny: Path, images: Path) -> None:
+    for node in ("a", "b"):
+        shutil.copytree(images, tmp_path / node / "data")
+    (tmp_path / "b/data/train/class0/000.JPEG").unlink()
+    codes, told = two_agents([str(tiny), "--data", "data", "--out", str(tmp_path / "out")], (tmp_path / "a", tmp_path / "b"))
+    assert 0 not in codes
+    assert "has other images than rank 0 on" in told
+    assert not (tmp_path / "out/checkpoints").exists()
