@@ -1,0 +1,44 @@
+"""Look at everything that a run needs, on all its ranks, before it is started.
+
+    python -m launch.doctor
+    torchrun --nnodes=2 --nproc-per-node=8 ... -m launch.doctor configs/imagenet/se_resnet50.yaml --data $IMAGENET --out runs/se50
+
+Exit codes: 0 fit (perhaps with warnings), 1 something failed, 2 usage or config.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from launch import guard
+from launch.flags import add_data_flags, source
+from senet import config
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="launch.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", nargs="?", help="FILE.yaml or FILE.yaml:VARIANT: looks at its data as well")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="where checkpoints will be written (default: runs)")
+    add_data_flags(parser)
+    args = parser.parse_intermixed_args(argv)
+    settings = config.load(args.config, args.overrides) if args.config else None
+
+    from senet import world
+    from senet.doctor import examine
+
+    here = world.start(args.device)
+    failed = False
+    try:
+        for finding in examine(here, settings, source(args), args.out):
+            failed = failed or finding.level == "fail"
+            if here.first:
+                print(f"{finding.level:5} {finding.what:20} {finding.said}", flush=True)
+    finally:
+        here.close()
+    return int(failed)
+
+
+if __name__ == "__main__":
+    guard(main)
