@@ -156,8 +156,7 @@ class Run:
         own = statistics.pack(self.net).clone()
         statistics.average(self.net, self.world)
         began = time.monotonic()
-        self.watchdog.at("validate", self._global_step)
-        errors = evaluate(self.net, self.val, self.config, self.world, stop=lambda: self.stop.wanted)
+        errors = evaluate(self.net, self.val, self.config, self.world, stop=self._validating)
         if self.world.ask(STOP if self.stop.wanted else GO_ON)() == STOP:
             statistics.unpack(self.net, own)
             self._save({})
@@ -172,6 +171,11 @@ class Run:
         self._log("val", record, validation_seconds=time.monotonic() - began, best_top1_error=self.best.get("top1_error"))
         self._save(errors)
         return True
+
+    def _validating(self) -> bool:
+        """Asked after each batch of a validation: is it to end early?"""
+        self.watchdog.at("validate", self._global_step)
+        return self.stop.wanted
 
     def _rewound(self) -> bool:
         """Tell of steps left out for gradients that are not finite; after too many in a row go back to before them and leave them out.
