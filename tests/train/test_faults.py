@@ -227,12 +227,19 @@ def test_a_rank_that_hangs_is_named_and_the_run_goes_on(tmp_path: Path, tiny: Pa
     assert_same(final(whole), final(out))
 
 
-def two_agents(words: list[str], folders: tuple[Path, Path], faults: str = "") -> tuple[list[int], str]:
+def two_agents(words: list[str], folders: tuple[Path, Path], faults: str = "", restarts: int = 0) -> tuple[list[int], str]:
     """Two nodes as torchrun sees them, each with its agent in a folder of its own."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d"]
-    agent += [f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=test", "--local-addr=localhost", "-m", "launch.train"]
+    agent = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
+    agent += [
+        f"--max-restarts={restarts}",
+        f"--rdzv-endpoint=localhost:{port}",
+        "--rdzv-id=test",
+        "--local-addr=localhost",
+        "-m",
+        "launch.train",
+    ]
     settings = environment(SENET_FAULTS=faults, PYTHONPATH=str(ROOT))
     agents = [subprocess.Popen([*agent, *words], cwd=cwd, env=settings, stderr=subprocess.PIPE, text=True) for cwd in folders]
     told = "".join(process.communicate(timeout=200)[1] for process in agents)
@@ -244,7 +251,7 @@ def test_two_agents_bring_a_killed_rank_back(tmp_path: Path, tiny: Path, images:
     whole, out = tmp_path / "whole", tmp_path / "out"
     arguments: list[object] = [tiny, "--data", images, "--log-every", 2, "--workers", 1, "--save-minutes", 0.00001]
     assert run("launch.train", *arguments, "--out", whole, ranks=2).returncode == 0
-    codes, told = two_agents([*map(str, arguments), "--out", str(out)], (tmp_path, tmp_path), "kill@1:6")
+    codes, told = two_agents([*map(str, arguments), "--out", str(out)], (tmp_path, tmp_path), "kill@1:6", restarts=3)
     assert codes == [0, 0], told
     assert told.count("resumed") == 1
     assert_same(final(whole), final(out))
