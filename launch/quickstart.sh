@@ -19,7 +19,7 @@ distributed=("$python" -m torch.distributed.run --standalone "--nproc-per-node=$
 $python -m launch.prepare demo $out/data
 
 log=$out/run/log.jsonl
-before=$(cat $log 2>/dev/null | wc -l)
+before=$([[ ! -f $log ]] || wc -l <$log)
 SECONDS=0
 "${distributed[@]}" -m launch.train configs/debug/demo.yaml --data $out/data --out $out/run || {
   code=$?
@@ -35,7 +35,7 @@ errors = json.loads(open(sys.argv[1]).read().splitlines()[-1])
 print(f"\ntop-1 error {errors['top1_error']:.2f} %, top-5 error {errors['top5_error']:.2f} %", end=" ")
 print(f"on {errors['images']} validation images (guessing: 90 %, 50 %)")
 END
-if (($(wc -l <$log) > before)); then
+if (($(wc -l <$log) > ${before:-0})); then
   echo "training took $seconds s on $processes processes"
 else
   echo "nothing to train: the run was finished before; remove $out to start over"
