@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -132,7 +133,8 @@ def _data(world: World, config: Config, source: Source) -> Iterator[Finding]:
         at_once, _ = divide_batch(config.batch, world.size)
         val = val_loader(config.data, source, world.rank, world.size, world.device)
         train = train_loader(config.data, source, config.batch, at_once, config.seed, world.rank, world.size, world.device)
-        next(train.batches(0, 0))
+        with closing(train.batches(0, 0)) as batches:
+            next(batches)
         prints, counts = (train.fingerprint, val.fingerprint), (train.images, val.images)
         train.close()
         val.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +27,23 @@ def evaluate(
     loader: ValLoader,
     config: Config,
     world: World,
-    batches: int | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float]:
     """`images` counted, `loss` (without label smoothing), `top1_error` and `top5_error` in percent, alike on all ranks.
 
     `net` is the bare module, left in evaluation mode: ranks have unequal numbers of batches, so nothing in here may be a collective
-    but the one sum at the end. `batches` bounds how many each rank takes; `stop` ends this rank's part early.
+    but the one sum at the end. `stop`, asked after each batch, ends this rank's part early.
     """
     net.eval()
     meter = Meter(world.device)
-    for images, labels, *_ in islice(loader.batches(), batches):
+    for images, labels, *_ in loader.batches():
         with precision(config, world.device):
             logits = net(images).float()
         meter.add(F.cross_entropy(logits, labels, reduction="none"), logits, labels)
         if stop():
             break
     errors = meter.read(world.sum(meter.sums))
-    if batches is None and not errors["images"] and not stop():
+    if not errors["images"] and not stop():
         raise RunError("not one validation image could be decoded; run launch.prepare audit on the data")
     return errors
 

@@ -47,13 +47,13 @@ class Backend(Protocol):
 
 
 class _Loader:
-    def __init__(self, data: Data, images: int, fingerprint: str, backend: Backend, bad: Bad, finish: Finish) -> None:
-        self.images, self.fingerprint, self.backend, self.bad, self.finish = images, fingerprint, backend, bad, finish
+    def __init__(self, data: Data, images: int, fingerprint: str, classes: tuple[str, ...], backend: Backend, bad: Bad, finish: Finish):
+        self.images, self.fingerprint, self.classes = images, fingerprint, classes
+        self.backend, self.bad, self.finish = backend, bad, finish
         shown = {"crop": data.crop, "mean": list(data.mean), "std": list(data.std)}
         if data.set == "folder":
             shown["resize"] = data.resize
         self.description = backend.description | shown
-        self.classes: tuple[str, ...] = ()
 
     @property
     def waited(self) -> float:
@@ -102,13 +102,11 @@ def train_loader(
         order = Order(len(index), batch, at_once, seed, rank, world, augment.repeats, index.labels if augment.balance else None)
         bad = _bad(source, len(index))
         backend = _decoder(Samples(index, data, order), source, device, bad)
-        loader = _Train(order, data, len(index), index.fingerprint, backend, bad, finish)
-        loader.classes = index.classes
-        return loader
+        return _Train(order, data, len(index), index.fingerprint, index.classes, backend, bad, finish)
     pixels, labels = _in_memory(data, source, "train", seed)
     order = Order(len(labels), batch, at_once, seed, rank, world, augment.repeats, labels if augment.balance else None)
     backend = Memory(pixels, labels, data, order, [], device)
-    return _Train(order, data, len(labels), _fingerprint(pixels, labels), backend, Bad(0), finish)
+    return _Train(order, data, len(labels), _fingerprint(pixels, labels), (), backend, Bad(0), finish)
 
 
 def val_loader(data: Data, source: Source, rank: int, world: int, device: torch.device) -> ValLoader:
@@ -120,13 +118,11 @@ def val_loader(data: Data, source: Source, rank: int, world: int, device: torch.
         dealt = val_batches(len(index), source.val_batch, rank, world)
         bad = _bad(source, len(index))
         backend = _decoder(Samples(index, data, None, tuple(dealt)), source, device, bad)
-        loader = _Val(len(dealt), data, len(index), index.fingerprint, backend, bad, Finish(data, device))
-        loader.classes = index.classes
-        return loader
+        return _Val(len(dealt), data, len(index), index.fingerprint, index.classes, backend, bad, Finish(data, device))
     pixels, labels = _in_memory(data, source, "test", 1)
     dealt = val_batches(len(labels), source.val_batch, rank, world)
     backend = Memory(pixels, labels, data, None, dealt, device)
-    return _Val(len(dealt), data, len(labels), _fingerprint(pixels, labels), backend, Bad(0), Finish(data, device))
+    return _Val(len(dealt), data, len(labels), _fingerprint(pixels, labels), (), backend, Bad(0), Finish(data, device))
 
 
 def _bad(source: Source, images: int) -> Bad:
@@ -153,14 +149,18 @@ def _in_memory(data: Data, source: Source, split: str, seed: int) -> Any:
     return cifar.read(_root(source), data.set, split, source.checksum)
 
 
+def has_dali() -> bool:
+    """Whether DALI is installed; it is not imported."""
+    return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
+
+
 def _decoder(samples: Samples, source: Source, device: torch.device, bad: Bad) -> Backend:
     if source.workers is not None and source.workers < 1:
         raise UsageError(f"--workers {source.workers}: must be at least 1")
     workers = source.workers or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    here = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
-    if source.backend == "dali" and not here:
+    if source.backend == "dali" and not has_dali():
         raise UsageError("--backend dali: nvidia-dali-cuda130 is not installed; pip install -r requirements.txt, or use --backend vision")
-    if source.backend != "vision" and here:
+    if source.backend != "vision" and has_dali():
         from senet.data.dali import Dali
 
         return Dali(samples, device, workers, bad)

@@ -44,8 +44,8 @@ class Memory:
                 yield Raw(self._augment(raw.pixels, uniforms(self.order.seed, epoch, keys, 3)), raw.labels, epoch, keys)
 
     def names(self, number: int) -> list[str]:
-        keys = self.order.keys(*self.order.place(number)) if self.order else self.dealt[number % len(self.dealt)]
-        return [f"{self.data.set} {key & NUMBER}" for key in keys]
+        assert self.order is not None
+        return [f"{self.data.set} {key & NUMBER}" for key in self.order.keys(*self.order.place(number))]
 
     def close(self) -> None:
         pass

@@ -23,6 +23,16 @@ UNTURNED = {  # from what PIL makes of an orientation back to what is stored
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
+SIGNATURES = {
+    b"\xff\xd8": "jpeg",
+    b"\x89PNG\r\n\x1a\n": "png",
+    b"GIF8": "gif",
+    b"BM": "bmp",
+    b"II*\0": "tiff",
+    b"MM\0*": "tiff",
+    b"P5": "ppm",
+    b"P6": "ppm",
+}
 LARGEST = 178_956_970  # pixels: where PIL suspects a decompression bomb
 
 
@@ -54,12 +64,26 @@ def size(content: bytes) -> tuple[int, int]:
 
 
 def decode(content: bytes) -> Image.Image:
-    """An image as stored, in PIL's mode for it. Raises ValueError, OSError or SyntaxError for what cannot be decoded."""
-    size(content)
-    image = Image.open(io.BytesIO(content), formats=("JPEG", *FORMATS))
+    """An image that has a `size`, as stored, in RGB. Raises ValueError, OSError or SyntaxError for what cannot be decoded."""
+    image: Image.Image = Image.open(io.BytesIO(content), formats=("JPEG", *FORMATS))
     turned = _tiff_orientation(image)
     image.load()
-    return image.transpose(UNTURNED[turned]) if turned in UNTURNED else image
+    if turned in UNTURNED:
+        image = image.transpose(UNTURNED[turned])
+    if image.mode.startswith("I;16") or image.mode == "I":  # PIL would clip 16 bits to white
+        image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:  # else PIL warns of what is dropped here
+        image = image.convert("RGBA")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
+
+
+def kind(content: bytes) -> str:
+    """The format of an image file by its first bytes: jpeg, png, ..., empty or unknown."""
+    if not content:
+        return "empty"
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "webp"
+    return next((name for signature, name in SIGNATURES.items() if content.startswith(signature)), "unknown")
 
 
 def _tiff_orientation(image: Image.Image) -> int:

@@ -38,6 +38,7 @@ class Samples:
         return self.order.keys(*self.order.place(number)) if self.order else self.dealt[number % len(self.dealt)]
 
     def names(self, number: int) -> list[str]:
+        """Of a batch, its images' paths."""
         return [self.path(key) for key in self.keys(number)]
 
     def fill(self, number: int, load: Callable[[Ints], Sequence[T | None]]) -> tuple[Ints, list[T]]:

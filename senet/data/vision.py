@@ -50,7 +50,7 @@ class Batches(Dataset[Made]):
         finish = self._finisher(number, keys[good], np.array([file[1] for file in files if file], np.int64).reshape(-1, 2))
         places = np.cumsum(good) - 1
         return [
-            None if file is None else self._try(int(key), lambda content, place: finish(place, decode_rgb(content)), file[0], int(place))
+            None if file is None else self._try(int(key), lambda content, place: finish(place, decode(content)), file[0], int(place))
             for key, file, place in zip(keys, files, places, strict=True)
         ]
 
@@ -154,12 +154,3 @@ def _processes() -> Any:
     context = get_context("forkserver")
     context.set_forkserver_preload(["senet.data.outlive"])
     return context
-
-
-def decode_rgb(content: bytes) -> Image.Image:
-    image = decode(content)
-    if image.mode.startswith("I;16") or image.mode == "I":  # PIL would clip 16 bits to white
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:  # else PIL warns of what is dropped here
-        image = image.convert("RGBA")
-    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it

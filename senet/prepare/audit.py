@@ -7,7 +7,6 @@ of images are kept too (index-train.npz), so that training need not make them.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import time
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from senet.data import has_dali
 from senet.data.index import ENDINGS, Index, class_folders, find_shards, index_file, listing, scan_folder, scan_shards, stamp
 from senet.errors import UsageError
 from senet.prepare.findings import FINDING, Findings, duplicates, examine
@@ -84,9 +84,9 @@ def _ignored(root: Path, split: str) -> tuple[list[str], list[str]]:
 
 
 def _examine_all(split: str, findings: Findings, processes: int | None) -> None:
-    index, has_dali = findings.index, _has_dali()
+    index, with_dali = findings.index, has_dali()
     spans = (np.arange(start, min(start + AT_ONCE, len(index))) for start in range(0, len(index), AT_ONCE))
-    jobs = ((int(span[0]), part_of(index, span), has_dali) for span in spans)
+    jobs = ((int(span[0]), part_of(index, span), with_dali) for span in spans)
     with progress(f"auditing {split}", len(index)) as bar:
         for start, rows, bad in each(_examine, jobs, processes):
             findings.rows[start : start + len(rows)] = rows
@@ -95,7 +95,7 @@ def _examine_all(split: str, findings: Findings, processes: int | None) -> None:
 
 
 def _examine(job: Job) -> Result:
-    start, images, has_dali = job
+    start, images, with_dali = job
     rows = np.zeros(len(images), FINDING)
     reasons: dict[int, list[str]] = {}
     contents: dict[int, bytes] = {}  # that DALI is asked to decode
@@ -111,7 +111,7 @@ def _examine(job: Job) -> Result:
                 reasons[image] = [reason]
             if rows[image]["height"]:
                 contents[image] = content
-        for image in _dali_failures(contents, rows) if has_dali else ():
+        for image in _dali_failures(contents, rows) if with_dali else ():
             reasons.setdefault(image, []).append("DALI cannot decode it")
     return start, rows, {start + image: _entry(images, image, "; ".join(why)) for image, why in reasons.items()}
 
@@ -136,10 +136,6 @@ def _entry(images: Index, image: int, reason: str) -> dict[str, Any]:
         return {"reason": reason, "file": file, "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
     except OSError:
         return {"reason": reason, "file": file, "bytes": 0, "modified_ns": 0}
-
-
-def _has_dali() -> bool:
-    return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
 
 
 @lru_cache(maxsize=1)
@@ -183,7 +179,7 @@ def _result(found: dict[str, Findings]) -> dict[str, Any]:
 
 
 def _dali_version() -> str | None:
-    if not _has_dali():
+    if not has_dali():
         return None
     from senet.data.probe import VERSION
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +13,10 @@ import numpy as np
 
 from senet.errors import UsageError
 from senet.prepare.drawing import CLASSES, jpeg
+from senet.prepare.writing import clear, each, put
 
 MARKER = "demo.json"
+AT_ONCE = 25  # pictures a job
 VERSION = 1  # of the drawings: raise it when the same seed gives other pictures
 
 
@@ -55,7 +53,12 @@ def prepare(folder: Path, demo: Demo, processes: int | None = None, note: Callab
         for split in ("train", "val"):
             for name in CLASSES:
                 (folder / split / name).mkdir(parents=True, exist_ok=True)
-        _draw(folder, demo.seed, missing, processes or len(os.sched_getaffinity(0)))
+        # A few are drawn sooner than processes start.
+        jobs = [missing[start : start + AT_ONCE] for start in range(0, len(missing), AT_ONCE)]
+        for _ in each(partial(_write, folder, demo.seed), jobs, 1 if len(missing) < 100 else processes):
+            pass
+        for path in {_path(folder, *picture).parent for picture in missing}:
+            clear(path)
         _mark(folder, demo, complete=True)
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written: {error.strerror or error}") from None
@@ -95,34 +98,15 @@ def _read_marker(marker: Path) -> dict[str, Any] | None:
 
 
 def _mark(folder: Path, demo: Demo, complete: bool) -> None:
-    _replace(folder / MARKER, json.dumps(_parameters(demo) | {"complete": complete}).encode() + b"\n")
+    put(folder / MARKER, json.dumps(_parameters(demo) | {"complete": complete}).encode() + b"\n")
 
 
-def _draw(folder: Path, seed: int, pictures: list[tuple[str, int]], processes: int) -> None:
-    if processes == 1 or len(pictures) < 100:
-        for picture in pictures:
-            _write(folder, seed, picture)
-        return
-    # Ctrl-C is for this process, which then takes the others along without a traceback from each.
-    deaf = (signal.SIGINT, signal.SIG_IGN)
-    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=signal.signal, initargs=deaf) as pool:
-        for _ in pool.map(partial(_write, folder, seed), pictures, chunksize=25):
-            pass
-
-
-def _write(folder: Path, seed: int, picture: tuple[str, int]) -> None:
-    split, number = picture
-    # A generator per picture: neither order nor processes nor an interruption changes it.
-    rng = np.random.default_rng([seed, split == "val", number])
-    _replace(_path(folder, split, number), jpeg(CLASSES[number % len(CLASSES)], rng))
+def _write(folder: Path, seed: int, pictures: list[tuple[str, int]]) -> None:
+    for split, number in pictures:
+        # A generator per picture: neither order nor processes nor an interruption changes it.
+        rng = np.random.default_rng([seed, split == "val", number])
+        put(_path(folder, split, number), jpeg(CLASSES[number % len(CLASSES)], rng))
 
 
 def _path(folder: Path, split: str, number: int) -> Path:
     return folder / split / CLASSES[number % len(CLASSES)] / f"{split}_{number:06}.JPEG"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Whole or not at all: what has its name is complete."""
-    partial_file = path.with_name(path.name + ".partial")
-    partial_file.write_bytes(content)
-    partial_file.replace(path)

@@ -14,23 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from senet.data.index import Index
-from senet.data.pixels import FORMATS, size
-from senet.data.vision import decode_rgb
+from senet.data.pixels import FORMATS, decode, kind, size
 
 TRAITS = ("truncated", "empty", "cmyk", "sixteen_bit", "exif_rotated", "tiny", "misnamed", "grey", "palette", "alpha")
 COUNTED = ("grey", "palette", "alpha")  # traits that are usual: counted, not listed
 FINDING = np.dtype([("height", "<i4"), ("width", "<i4"), ("kind", "u1"), ("traits", "<u2"), ("digest", "S16")])
 KINDS = ("unknown", "empty", "jpeg", "png", "gif", "webp", "bmp", "tiff", "ppm")
-SIGNATURES = {
-    b"\xff\xd8": "jpeg",
-    b"\x89PNG\r\n\x1a\n": "png",
-    b"GIF8": "gif",
-    b"BM": "bmp",
-    b"II*\0": "tiff",
-    b"MM\0*": "tiff",
-    b"P5": "ppm",
-    b"P6": "ppm",
-}
 TINY = 32  # pixels of the shorter side
 SIDES = (1, 32, 64, 128, 224, 256, 384, 512, 1024)  # where the bins of the shorter side begin
 LISTED = 1000  # names, at most, of each sort of finding
@@ -39,30 +28,21 @@ ORIENTATION = 0x0112  # a tag of EXIF
 
 def examine(content: bytes, name: str) -> tuple[Any, str]:
     """The finding of an image file, and why PIL cannot decode it, or neither decoder is asked to; empty if it can."""
-    kind = kind_of(content)
+    form = kind(content)
     traits = {"empty": not content}
     height, width, reason = 0, 0, ""
     try:
         height, width = size(content)
         with Image.open(io.BytesIO(content), formats=("JPEG", *FORMATS)) as image:
             traits |= _look(image, content)
-        decode_rgb(content)
+        decode(content)
     except Exception as error:  # decoders of damaged files raise anything
         reason = _plain(error) if not height else f"PIL cannot decode it: {_plain(error)}"
         traits["truncated"] = "truncated" in reason.lower()
-    traits["misnamed"] = height > 0 and kind != _claimed(name)
+    traits["misnamed"] = height > 0 and form != _claimed(name)
     traits["tiny"] = 0 < min(height, width) < TINY
     bits = sum(1 << place for place, trait in enumerate(TRAITS) if traits.get(trait))
-    return (height, width, KINDS.index(kind), bits, hashlib.blake2b(content, digest_size=16).digest()), reason
-
-
-def kind_of(content: bytes) -> str:
-    """The format of an image file by its first bytes."""
-    if not content:
-        return "empty"
-    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-        return "webp"
-    return next((kind for signature, kind in SIGNATURES.items() if content.startswith(signature)), "unknown")
+    return (height, width, KINDS.index(form), bits, hashlib.blake2b(content, digest_size=16).digest()), reason
 
 
 def _claimed(name: str) -> str:

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from senet.data.draws import Ints, permutation
 from senet.data.index import LAYOUT, Index, Names, find_shards, index_file, key, listing, stamp
+from senet.data.pixels import kind
 from senet.errors import UsageError
 from senet.prepare.writing import Encoding, begin, clear, each, mark, part_of, progress, put, read, require_space
 
-SIGNATURES = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif", b"P6": "ppm"}
+ENDINGS = {"jpeg": "jpg", "tiff": "tif"}  # where they are not called as the format
 BLOCK, RECORD = 512, 10240  # bytes: tar counts in the first, and its end is filled up to the second
 
 
@@ -160,10 +161,10 @@ def _add(file: BinaryIO, name: str, content: bytes) -> str:
 
 def _ending(content: bytes, name: str) -> str:
     """By content, where it is known: what is called .JPEG is a PNG now and then."""
-    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-        return "webp"
-    known = next((ending for signature, ending in SIGNATURES.items() if content.startswith(signature)), None)
-    return known or name.rpartition(".")[2].lower().replace("jpeg", "jpg")
+    form = kind(content)
+    if form not in ("unknown", "empty"):
+        return ENDINGS.get(form, form)
+    return name.rpartition(".")[2].lower().replace("jpeg", "jpg")
 
 
 def _listed(index: Index, to: Path, split: str, stems: list[str], parts: list[NDArray[Any]]) -> Index:

@@ -27,6 +27,7 @@ class Watchdog:
     def __init__(self, out: Path, rank: int, limit: float) -> None:
         """`limit` in seconds: of a step; start, saving and validation get ten times as long."""
         self.folder, self.rank, self.limit = out / "health", rank, limit
+        self.began = time.time()
         self.phase, self.step, self.since = "start", -1, time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -75,7 +76,9 @@ class Watchdog:
         signs = []
         for file in self.folder.glob("rank-*.json"):
             with contextlib.suppress(OSError, ValueError):
-                signs.append(json.loads(file.read_text()))
+                sign = json.loads(file.read_text())
+                if sign["at"] >= self.began:  # else left behind by an earlier start, perhaps of more ranks
+                    signs.append(sign)
         if len(signs) < 2:
             return "no other rank is heard of"
         silent = [sign for sign in signs if time.time() - sign["at"] > 5 * EVERY]

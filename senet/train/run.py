@@ -25,7 +25,7 @@ from senet.train.health import Watchdog
 from senet.train.loop import Trainer
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
-from senet.train.saver import Keep, Saver, snapshot
+from senet.train.saver import Saver, snapshot
 from senet.train.stop import RESUMABLE, Stop
 
 GO_ON, SAVE, STOP = 0, 1, 2  # what a rank can ask for between two steps; the greatest wins
@@ -52,9 +52,8 @@ class Flags:
     deterministic: bool = False
 
 
-def train(config: Config, flags: Flags, stop: Stop | None = None) -> int:
+def train(config: Config, flags: Flags, stop: Stop) -> int:
     """Train, or go on training, in `flags.out`. Returns the exit code: 0 done, 75 stopped early. Raises UsageError, RunError."""
-    stop = stop or Stop(flags.out / "stop")
     here = world.start(flags.device)
     try:
         return Run(config, flags, here, stop).train()
@@ -102,7 +101,7 @@ class Run:
                 print(f"{self.flags.out}: {self._summary()}", file=sys.stderr)
             return 0
         self.tracker = self._tracker(resumed)
-        self.saver = Saver(self.folder, Keep(self.flags.keep, self.flags.keep_every)) if self.world.first else None
+        self.saver = Saver(self.folder, self.flags.keep) if self.world.first else None
         self.clock = Clock(self.flags.save_minutes, started)
         finished = False
         try:
@@ -131,6 +130,13 @@ class Run:
 
     def _train_epoch(self) -> bool:
         """Train to the end of the current epoch; False when asked to stop before it."""
+        while self.step < self.loader.steps:
+            if not self._train_on():
+                return False
+        return True
+
+    def _train_on(self) -> bool:
+        """Train to the end of the epoch, or until the run goes back to an earlier position; False when asked to stop."""
         answer = self.world.ask(GO_ON)
         for step in self.trainer.steps(self.loader, self.epoch, self.step, self.interval):
             self.step = step
@@ -151,9 +157,7 @@ class Run:
 
     def _end_epoch(self) -> bool:
         """Validate, keep the epoch's checkpoint, and move on to the next; False when asked to stop before the end of it."""
-        if self.step < self.loader.steps:  # rewound
-            return True
-        own = statistics.pack(self.net).clone()
+        own = statistics.pack(self.net)
         statistics.average(self.net, self.world)
         began = time.monotonic()
         errors = evaluate(self.net, self.val, self.config, self.world, stop=self._validating)
@@ -235,7 +239,7 @@ class Run:
         self.trainer.backward(Batch(blank, labels), Meter(self.world.device))
         self.trainer.optimiser.zero_grad(set_to_none=True)
         self.net.load_state_dict(before)
-        evaluate(self.net, self.val, self.config, self.world, batches=1)
+        evaluate(self.net, self.val, self.config, self.world, stop=lambda: True)
 
     # --------------------------------------------------------------------------------------------------------- checkpoints
 
@@ -267,7 +271,7 @@ class Run:
 
     def _payload(self, per_rank: Tensor, sums: list[Tensor]) -> dict[str, Any]:
         # The net in the file is one to evaluate: statistics averaged. Each rank's own are kept beside it, for an exact resume.
-        own = statistics.pack(self.net).clone()
+        own = statistics.pack(self.net)
         statistics.unpack(self.net, per_rank.mean(0))
         net = snapshot(self.net.state_dict())
         statistics.unpack(self.net, own)

@@ -20,14 +20,6 @@ SPARE = 16 << 20  # bytes left free on the disk
 
 
 @dataclass(frozen=True)
-class Keep:
-    """Which checkpoints outlive newer ones, besides the best."""
-
-    newest: int = 2
-    every: int = 0  # epochs; 0: none
-
-
-@dataclass(frozen=True)
 class _Job:
     step: int
     payload: dict[str, Any]
@@ -42,9 +34,9 @@ class Saver:
     A disk that is full, or fails, costs the checkpoint and not the run: `news` says so, and what was written before stays.
     """
 
-    def __init__(self, folder: Path, keep: Keep) -> None:
+    def __init__(self, folder: Path, keep: int) -> None:
+        """`keep`: how many of the newest checkpoints stay."""
         self.folder, self.keep = folder, keep
-        self.stalled = 0.0  # seconds that training stood still
         self._jobs: queue.Queue[_Job | None] = queue.Queue(1)
         self._news: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._failure: BaseException | None = None
@@ -53,14 +45,12 @@ class Saver:
 
     def save(self, step: int, payload: dict[str, Any], facts: dict[str, Any], names: list[str]) -> None:
         """Take a snapshot of `payload` and return; it is also to be found under `names` (best.pt, say) once it is written."""
-        began = time.monotonic()
         copy = snapshot(payload)
         made = None
         if torch.cuda.is_initialized():
             made = torch.cuda.Event()
             made.record()
         self._put(_Job(step, copy, facts, names, made))
-        self.stalled += time.monotonic() - began
 
     def finish(self) -> None:
         """Wait until everything is on disk."""
@@ -111,7 +101,7 @@ class Saver:
         path = checkpoint.write(self.folder, job.step, payload, job.facts)
         for name in job.names:
             checkpoint.mark(path, name)
-        checkpoint.prune(self.folder, self.keep.newest)
+        checkpoint.prune(self.folder, self.keep)
 
 
 def snapshot(tree: Any) -> Any:

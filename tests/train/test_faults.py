@@ -15,14 +15,17 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 from senet.config import Optim
 from senet.train import checkpoint
 from senet.train.optimiser import sgd
-from senet.train.saver import Keep, Saver, snapshot
-from tests.conftest import ROOT, command, environment, run
+from senet.train.saver import Saver, snapshot
+from tests.conftest import ROOT, TINY, command, environment, run
 from tests.train.test_resume import assert_same, final, records
+
+OFTEN = ["--log-every", 2, "--workers", 1, "--save-minutes", 0.00001]
 
 
 def lines(out: Path, **like: Any) -> list[dict[str, Any]]:
@@ -137,7 +140,7 @@ def test_a_stop_within_the_validation_does_not_wait_for_its_end(tmp_path: Path, 
 
 
 def test_a_snapshot_is_not_reached_by_what_comes_after(tmp_path: Path) -> None:
-    saver = Saver(tmp_path, Keep(newest=10))
+    saver = Saver(tmp_path, keep=10)
     weights = torch.zeros(1000, 1000)
     for step in range(5):
         weights.fill_(step)
@@ -194,6 +197,16 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(small_disk: Path, tiny
 # --------------------------------------------------------------------------------------------------------------------- restarts
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    """What two ranks come to that nothing happens to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    done = run("launch.train", folder / "tiny.yaml", "--data", images, *OFTEN, "--out", folder / "out", ranks=2)
+    assert done.returncode == 0, done.stderr
+    return folder / "out"
+
+
 def elastic(arguments: list[object], faults: str) -> subprocess.CompletedProcess[str]:
     """Two ranks under torchrun, which may restart them."""
     start = command("launch.train", *arguments, ranks=2)
@@ -203,28 +216,24 @@ def elastic(arguments: list[object], faults: str) -> subprocess.CompletedProcess
 
 
 @pytest.mark.slow
-def test_torchrun_brings_killed_ranks_back_and_nothing_is_lost(tmp_path: Path, tiny: Path, images: Path) -> None:
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    arguments: list[object] = [tiny, "--data", images, "--log-every", 2, "--workers", 1, "--save-minutes", 0.00001]
-    assert run("launch.train", *arguments, "--out", whole, ranks=2).returncode == 0
-    done = elastic([*arguments, "--out", out], "kill@0:3 kill@1:7:1")
+def test_torchrun_brings_killed_ranks_back_and_nothing_is_lost(tmp_path: Path, tiny: Path, images: Path, undisturbed: Path) -> None:
+    out = tmp_path / "out"
+    done = elastic([tiny, "--data", images, *OFTEN, "--out", out], "kill@0:3 kill@1:7:1")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("resumed") == 2
-    assert_same(final(whole), final(out))
-    assert records(whole) == records(out)
+    assert_same(final(undisturbed), final(out))
+    assert records(undisturbed) == records(out)
 
 
 @pytest.mark.slow
-def test_a_rank_that_hangs_is_named_and_the_run_goes_on(tmp_path: Path, tiny: Path, images: Path) -> None:
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    arguments: list[object] = [tiny, "--data", images, "--log-every", 2, "--workers", 1, "--hang-minutes", 0.2]
-    assert run("launch.train", *arguments, "--out", whole, ranks=2).returncode == 0
-    done = elastic([*arguments, "--out", out], "hang@1:4")
+def test_a_rank_that_hangs_is_named_and_the_run_goes_on(tmp_path: Path, tiny: Path, images: Path, undisturbed: Path) -> None:
+    out = tmp_path / "out"
+    done = elastic([tiny, "--data", images, *OFTEN, "--hang-minutes", 0.2, "--out", out], "hang@1:4")
     assert done.returncode == 0, done.stderr
     assert "is behind: in phase 'data' after 4 steps" in done.stderr
     assert "rank 1 on" in done.stderr.partition(" is behind")[0].rpartition(";")[2]
     assert "in _stretch" in done.stderr  # the stack
-    assert_same(final(whole), final(out))
+    assert_same(final(undisturbed), final(out))
 
 
 def two_agents(words: list[str], folders: tuple[Path, Path], faults: str = "", restarts: int = 0) -> tuple[list[int], str]:
@@ -247,15 +256,13 @@ def two_agents(words: list[str], folders: tuple[Path, Path], faults: str = "", r
 
 
 @pytest.mark.slow
-def test_two_agents_bring_a_killed_rank_back(tmp_path: Path, tiny: Path, images: Path) -> None:
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    arguments: list[object] = [tiny, "--data", images, "--log-every", 2, "--workers", 1, "--save-minutes", 0.00001]
-    assert run("launch.train", *arguments, "--out", whole, ranks=2).returncode == 0
-    codes, told = two_agents([*map(str, arguments), "--out", str(out)], (tmp_path, tmp_path), "kill@1:6", restarts=3)
+def test_two_agents_bring_a_killed_rank_back(tmp_path: Path, tiny: Path, images: Path, undisturbed: Path) -> None:
+    out = tmp_path / "out"
+    codes, told = two_agents([*map(str, [tiny, "--data", images, *OFTEN, "--out", out])], (tmp_path, tmp_path), "kill@1:6", restarts=3)
     assert codes == [0, 0], told
     assert told.count("resumed") == 1
-    assert_same(final(whole), final(out))
-    assert records(whole) == records(out)
+    assert_same(final(undisturbed), final(out))
+    assert records(undisturbed) == records(out)
 
 
 @pytest.mark.slow
