@@ -1,4 +1,9 @@
-"""Faults on purpose, for tests and drills: SENET_FAULTS="nan@1:5 kill@0:7" does NAME on RANK at STEP (counted over the whole run).
+"""Faults on purpose, for tests and drills: SENET_FAULTS="kill@1:5 kill@0:6/rename nan@0:7" does ACT on RANK at STEP, in PHASE.
+
+Steps are counted over the whole run. Phases: data (the default: before the images of a step), validate (of the epoch that ends with the
+step), and those of the checkpoint of the step: write, sync, rename, manifest, each met when it is done. Acts: kill (SIGKILL), term (TERM to
+itself), hang, slow (a second's delay, in every step from then on), clock (the wall clock jumps ahead by a day), nan (in the images of a
+step).
 
 Only in a process that torchrun has not restarted, else a run could never get past a fault; "hang@0:3:1" is for the first restart.
 """
@@ -7,32 +12,58 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+import signal
+import time
+from typing import NamedTuple
 
 from senet.errors import UsageError
 
-_FORM = re.compile(r"([a-z-]+)@(\d+):(\d+)(?::(\d+))?")
+_FORM = re.compile(r"(kill|term|hang|slow|clock|nan)@(\d+):(\d+)(?:/(data|validate|write|sync|rename|manifest))?(?::(\d+))?")
+DAY = 86_400.0
 
 
-def _armed() -> set[tuple[str, int]]:
+class Fault(NamedTuple):
+    act: str
+    phase: str
+    step: int
+
+
+def meet(phase: str, step: int) -> None:
+    """Let happen what is due here; nothing, and at no cost, unless the environment names faults."""
+    for fault in _ARMED:
+        if fault.phase == phase and (fault.step == step or (fault.act == "slow" and fault.step <= step)):
+            _act(fault.act)
+
+
+def nan(step: int) -> bool:
+    """Whether the images of a step are to be spoilt."""
+    return any(fault.act == "nan" and fault.step == step for fault in _ARMED)
+
+
+def _act(name: str) -> None:
+    if name == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif name == "term":
+        os.kill(os.getpid(), signal.SIGTERM)
+    elif name == "hang":
+        time.sleep(1e6)
+    elif name == "slow":
+        time.sleep(1.0)
+    elif name == "clock":
+        now = time.time
+        time.time = lambda: now() + DAY
+
+
+def _armed() -> tuple[Fault, ...]:
     rank, restart = int(os.environ.get("RANK", "0")), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    found = set()
+    found = []
     for word in os.environ.get("SENET_FAULTS", "").split():
         match = _FORM.fullmatch(word)
         if match is None:
-            raise UsageError(f"SENET_FAULTS: {word!r}: a fault is written NAME@RANK:STEP or NAME@RANK:STEP:RESTART")
-        if int(match[2]) == rank and int(match[4] or 0) == restart:
-            found.add((match[1], int(match[3])))
-    return found
+            raise UsageError(f"SENET_FAULTS: {word!r}: written ACT@RANK:STEP[/PHASE][:RESTART]; see senet/faults.py")
+        if int(match[2]) == rank and int(match[5] or 0) == restart:
+            found.append(Fault(match[1], match[4] or "data", int(match[3])))
+    return tuple(found)
 
 
-def at(step: int) -> Callable[[str], bool]:
-    """Whether a fault of some name is due at a step."""
-    return (lambda name: (name, step) in _ARMED) if _ARMED else _never
-
-
-def _never(name: str) -> bool:
-    return False
-
-
-_ARMED = _armed() if "SENET_FAULTS" in os.environ else set()
+_ARMED = _armed()

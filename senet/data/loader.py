@@ -24,6 +24,7 @@ class Batch(NamedTuple):
     labels: Tensor  # int64 [b]
     others: Tensor | None = None  # int64 [b], labels of what each image is mixed with
     weights: Tensor | None = None  # float32 [b], shares of the images themselves, 1/2 to 1
+    keys: Ints | None = None  # [b], which images they are (see `order`), on the host
 
 
 class Raw(NamedTuple):
@@ -142,15 +143,15 @@ class Finish:
     def finish(self, raw: Raw, drawn: Drawn) -> Batch:
         labels = raw.labels.to(self.device, torch.int64, non_blocking=True)
         if raw.pixels.is_floating_point():
-            return Batch(raw.pixels.permute(0, 3, 1, 2), labels)
+            return Batch(raw.pixels.permute(0, 3, 1, 2), labels, keys=raw.keys)
         pixels = raw.pixels.to(self.device, non_blocking=True).float()
         if self.augmentation is None:
-            return Batch(self._normalise(pixels), labels)
+            return Batch(self._normalise(pixels), labels, keys=raw.keys)
         drawn = drawn.to(self.device)
         images = self.augmentation.mix(self._normalise(self.augmentation.change(pixels, drawn)), drawn)
         if drawn.weights is None:
-            return Batch(images, labels)
-        return Batch(images, labels, neighbours(labels), drawn.weights)
+            return Batch(images, labels, keys=raw.keys)
+        return Batch(images, labels, neighbours(labels), drawn.weights, raw.keys)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         """In place, float [b, H, W, 3] in 0..255. Whole rows at once: a loop over three channels would cost more than the arithmetic."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from senet import faults
 from senet.errors import UsageError
 
 FORMAT = 1
@@ -30,9 +31,10 @@ def write(folder: Path, step: int, payload: dict[str, Any], facts: dict[str, Any
     """Write the checkpoint of `step` and return its path. `facts` go to the manifest. Raises OSError (disk full, say)."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.pt"
-    _replace(path, lambda temporary: _save({"format": FORMAT, **payload}, temporary))
+    _replace(path, lambda temporary: _save({"format": FORMAT, **payload}, temporary), lambda phase: faults.meet(phase, step))
     manifest = {"format": FORMAT, "bytes": path.stat().st_size, "sha256": _sha256(path), "step": step, **facts}
     write_text(_manifest(path), json.dumps(manifest, indent=1))
+    faults.meet("manifest", step)
     return path
 
 
@@ -139,12 +141,15 @@ def _manifest(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def _replace(path: Path, fill: Callable[[Path], object]) -> None:
+def _replace(path: Path, fill: Callable[[Path], object], done: Callable[[str], None] = lambda phase: None) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         fill(temporary)
+        done("write")
         _sync(temporary)
+        done("sync")
         os.replace(temporary, path)
+        done("rename")
     except BaseException:
         temporary.unlink(missing_ok=True)  # on a full disk it is in the way of the next one
         raise

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
@@ -17,6 +14,7 @@ from torch.amp.grad_scaler import GradScaler
 from senet import faults
 from senet.config import Config
 from senet.data.loader import Batch, TrainLoader
+from senet.ledger import Ledger
 from senet.schedule import learning_rate
 from senet.train import statistics
 from senet.train.meter import Meter
@@ -36,6 +34,7 @@ class Trainer:
         self.scaler = GradScaler(world.device.type, enabled=config.precision == "fp16")
         self.share = config.batch // world.size
         self.note = note  # told (phase, step) as the loop goes on
+        self.ledger = Ledger(world.rank, world.size)
         self.net = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self.skipped: list[tuple[int, int]] = []  # stretches of steps, first and last, that are left out
         self.row = 0
@@ -59,20 +58,17 @@ class Trainer:
         with closing(loader.batches(epoch, first)) as batches:
             for step in range(first, end):
                 number = epoch * loader.steps + step
-                fault = faults.at(number)
                 # What the net draws (dropout) follows from the position alone, so there is no generator to save.
                 torch.manual_seed(_mix(self.config.seed, number, self.world.rank))
                 set_learning_rate(self.optimiser, self.learning_rate(epoch + step / loader.steps))
                 before = statistics.pack(self.net)
                 for micro in range(loader.micro_batches):
                     self.note("data", number)
-                    if fault("hang"):
-                        time.sleep(1e6)
+                    faults.meet("data", number)
                     batch = next(batches)
+                    self.ledger.note(number, micro, loader.micro_batches, batch.keys)
                     self.note("compute", number)
-                    if fault("kill"):
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    if fault("nan"):
+                    if faults.nan(number):
                         batch.images[0] = float("nan")
                     self.backward(batch, meter, last=micro == loader.micro_batches - 1)
                 self._update(number, before)

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from torch import Tensor
 
-from senet import provenance, track, world
-from senet.config import Config, divide_batch, from_dict, to_dict
+from senet import faults, world
+from senet.config import Config, divide_batch, from_dict
 from senet.data import Source, train_loader, val_loader
 from senet.data.loader import Batch
 from senet.errors import RunError, UsageError
 from senet.evaluate import evaluate
-from senet.models import build, summary
-from senet.train import checkpoint, preflight, statistics
+from senet.models import build
+from senet.train import checkpoint, preflight, report, statistics, status
 from senet.train.health import Watchdog
+from senet.train.lock import Lock
 from senet.train.loop import Trainer
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
-from senet.train.saver import Saver, snapshot
+from senet.train.report import Report
+from senet.train.saver import Saver
+from senet.train.state import State
 from senet.train.stop import RESUMABLE, Stop
 
 GO_ON, SAVE, STOP = 0, 1, 2  # what a rank can ask for between two steps; the greatest wins
@@ -45,6 +47,7 @@ class Flags:
     save_minutes: float = 15.0
     keep: int = 2
     keep_every: int = 0
+    accept_changes: bool = False
     max_skips: int = 10
     hang_minutes: float = 5.0
     log_every: int = 50
@@ -67,70 +70,93 @@ class Run:
     def __init__(self, config: Config, flags: Flags, here: world.World, stop: Stop) -> None:
         self.config, self.flags, self.world, self.stop = config, flags, here, stop
         self.folder = flags.out / "checkpoints"
-        self.epoch, self.step = 0, 0  # position: whole epochs, and steps of the current one, that are done
-        self.best: dict[str, float] = {}
         self.rewinds = 0
-        self.bad: dict[str, str] = {}  # undecodable images that the log names: path -> reason
-        preflight.check_folder(config, flags.out)
+        self.saver: Saver | None = None
+        self.changed: list[str] = []  # settings, since the last start
+        self.lock: Lock | None = None
+        self.report = Report(here, flags.out, time.monotonic())
+        preflight.check_folder(config, flags.out, flags.accept_changes)
         self.watchdog = Watchdog(flags.out, here.rank, 60 * flags.hang_minutes)
         if here.device.type == "cuda":
             torch.backends.cudnn.benchmark = not flags.deterministic
             torch.backends.cudnn.deterministic = flags.deterministic
 
-        at_once, accumulate = divide_batch(config.batch, here.size, flags.largest_batch)
+        self.at_once, self.accumulate = divide_batch(config.batch, here.size, flags.largest_batch)
         source, data = flags.source, config.data
         self.val = val_loader(data, source, here.rank, here.size, here.device)
-        self.loader = train_loader(data, source, config.batch, at_once, config.seed, here.rank, here.size, here.device)
+        self.loader = train_loader(data, source, config.batch, self.at_once, config.seed, here.rank, here.size, here.device)
 
         preflight.check_alike(here, (self.loader.fingerprint, self.val.fingerprint))
 
         torch.manual_seed(config.seed)
         self.net = build(config.net, data.classes).to(here.device).to(memory_format=torch.channels_last)
         self.trainer = Trainer(config, here, here.wrap(self.net), sgd(self.net, config.optim), self.watchdog.at)
-        self.interval, self.total = Meter(here.device), Meter(here.device)
-        self.at_once, self.accumulate = at_once, accumulate
+        self.state = State(self.net, self.trainer, Meter(here.device), Meter(here.device))
 
     # ------------------------------------------------------------------------------------------------------------ the run
 
     def train(self) -> int:
-        started = time.monotonic()
-        self._rehearse(self.at_once)
-        resumed = self._resume()
-        if resumed and self.epoch >= self.config.epochs:
-            if self.world.first:
-                print(f"{self.flags.out}: {self._summary()}", file=sys.stderr)
-            return 0
-        self.tracker = self._tracker(resumed)
-        self.saver = Saver(self.folder, self.flags.keep) if self.world.first else None
-        self.clock = Clock(self.flags.save_minutes, started)
-        finished = False
         try:
-            self._announce(resumed)
-            if not resumed:
-                self._save({})
-            while self.epoch < self.config.epochs:
+            self._rehearse()
+            self.lock = preflight.claim(self.world, self.flags.out)
+            resumed = self._resume()
+            if resumed and self.state.epoch >= self.config.epochs:
+                if self.world.first:
+                    print(f"{self.flags.out}: {report.done(self.config, self.state.best, self.folder)}", file=sys.stderr)
+                return 0
+            self._begin(resumed)
+            while self.state.epoch < self.config.epochs:
                 if not (self._train_epoch() and self._end_epoch()):
                     self._written()
-                    self._say(
-                        f"stopped after epoch {self.epoch}, step {self.step} of {self.loader.steps}; the same command goes on from here"
-                    )
+                    where = f"epoch {self.state.epoch}, step {self.state.step} of {self.loader.steps}"
+                    self.report.say(f"stopped after {where}; the same command goes on from here")
+                    self._status("stopped", "asked to")
                     return RESUMABLE
-            finished = True
             self._written()
-            self._say(self._summary())
+            self.report.say(report.done(self.config, self.state.best, self.folder))
+            self._status("done")
             return 0
+        except (UsageError, RunError) as error:
+            self._status("failed", str(error))
+            raise
         finally:
-            self.watchdog.at("save", self._global_step)
-            if self.saver:
-                self.saver.close()
-            self.tracker.close(finished)
-            self.loader.close()
-            self.val.close()
-            self.watchdog.close()
+            self._close()
+
+    def _begin(self, resumed: bool) -> None:
+        """Open everything that outlives an epoch, and say what is about to happen."""
+        flags, state, says = self.flags, self.state, self.report
+        if self.world.first:
+            self.saver = Saver(self.folder, flags.keep)
+        if not resumed:
+            says.keep(self.config, flags)
+        says.open(self.config, flags.name, flags.track, self._global_step if resumed else None)
+        images, batch = (self.loader.images, self.val.images), (self.at_once, self.accumulate)
+        says.announce(self.config, flags.name, images, batch, self.val.description["backend"])
+        self.last_save = time.monotonic()
+        if resumed:
+            says.say(f"resumed {flags.out} after epoch {state.epoch}, step {state.step} of {self.loader.steps}")
+            if self.changed:
+                says.log("event", state.epoch, self._global_step, changed="; ".join(self.changed))
+                says.keep(self.config, flags)
+            self._status("running")
+        else:
+            self._save({})
+
+    def _close(self) -> None:
+        """In any case, in this order: what is written last must not be lost."""
+        self.watchdog.at("save", self._global_step)
+        if self.saver:
+            self.saver.close()
+        self.report.tracker.close(self.state.epoch >= self.config.epochs)
+        self.loader.close()
+        self.val.close()
+        self.watchdog.close()
+        if self.lock:
+            self.lock.release()
 
     def _train_epoch(self) -> bool:
         """Train to the end of the current epoch; False when asked to stop before it."""
-        while self.step < self.loader.steps:
+        while self.state.step < self.loader.steps:
             if not self._train_on():
                 return False
         return True
@@ -138,15 +164,15 @@ class Run:
     def _train_on(self) -> bool:
         """Train to the end of the epoch, or until the run goes back to an earlier position; False when asked to stop."""
         answer = self.world.ask(GO_ON)
-        for step in self.trainer.steps(self.loader, self.epoch, self.step, self.interval):
-            self.step = step
+        for step in self.trainer.steps(self.loader, self.state.epoch, self.state.step, self.state.interval):
+            self.state.step = step
             if step % self.flags.log_every == 0 or step == self.loader.steps:
                 self._log_interval()
                 self._tell_bad()
                 if self._rewound():
                     answer()
                     return True
-            wish, answer = answer(), self.world.ask(STOP if self.stop.wanted else SAVE if self.clock.due() else GO_ON)
+            wish, answer = answer(), self.world.ask(STOP if self.stop.wanted else SAVE if self._save_is_due() else GO_ON)
             if wish != GO_ON and step < self.loader.steps:
                 self._save({})
                 if wish == STOP:
@@ -157,22 +183,24 @@ class Run:
 
     def _end_epoch(self) -> bool:
         """Validate, keep the epoch's checkpoint, and move on to the next; False when asked to stop before the end of it."""
+        state = self.state
         own = statistics.pack(self.net)
         statistics.average(self.net, self.world)
         began = time.monotonic()
+        faults.meet("validate", self._global_step)
         errors = evaluate(self.net, self.val, self.config, self.world, stop=self._validating)
         if self.world.ask(STOP if self.stop.wanted else GO_ON)() == STOP:
             statistics.unpack(self.net, own)
             self._save({})
             return False
-        train = self.total.read(self.world.sum(self.total.sums.clone()))
-        self.total.sums.zero_()
-        self.epoch, self.step = self.epoch + 1, 0
-        if errors["top1_error"] < self.best.get("top1_error", float("inf")):
-            self.best = {"epoch": self.epoch, **errors}
+        train = state.total.read(self.world.sum(state.total.sums.clone()))
+        state.total.sums.zero_()
+        state.epoch, state.step = state.epoch + 1, 0
+        if errors["top1_error"] < state.best.get("top1_error", float("inf")):
+            state.best = {"epoch": state.epoch, **errors}
         record = {f"train_{name}": value for name, value in train.items()} | errors
         self._tell_bad()
-        self._log("val", record, validation_seconds=time.monotonic() - began, best_top1_error=self.best.get("top1_error"))
+        self._log("val", **record, validation_seconds=time.monotonic() - began, best_top1_error=state.best.get("top1_error"))
         self._save(errors)
         return True
 
@@ -186,11 +214,11 @@ class Run:
 
         Every rank sees the same, for gradients are those of the global batch.
         """
-        bad = self.trainer.unfinite()
+        bad, out = self.trainer.unfinite(), self.flags.out
         if bad:
             self._dump(bad)
-            self._log("event", {}, skipped=len(bad), first_skipped=bad[0] + 1, reason="gradients not finite", row=self.trainer.row)
-            self._say(f"left out {len(bad)} steps from step {bad[0] + 1}: gradients not finite; images in {self.flags.out}/nonfinite-*")
+            self._log("event", skipped=len(bad), first_skipped=bad[0] + 1, reason="gradients not finite", row=self.trainer.row)
+            self.report.say(f"left out {len(bad)} steps from step {bad[0] + 1}: gradients not finite; images in {out}/nonfinite-*")
         if self.trainer.row < self.flags.max_skips:
             return False
         stretch = (self._global_step - self.trainer.row, self._global_step - 1)
@@ -198,15 +226,15 @@ class Run:
         if self.rewinds > REWINDS:
             raise RunError(
                 f"gradients not finite in {self.trainer.row} steps in a row, again after {REWINDS} rewinds; "
-                f"lower optim.lr, use bf16 or fp32, or look at the images in {self.flags.out}/nonfinite-*.json"
+                f"lower optim.lr, use bf16 or fp32, or look at the images in {out}/nonfinite-*.json"
             )
         if self.saver:
             self.saver.finish()
         skipped = [*self.trainer.skipped, stretch]
         self._resume(before=stretch[0] + 1)
         self.trainer.skipped, self.trainer.row = skipped, 0
-        self.interval.sums.zero_()
-        self._say(f"went back to epoch {self.epoch}, step {self.step}; leaves out steps {stretch[0] + 1} to {stretch[1] + 1}")
+        where = f"epoch {self.state.epoch}, step {self.state.step}"
+        self.report.say(f"went back to {where}; leaves out steps {stretch[0] + 1} to {stretch[1] + 1}")
         return True
 
     def _dump(self, bad: list[int]) -> None:
@@ -214,25 +242,26 @@ class Run:
         images = {step + 1: self.loader.names(step) for step in bad[:DUMPED]}
         self.flags.out.mkdir(parents=True, exist_ok=True)
         file = self.flags.out / f"nonfinite-{bad[0] + 1:08d}-rank{self.world.rank}.json"
-        checkpoint.write_text(file, json.dumps({"epoch": self.epoch, "steps": bad, "images": images}, indent=1))
+        checkpoint.write_text(file, json.dumps({"epoch": self.state.epoch, "steps": bad, "images": images}, indent=1))
 
     def _tell_bad(self) -> None:
         """Name, once each, the images that any rank could not decode. Raises RunError, on all ranks, when they are too many."""
+        bad = self.state.bad
         for found in self.world.hear({**self.loader.bad, **self.val.bad}):
             for path, reason in found.items():
-                if path not in self.bad:
-                    self.bad[path] = reason
-                    self._log("event", {}, undecodable=path, reason=reason)
-        self.loader.bad.check(self.bad)
+                if path not in bad:
+                    bad[path] = reason
+                    self._log("event", undecodable=path, reason=reason)
+        self.loader.bad.check(bad)
 
-    def _rehearse(self, images: int) -> None:
+    def _rehearse(self) -> None:
         """Do once, on blank images, what the run will do for hours, so that what would fail then fails now; then undo it.
 
         It also settles the order in which DDP reduces gradients, which its first backward finds out: without it the first step after
         a resume would add them up in another order than an undisturbed run does.
         """
         before = {name: value.clone() for name, value in self.net.state_dict().items()}
-        crop = self.config.data.crop
+        crop, images = self.config.data.crop, self.at_once
         blank = torch.zeros(images, 3, crop, crop, device=self.world.device).contiguous(memory_format=torch.channels_last)
         labels = torch.arange(images, device=self.world.device) % self.config.data.classes
         self.trainer.model.train()
@@ -243,18 +272,22 @@ class Run:
 
     # --------------------------------------------------------------------------------------------------------- checkpoints
 
+    def _save_is_due(self) -> bool:
+        return time.monotonic() - self.last_save > 60 * self.flags.save_minutes
+
     def _save(self, errors: dict[str, float]) -> None:
         """Write a checkpoint of the current position; every rank takes part, the first one writes."""
+        state, every = self.state, self.flags.keep_every
         self.watchdog.at("save", self._global_step)
-        per_rank = self.world.gather(statistics.pack(self.net))
-        sums = [self.world.sum(meter.sums.clone()) for meter in (self.interval, self.total)]
+        facts = {"images": self.loader.fingerprint, "pixels": self.val.description}
+        payload = state.pack(self.config, self.world, self._global_step * self.config.batch, facts)
         if self.saver:
-            names = [checkpoint.BEST] if errors and self.best.get("epoch") == self.epoch else []
-            if errors and self.flags.keep_every and self.epoch % self.flags.keep_every == 0:
-                names.append(f"epoch-{self.epoch:04d}.pt")
-            facts = {"epoch": self.epoch, "epoch_step": self.step, **errors}
-            self.saver.save(self._global_step, self._payload(per_rank, sums), facts, names)
-        self.clock.saved()
+            names = [checkpoint.BEST] if errors and state.best.get("epoch") == state.epoch else []
+            if errors and every and state.epoch % every == 0:
+                names.append(f"epoch-{state.epoch:04d}.pt")
+            self.saver.save(self._global_step, payload, {"epoch": state.epoch, "epoch_step": state.step, **errors}, names)
+        self.last_save = time.monotonic()
+        self._status("running")
         self._news()
 
     def _written(self) -> None:
@@ -266,29 +299,8 @@ class Run:
 
     def _news(self) -> None:
         for text in self.saver.news() if self.saver else ():
-            self._say(f"warning: {text}")
-            self._log("event", {}, warning=text)
-
-    def _payload(self, per_rank: Tensor, sums: list[Tensor]) -> dict[str, Any]:
-        # The net in the file is one to evaluate: statistics averaged. Each rank's own are kept beside it, for an exact resume.
-        own = statistics.pack(self.net)
-        statistics.unpack(self.net, per_rank.mean(0))
-        net = snapshot(self.net.state_dict())
-        statistics.unpack(self.net, own)
-        return {
-            "net": net,
-            "statistics": per_rank,
-            "optimiser": self.trainer.optimiser.state_dict(),
-            "scaler": self.trainer.scaler.state_dict(),
-            "progress": {"epoch": self.epoch, "step": self.step, "images": self._global_step * self.config.batch, "best": dict(self.best)},
-            "bad": dict(self.bad),
-            "skipped": [list(stretch) for stretch in self.trainer.skipped],
-            "images": self.loader.fingerprint,
-            "meters": sums,
-            "config": to_dict(self.config),
-            "pixels": self.val.description,
-            "versions": provenance.versions(),
-        }
+            self.report.say(f"warning: {text}")
+            self._log("event", warning=text)
 
     def _resume(self, before: int | None = None) -> bool:
         """Load the newest valid checkpoint of the run folder, of those `before` a step; False where there is none.
@@ -300,113 +312,39 @@ class Run:
         if path is None:
             return False
         payload = found[1] if found else checkpoint.read(path)
-        preflight.check_same(from_dict(payload["config"]), self.config, path)
+        self.changed = preflight.check_same(from_dict(payload["config"]), self.config, path, self.flags.accept_changes)
         for name, was in payload["pixels"].items() if self.world.first else ():
             if (now := self.val.description.get(name)) != was:
                 print(f"warning: other pixels than before: {name} was {was!r}, is now {now!r}; results will differ", file=sys.stderr)
-        if payload["images"] != self.loader.fingerprint:
+        if payload["images"] != self.loader.fingerprint and not any(change.startswith("data.") for change in self.changed):
             raise UsageError(f"--data {self.flags.source.root}: other images than those {path} was trained on; give them, or another --out")
-        self.net.load_state_dict(payload["net"])
-        per_rank = payload["statistics"]
-        if len(per_rank) == self.world.size:
-            statistics.unpack(self.net, per_rank[self.world.rank].to(self.world.device))
-        self.trainer.optimiser.load_state_dict(payload["optimiser"])
-        self.trainer.scaler.load_state_dict(payload["scaler"])
-        progress, self.bad = payload["progress"], payload["bad"]
-        self.trainer.skipped = [(first, last) for first, last in payload["skipped"]]
-        self.epoch, self.step, self.best = progress["epoch"], progress["step"], progress["best"]
-        if self.world.first:  # sums over all ranks: one of them carries on with them
-            for meter, sums in zip((self.interval, self.total), payload["meters"], strict=True):
-                meter.sums.copy_(sums)
+        self.state.restore(payload, self.world)
+        if self.state.step and self.changed:
+            preflight.check_within_epoch(self.changed, path)
         return True
 
     # ------------------------------------------------------------------------------------------------------------- telling
 
-    def _tracker(self, resumed: bool) -> track.Tracker:
-        if not self.world.first:
-            return track.Silent()
-        out = self.flags.out
-        if not resumed:
-            out.mkdir(parents=True, exist_ok=True)
-            commit, diff = provenance.code()
-            facts = {"flags": asdict(self.flags), "versions": provenance.versions(), "commit": commit, **provenance.machine()}
-            checkpoint.write_text(out / "config.yaml", yaml.safe_dump(to_dict(self.config), sort_keys=False))
-            checkpoint.write_text(out / "run.json", json.dumps(facts, indent=1, default=str))
-            if diff:
-                checkpoint.write_text(out / "uncommitted.diff", diff)
-        return track.build(
-            out,
-            choice=self.flags.track,
-            name=self.flags.name,
-            config=to_dict(self.config),
-            resume_step=self._global_step if resumed else None,
-        )
-
-    def _announce(self, resumed: bool) -> None:
-        config, here = self.config, self.world
-        size = summary(config.net, config.data.classes, config.data.crop)
-        images = f"{self.loader.images} training and {self.val.images} validation images"
-        ranks = f"{here.size} x {here.device.type}" + (f" {torch.cuda.get_device_name(here.device)}" if here.device.type == "cuda" else "")
-        accumulate = f" x {self.accumulate} accumulated" if self.accumulate > 1 else ""
-        self._say(f"{self.flags.name}: {size.parameters / 1e6:.2f} M parameters, {size.gmacs:.3g} GMACs; {images}")
-        self._say(
-            f"batch {config.batch} = {ranks} x {self.at_once}{accumulate}; {config.precision}; pixels: {self.val.description['backend']}"
-        )
-        if resumed:
-            self._say(f"resumed {self.flags.out} after epoch {self.epoch}, step {self.step} of {self.loader.steps}")
-
     def _log_interval(self) -> None:
-        sums = self.world.sum(self.interval.sums.clone())
-        self.interval.sums.zero_()
+        state, clock = self.state, self.report.clock
+        sums = self.world.sum(state.interval.sums.clone())
+        state.interval.sums.zero_()
         if self.world.first:
-            self.total.sums += sums
-        values = self.interval.read(sums)
-        speed, wait = self.clock.lap(int(values["images"]), self.loader.waited)
+            state.total.sums += sums
+        values: dict[str, Any] = state.interval.read(sums)
+        speed, wait = clock.lap(int(values["images"]), self.loader.waited)
         rate = self.trainer.optimiser.param_groups[0]["lr"]
-        self._log("train", values, epoch=self.epoch + 1, learning_rate=rate, images_per_second=speed, data_wait=wait)
-        self.tracker.progress(self.epoch + 1, self.config.epochs, self.step, self.loader.steps, speed, wait)
+        self.report.log("train", state.epoch + 1, self._global_step, **values, learning_rate=rate, images_per_second=speed, data_wait=wait)
+        self.report.tracker.progress(state.epoch + 1, self.config.epochs, state.step, self.loader.steps, speed, wait)
 
-    def _log(self, kind: str, values: dict[str, float], **more: Any) -> None:
-        record = {"kind": kind, "epoch": self.epoch, "step": self._global_step, "seconds": self.clock.seconds()}
-        self.tracker.log(record | values | more)
+    def _log(self, kind: str, **values: Any) -> None:
+        self.report.log(kind, self.state.epoch, self._global_step, **values)
 
-    def _say(self, text: str) -> None:
-        self.tracker.say(text)
-
-    def _summary(self) -> str:
-        if not self.best:
-            return "done: no epoch was trained"
-        best = self.best
-        return (
-            f"done: {self.config.epochs} epochs; best top-1 error {best['top1_error']:.2f} %, top-5 {best['top5_error']:.2f} % "
-            f"on {best['images']} images after epoch {best['epoch']}: {self.folder / checkpoint.BEST}"
-        )
+    def _status(self, state: str, reason: str = "") -> None:
+        if self.world.first and self.lock:
+            with contextlib.suppress(OSError):  # a full disk must not end a run; what was written before is told by its time
+                status.write(self.flags.out, state, self._global_step, self.state.epoch, self.config.epochs, reason)
 
     @property
     def _global_step(self) -> int:
-        return self.epoch * self.loader.steps + self.step
-
-
-class Clock:
-    """Times of a run: since it began, since the last save, and of one logging interval."""
-
-    def __init__(self, save_minutes: float, started: float) -> None:
-        self.save_seconds, self.started = 60 * save_minutes, started
-        self.last_save = self.last_lap = time.monotonic()
-        self.waited = 0.0
-
-    def seconds(self) -> float:
-        return round(time.monotonic() - self.started, 3)
-
-    def due(self) -> bool:
-        return time.monotonic() - self.last_save > self.save_seconds
-
-    def saved(self) -> None:
-        self.last_save = time.monotonic()
-
-    def lap(self, images: int, waited: float) -> tuple[float, float]:
-        """Images/s and the share of time spent waiting for data since the last lap; `waited` is the loader's running total."""
-        now = time.monotonic()
-        passed, self.last_lap = max(now - self.last_lap, 1e-9), now
-        share, self.waited = (waited - self.waited) / passed, waited
-        return round(images / passed, 2), round(min(share, 1.0), 4)
+        return self.state.epoch * self.loader.steps + self.state.step
