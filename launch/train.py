@@ -8,12 +8,14 @@ The same command goes on from the newest checkpoint in --out. Exit codes: 0 done
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from launch import guard
 from launch.flags import add_data_flags, run_name, source
 from senet import config
-from senet.train.stop import Stop
+from senet.train import status
+from senet.train.stop import RESUMABLE, Stop
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
 
     name = run_name(args.config)
     out = args.out or Path("runs") / name
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and (stands := status.read(out)) and stands["state"] == "stopped":
+        return RESUMABLE  # torchrun takes every exit for a failure, and would start again what was asked to stop
     stop = Stop(out / "stop")  # before torch, which is slow to import: a stop at that time is a stop
     from senet.train.run import Flags, train
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from senet import faults
+from senet.durable import replace, sync, write_text
 from senet.errors import UsageError
 
 FORMAT = 1
@@ -31,7 +32,7 @@ def write(folder: Path, step: int, payload: dict[str, Any], facts: dict[str, Any
     """Write the checkpoint of `step` and return its path. `facts` go to the manifest. Raises OSError (disk full, say)."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:08d}.pt"
-    _replace(path, lambda temporary: _save({"format": FORMAT, **payload}, temporary), lambda phase: faults.meet(phase, step))
+    replace(path, lambda temporary: _save({"format": FORMAT, **payload}, temporary), lambda phase: faults.meet(phase, step))
     manifest = {"format": FORMAT, "bytes": path.stat().st_size, "sha256": _sha256(path), "step": step, **facts}
     write_text(_manifest(path), json.dumps(manifest, indent=1))
     faults.meet("manifest", step)
@@ -51,7 +52,7 @@ def mark(path: Path, name: str) -> None:
         temporary.unlink(missing_ok=True)
         os.link(source, temporary)
         os.replace(temporary, target)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -128,40 +129,12 @@ def find(path: Path) -> Path:
     return path
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file so that it is there whole or not at all."""
-    _replace(path, lambda temporary: temporary.write_text(text))
-
-
 def _numbered(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.pt"), reverse=True)
 
 
 def _manifest(path: Path) -> Path:
     return path.with_name(path.name + ".json")
-
-
-def _replace(path: Path, fill: Callable[[Path], object], done: Callable[[str], None] = lambda phase: None) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        fill(temporary)
-        done("write")
-        _sync(temporary)
-        done("sync")
-        os.replace(temporary, path)
-        done("rename")
-    except BaseException:
-        temporary.unlink(missing_ok=True)  # on a full disk it is in the way of the next one
-        raise
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sha256(path: Path) -> str:

@@ -13,8 +13,9 @@ import yaml
 
 from senet import provenance, track
 from senet.config import Config, to_dict
+from senet.durable import write_text
 from senet.models import summary
-from senet.train.checkpoint import BEST, write_text
+from senet.train.checkpoint import BEST
 from senet.world import World
 
 

@@ -16,6 +16,7 @@ from senet import faults, world
 from senet.config import Config, divide_batch, from_dict
 from senet.data import Source, train_loader, val_loader
 from senet.data.loader import Batch
+from senet.durable import write_text
 from senet.errors import RunError, UsageError
 from senet.evaluate import evaluate
 from senet.models import build
@@ -242,7 +243,7 @@ class Run:
         images = {step + 1: self.loader.names(step) for step in bad[:DUMPED]}
         self.flags.out.mkdir(parents=True, exist_ok=True)
         file = self.flags.out / f"nonfinite-{bad[0] + 1:08d}-rank{self.world.rank}.json"
-        checkpoint.write_text(file, json.dumps({"epoch": self.state.epoch, "steps": bad, "images": images}, indent=1))
+        write_text(file, json.dumps({"epoch": self.state.epoch, "steps": bad, "images": images}, indent=1))
 
     def _tell_bad(self) -> None:
         """Name, once each, the images that any rank could not decode. Raises RunError, on all ranks, when they are too many."""

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from senet.train.checkpoint import write_text
+from senet.durable import write_text
 
 STATES = ("running", "stopped", "done", "failed")
 
