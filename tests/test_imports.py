@@ -10,6 +10,7 @@ ONLY_IN = {
     "nvidia.dali": {"senet/data/dali.py", "senet/data/probe.py", "senet/bench/loader.py"},
     "torch.distributed": {"senet/world.py"},
     "timm": {"senet/models/zoo.py"},
+    "triton": {"senet/models/kernels.py"},
 }
 MAY_NOT = {
     "senet/config.py": ("torch", "numpy", "senet.models", "senet.data", "senet.train"),

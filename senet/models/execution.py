@@ -1,25 +1,155 @@
-"""How a net is computed: memory layout, the residual tail, compilation. Last bits of a result depend on it, and speed; nothing else."""
+"""How a net is computed: memory layout, the residual tail, compilation, CUDA graphs.
+
+Last bits of a result depend on it, and speed and memory; nothing else. State-dict names stay, so a checkpoint fits every execution.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
+
+from senet.errors import UsageError
+from senet.models import tail
+from senet.models.resnet import Block, ResNet
+
+Layout = Literal["nhwc", "nchw"]
+Tail = Literal["plain", "analytic", "triton"]
 
 
 @dataclass(frozen=True)
 class Execution:
     """Kept in the run folder and in checkpoints, so that a resumed run computes as it did before."""
 
-    layout: Literal["nhwc", "nchw"] = "nhwc"
+    layout: Layout = "nhwc"
+    tail: Tail = "plain"  # how a block ends (BN, SE, sum, ReLU): layer by layer, in as few passes as can be, or those as Triton kernels
+    compile: bool = False  # block by block, so that DDP still reduces the gradients of one while the next is computed
+    graph: bool = False  # a whole training step as one CUDA graph; done by the loop
 
     @property
     def memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.layout == "nhwc" else torch.contiguous_format
 
+    def __str__(self) -> str:
+        """What is on, in few words: `nhwc analytic compile`."""
+        words = [self.layout, self.tail] if self.tail != "plain" else [self.layout]
+        return " ".join(words + ["compile"] * self.compile + ["graph"] * self.graph)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON or a checkpoint."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Execution:
+        """The inverse of `to_dict`. Raises UsageError for an unknown key or value."""
+        known: dict[str, tuple[Any, ...]] = {
+            "layout": get_args(Layout), "tail": get_args(Tail), "compile": (False, True), "graph": (False, True)
+        }  # fmt: skip
+        for key, value in values.items():
+            if key not in known:
+                raise UsageError(f"execution.{key}: no such setting; there are {', '.join(known)}")
+            if value not in known[key] or type(value) is not type(known[key][0]):
+                raise UsageError(f"execution.{key}: {value!r} is none of {', '.join(map(str, known[key]))}")
+        return cls(**values)
+
 
 def prepare(net: nn.Module, execution: Execution) -> nn.Module:
-    """Make `net` compute so, in place; its state dict and its results stay."""
-    return net.to(memory_format=execution.memory_format)
+    """Make `net`, which is on its device already, compute so, in place; its state dict stays, its results up to rounding.
+
+    What an earlier call set is undone, so that one net can be timed in several executions.
+    Raises UsageError naming a setting that this net or machine cannot follow, or that would have no effect.
+    """
+    device = next(net.parameters()).device
+    _check(net, execution, device)
+    net.to(memory_format=execution.memory_format)
+    for block in net.modules():
+        if isinstance(block, Block):
+            block.tail = tail.of(block, execution.tail)
+    for module in net.modules():
+        module._compiled_call_impl = None
+    if execution.compile:
+        _compile(net)
+    return net
+
+
+def choices(net: nn.Module, device: torch.device) -> list[Execution]:
+    """The executions of `net` worth timing on `device`, the default first. `graph` is not among the questions for large nets: their
+    kernels outlast the launching of the next ones."""
+    tails: list[Tail] = ["plain"]
+    if _fused(net):
+        tails += ["analytic"] if device.type == "cpu" or not _triton() else ["analytic", "triton"]
+    compiles = [False, True] if _compiler(device) is None else [False]
+    graphs = [False, True] if device.type == "cuda" and isinstance(net, ResNet) and net.small else [False]
+    found = []
+    for layout in get_args(Layout):
+        for kind in tails:
+            for compiled in compiles:
+                # The analytic tail is written for a compiler: without one its passes are those of single operators.
+                if device.type == "cuda" and kind == "analytic" and not compiled:
+                    continue
+                found += [Execution(layout, kind, compiled, graph) for graph in graphs]
+    return found
+
+
+def _check(net: nn.Module, execution: Execution, device: torch.device) -> None:
+    if execution.tail != "plain" and not _fused(net):
+        why = "no block of this net ends with BN, SE, sum and ReLU" if isinstance(net, ResNet) else "only nets of this project have it"
+        raise UsageError(f"execution.tail: {execution.tail!r} would have no effect: {why}; use plain")
+    if execution.tail == "triton":
+        if not _triton():
+            raise UsageError("execution.tail: 'triton' needs the package triton, which comes with torch for CUDA; use analytic or plain")
+        if device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
+            raise UsageError(f"execution.tail: 'triton' needs a GPU, the net is on {device.type}; use analytic or plain")
+    if execution.compile and (reason := _compiler(device)):
+        raise UsageError(f"execution.compile: {reason}; or leave it out")
+    if execution.graph and device.type != "cuda":
+        raise UsageError(f"execution.graph: true would have no effect: CUDA graphs need a GPU, the net is on {device.type}; leave it out")
+
+
+def _fused(net: nn.Module) -> bool:
+    return any(tail.fits(block) for block in net.modules() if isinstance(block, Block))
+
+
+def _triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _compiler(device: torch.device) -> str | None:
+    """Why nothing can be compiled for `device`; None where it can. Triton too builds its launchers with a C compiler."""
+    if device.type == "cuda" and not _triton():
+        return "needs the package triton, which comes with torch for CUDA; install it"
+    wanted = ("CXX", "g++", "clang++") if device.type == "cpu" else ("CC", "gcc", "clang", "cc")
+    if any(shutil.which(name) for name in (os.environ.get(wanted[0], ""), *wanted[1:]) if name):
+        return None
+    return f"needs a compiler, and there is none of {', '.join(wanted[1:])}; install one or name it in ${wanted[0]}"
+
+
+def _parts(net: nn.Module) -> Iterator[nn.Module]:
+    """What is compiled by itself. A net of timm is compiled whole: its parts are not known here."""
+    if isinstance(net, ResNet):
+        yield net.stem
+        yield from (module for module in net.modules() if isinstance(module, Block))
+        if len(net.last):
+            yield net.last
+    else:
+        yield net
+
+
+def _compile(net: nn.Module) -> None:
+    import torch._dynamo
+
+    parts = list(_parts(net))
+    # Parts of one shape share their code; parts of all shapes share one table, whose size is limited so that nothing compiles for ever.
+    # Each is compiled for training and evaluation, and for the last, smaller batch of a validation.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(parts))
+    # DDP's splitting of compiled graphs is for whole nets: parts end where gradients can go anyway.
+    torch._dynamo.config.optimize_ddp = len(parts) == 1
+    for part in parts:
+        part.compile(dynamic=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -36,6 +37,7 @@ class Block(nn.Module):
         self.se = slot(outputs, se, place == "standard")
         self.se_identity = slot(outputs, se, place == "identity")
         self.se_post = slot(outputs, se, place == "post")
+        self.tail: Callable[[Block, Tensor], Tensor] | None = None  # see `senet.models.execution.prepare`
 
     def _shortcut(self, net: config.Net, inputs: int, outputs: int, stride: int) -> nn.Module:
         if inputs == outputs and stride == 1:
@@ -47,6 +49,8 @@ class Block(nn.Module):
         return layers
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.tail:  # computes what follows in fewer passes over memory
+            return self.tail(self, x)
         residual = self.se(self.branch(self.se_pre(x)))
         return self.se_post(F.relu(self.se_identity(self.shortcut(x)) + residual))
 
@@ -122,6 +126,7 @@ class ResNet(nn.Module):
 
     def __init__(self, net: config.Net, classes: int) -> None:
         super().__init__()
+        self.small = net.stem == "cifar"  # images of 32x32 pixels
         self.stem = stem(net)
         block: type[Block] = PreactivationBlock if net.preactivation else Block
         channels = stem_width(net)
