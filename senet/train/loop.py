@@ -16,19 +16,29 @@ from senet.config import Config
 from senet.data.loader import Batch, TrainLoader
 from senet.ledger import Ledger
 from senet.schedule import learning_rate
-from senet.train import statistics
+from senet.train.graph import Replay
 from senet.train.meter import Meter
-from senet.train.optimiser import set_learning_rate
+from senet.train.optimiser import Found, set_learning_rate
+from senet.train.statistics import Statistics
 from senet.world import World
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Trainer:
-    """What changes while training: model, optimiser, scaler. `model` is the wrapped net."""
+    """What changes while training: model, optimiser, scaler. `model` is the wrapped net.
+
+    With `graph` a whole step is launched as one CUDA graph (see `senet.train.graph`, which says where that is not possible).
+    """
 
     def __init__(
-        self, config: Config, world: World, model: nn.Module, optimiser: torch.optim.Optimizer, note: Callable[[str, int], None]
+        self,
+        config: Config,
+        world: World,
+        model: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        note: Callable[[str, int], None],
+        graph: bool = False,
     ) -> None:
         self.config, self.world, self.model, self.optimiser = config, world, model, optimiser
         self.scaler = GradScaler(world.device.type, enabled=config.precision == "fp16")
@@ -36,6 +46,10 @@ class Trainer:
         self.note = note  # told (phase, step) as the loop goes on
         self.ledger = Ledger(world.rank, world.size)
         self.net = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        self.parameters = [p for p in self.net.parameters() if p.requires_grad]
+        self.statistics = Statistics(self.net)
+        self.found = Found(optimiser)
+        self.replay = Replay(self.step, self.net, optimiser, self.scaler) if graph else None
         self.skipped: list[tuple[int, int]] = []  # stretches of steps, first and last, that are left out
         self.row = 0
         self._finite: list[tuple[int, Tensor]] = []  # since the last look: step, and whether its gradients were finite
@@ -59,9 +73,9 @@ class Trainer:
             for step in range(first, end):
                 number = epoch * loader.steps + step
                 # What the net draws (dropout) follows from the position alone, so there is no generator to save.
-                torch.manual_seed(_mix(self.config.seed, number, self.world.rank))
+                seed(_mix(self.config.seed, number, self.world.rank), self.world.device)
                 set_learning_rate(self.optimiser, self.learning_rate(epoch + step / loader.steps))
-                before = statistics.pack(self.net)
+                before = self.statistics.pack()
                 for micro in range(loader.micro_batches):
                     self.note("data", number)
                     faults.meet("data", number)
@@ -70,25 +84,32 @@ class Trainer:
                     self.note("compute", number)
                     if faults.nan(number):
                         batch.images[0] = float("nan")
-                    self.backward(batch, meter, last=micro == loader.micro_batches - 1)
-                self._update(number, before)
+                    if self.replay is None:
+                        self.backward(batch, meter, last=micro == loader.micro_batches - 1)
+                finite = self.update(before) if self.replay is None else self.replay(batch, meter)
+                self._finite.append((number, finite))
                 yield step + 1
 
-    def _update(self, number: int, before: Tensor) -> None:
+    def step(self, batch: Batch, meter: Meter) -> Tensor:
+        """A whole step on one batch: what a graph holds. Returns whether it was made, as `update` does."""
+        before = self.statistics.pack()
+        self.backward(batch, meter)
+        return self.update(before)
+
+    def update(self, before: Tensor) -> Tensor:
         """One step of SGD; none where a gradient is not finite. The device decides, and the host need not know.
 
         Gradients are those of the global batch, so all ranks decide alike. Statistics go back to what they were before the step.
+        Returns whether the step was made, a bool on the device.
         """
-        gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
-        finite = torch.stack(torch._foreach_norm(gradients)).isfinite().all()
-        if not self.scaler.is_enabled():
-            self.optimiser.found_inf = (~finite).float()  # type: ignore[attr-defined]  # what a GradScaler tells a fused optimiser
+        if not self.scaler.is_enabled():  # a GradScaler looks itself
+            self.found.look([p.grad for p in self.parameters if p.grad is not None])
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
-        if before.numel():
-            statistics.unpack(self.net, torch.where(finite, statistics.pack(self.net), before))
-        self._finite.append((number, finite))
+        finite = self.found.nothing()
+        self.statistics.settle(finite, before)
+        return finite
 
     def unfinite(self) -> list[int]:
         """The steps since the last call that were left out; `row` counts those in a row up to now. Waits for the device."""
@@ -125,6 +146,16 @@ class Trainer:
 def precision(config: Config, device: torch.device) -> autocast:
     """The context in which the net runs forward."""
     return autocast(device.type, DTYPES[config.precision], enabled=config.precision != "fp32")
+
+
+def seed(number: int, device: torch.device) -> None:
+    """Seed what nets draw from, on the host and on `device`.
+
+    `torch.manual_seed` would visit every device there might be, which takes longer than a small net's kernels.
+    """
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index].manual_seed(number)
 
 
 def _mix(seed: int, step: int, rank: int) -> int:

@@ -1,9 +1,11 @@
-"""The paper's SGD with momentum (section 5.1)."""
+"""The paper's SGD with momentum (section 5.1), and what makes it leave out a step."""
+
+from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import nn, optim
+from torch import Tensor, nn, optim
 
 from senet import config
 
@@ -37,6 +39,32 @@ def sgd(net: nn.Module, settings: config.Optim) -> optim.SGD:
     return optimiser
 
 
-def set_learning_rate(optimiser: optim.Optimizer, lr: float) -> None:
+def set_learning_rate(optimiser: optim.Optimizer, lr: float | Tensor) -> None:
     for group in optimiser.param_groups:
         group["lr"] = lr
+
+
+class Found:
+    """What a fused optimiser is told about its gradients, on the device: above 0, it leaves the step out.
+
+    It is heard where the optimiser hears it, so it is the same with a GradScaler, which tells it, and without, where `look` does.
+    """
+
+    def __init__(self, optimiser: optim.Optimizer) -> None:
+        self.optimiser = optimiser
+        self.one = torch.ones((), device=optimiser.param_groups[0]["params"][0].device)
+        self.told = torch.zeros_like(self.one)
+        optimiser.register_step_pre_hook(self._listen)
+
+    def _listen(self, optimiser: optim.Optimizer, *_: Any) -> None:
+        self.told = optimiser.found_inf  # type: ignore[attr-defined]
+
+    def look(self, gradients: list[Tensor]) -> None:
+        """Tell the optimiser whether any of `gradients` is not finite, by the kernel that a GradScaler uses, without a scale."""
+        found = torch.zeros_like(self.one)
+        torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, self.one)
+        self.optimiser.found_inf = found  # type: ignore[attr-defined]
+
+    def nothing(self) -> Tensor:
+        """Whether the last step was made: a bool on the device."""
+        return self.told == 0

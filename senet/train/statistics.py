@@ -9,27 +9,44 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from senet.world import World
 
 
-def buffers(net: nn.Module) -> list[Tensor]:
-    """The running means and variances of `net`, in the order of its modules."""
-    norms = [m for m in net.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    return [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
+class Statistics:
+    """The running means and variances of `net`, in the order of its modules, found once: a walk over modules costs more than a copy.
+
+    They are read and written as one vector [n]: few kernels, however many layers there are.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
+        self.buffers = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
+        self.sizes = [b.numel() for b in self.buffers]
+
+    def pack(self) -> Tensor:
+        return torch.cat(self.buffers) if self.buffers else torch.zeros(0)
+
+    @torch.no_grad()
+    def unpack(self, vector: Tensor) -> None:
+        if self.buffers:
+            torch._foreach_copy_(self.buffers, list(vector.split(self.sizes)))
+
+    @torch.no_grad()
+    def settle(self, finite: Tensor, before: Tensor) -> None:
+        """Keep them where `finite`, a bool on the device; else go back to what they were `before`. The host does not learn which."""
+        if self.buffers:
+            self.unpack(torch.where(finite, self.pack(), before))
 
 
 def pack(net: nn.Module) -> Tensor:
-    """All of them as one vector [n]."""
-    parts = buffers(net)
-    return torch.cat([b.detach().flatten() for b in parts]) if parts else torch.zeros(0)
+    """The statistics of `net` as one vector [n]."""
+    return Statistics(net).pack()
 
 
-@torch.no_grad()
 def unpack(net: nn.Module, vector: Tensor) -> None:
     """Set them from what `pack` gave."""
-    parts = buffers(net)
-    for buffer, part in zip(parts, vector.split([b.numel() for b in parts]) if parts else (), strict=True):
-        buffer.copy_(part.view_as(buffer))
+    Statistics(net).unpack(vector)
 
 
 def average(net: nn.Module, world: World) -> None:
     """Make them the mean over ranks: done before validation, so that all ranks judge the same net."""
-    if world.size > 1 and buffers(net):
-        unpack(net, world.sum(pack(net)) / world.size)
+    own = Statistics(net)
+    if world.size > 1 and own.buffers:
+        own.unpack(world.sum(own.pack()) / world.size)
