@@ -131,6 +131,7 @@ class Config:
     batch: int = 1024  # global, over all ranks
     epochs: int = 100
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compress: Literal["none", "bf16"] = "none"  # gradients on their way between ranks; one rank alone sends none
     seed: int = 0
 
 

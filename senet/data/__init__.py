@@ -87,16 +87,26 @@ class _Val(_Loader):
 
 
 def train_loader(
-    data: Data, source: Source, batch: int, at_once: int, seed: int, rank: int, world: int, device: torch.device
+    data: Data,
+    source: Source,
+    batch: int,
+    at_once: int,
+    seed: int,
+    rank: int,
+    world: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> TrainLoader:
     """The training images: global batches of `batch`, of which this rank sees its part, `at_once` images at a time.
+
+    `dtype` is what the net computes in (see Finish).
 
     Raises UsageError for what is wrong with the data set, its path or the flags.
     """
     augment = data.augment
     if (augment.mixup or augment.cutmix) and at_once % 2:
         raise UsageError(f"data.augment: mixup and cutmix need pairs, but a rank takes {at_once} images at once; change batch")
-    finish = Finish(data, device, Augmentation(data, seed) if augment != Augment() else None)
+    finish = Finish(data, device, Augmentation(data, seed) if augment != Augment() else None, dtype)
     if data.set == "folder":
         index = find(_root(source), "train", data.classes)
         order = Order(len(index), batch, at_once, seed, rank, world, augment.repeats, index.labels if augment.balance else None)
@@ -109,7 +119,7 @@ def train_loader(
     return _Train(order, data, len(labels), _fingerprint(pixels, labels), (), backend, Bad(0), finish)
 
 
-def val_loader(data: Data, source: Source, rank: int, world: int, device: torch.device) -> ValLoader:
+def val_loader(data: Data, source: Source, rank: int, world: int, device: torch.device, dtype: torch.dtype = torch.float32) -> ValLoader:
     """The validation images (CIFAR: the test set), this rank's part of them. Raises UsageError likewise."""
     if source.val_batch < 1:
         raise UsageError(f"--val-batch {source.val_batch}: must be at least 1")
@@ -118,11 +128,11 @@ def val_loader(data: Data, source: Source, rank: int, world: int, device: torch.
         dealt = val_batches(len(index), source.val_batch, rank, world)
         bad = _bad(source, len(index))
         backend = _decoder(Samples(index, data, None, tuple(dealt)), source, device, bad)
-        return _Val(len(dealt), data, len(index), index.fingerprint, index.classes, backend, bad, Finish(data, device))
+        return _Val(len(dealt), data, len(index), index.fingerprint, index.classes, backend, bad, Finish(data, device, None, dtype))
     pixels, labels = _in_memory(data, source, "test", 1)
     dealt = val_batches(len(labels), source.val_batch, rank, world)
     backend = Memory(pixels, labels, data, None, dealt, device)
-    return _Val(len(dealt), data, len(labels), _fingerprint(pixels, labels), (), backend, Bad(0), Finish(data, device))
+    return _Val(len(dealt), data, len(labels), _fingerprint(pixels, labels), (), backend, Bad(0), Finish(data, device, None, dtype))
 
 
 def _bad(source: Source, images: int) -> Bad:

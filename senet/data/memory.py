@@ -51,13 +51,13 @@ class Memory:
         pass
 
     def _take(self, images: Ints) -> Raw:
-        index = torch.from_numpy(images).to(self.device)
+        index = torch.from_numpy(images).to(self.device, non_blocking=True)
         return Raw(self.pixels[index % len(self.pixels)], self.labels[index])
 
     def _augment(self, pixels: Tensor, draws: NDArray[np.float64]) -> Tensor:
         """Zeros on each side, a random crop of the old size, a random flip (section 5.1, CIFAR)."""
         pad, size = self.data.pad, self.data.crop
-        chance = torch.from_numpy(draws).to(self.device)
+        chance = torch.from_numpy(draws).to(self.device, non_blocking=True)
         columns = torch.arange(size, device=self.device).expand(len(pixels), size)
         if self.data.set != "synthetic" and self.data.flip:
             columns = torch.where(chance[:, 2:3] < 0.5, columns.flip(1), columns)

@@ -56,7 +56,7 @@ class Replay:
             self._prepare(batch, meter)
         assert self.batch is not None
         for place, given in zip(self.batch, batch, strict=True):
-            if place is not None and given is not None:
+            if isinstance(place, Tensor) and isinstance(given, Tensor):
                 place.copy_(given, non_blocking=True)
         self.rate.fill_(self.optimiser.param_groups[0]["lr"])
         return self.run().clone()  # the next replay overwrites its own
@@ -135,5 +135,5 @@ def _copy(part: Tensor | None) -> Tensor | None:
     return None if part is None else part.clone()
 
 
-def _kind(part: Tensor | None) -> object:
-    return None if part is None else (part.shape, part.dtype)
+def _kind(part: object) -> object:
+    return (part.shape, part.dtype) if isinstance(part, Tensor) else None
