@@ -38,6 +38,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--log-every", type=int, default=50, metavar="STEPS", help="steps between log records (default 50)")
     parser.add_argument("--track", choices=["auto", "none", "wandb"], default="auto", help="auto: W&B when a login or WANDB_MODE is there")
     parser.add_argument("--deterministic", action="store_true", help="on a GPU: cuDNN's deterministic algorithms, at some cost in speed")
+    speed = parser.add_argument_group("how the net is computed", "speed and the last bits of a result; a resumed run computes as before")
+    speed.add_argument("--layout", choices=["nhwc", "nchw"], help="of images in memory (default nhwc)")
+    speed.add_argument("--tail", choices=["plain", "analytic", "triton"], help="how a block ends: layer by layer, or in few passes")
+    speed.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None, help="torch.compile, block by block")
+    speed.add_argument("--graph", action=argparse.BooleanOptionalAction, default=None, help="a step as one CUDA graph: for small nets")
     args = parser.parse_intermixed_args(argv)
     settings = config.load(args.config, args.overrides)
     for flag in ("save_minutes", "keep", "max_skips", "hang_minutes", "log_every"):
@@ -66,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         log_every=args.log_every,
         track=args.track,
         deterministic=args.deterministic,
+        execution={key: getattr(args, key) for key in ("layout", "tail", "compile", "graph") if getattr(args, key) is not None},
     )
     return train(settings, flags, stop)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -72,11 +73,11 @@ class Job:
         return sorted(family)
 
     def kill_all(self) -> None:
-        for number in reversed(self.family()):
-            try:
-                os.kill(number, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        """At one moment, as a loss of power would: stopped first, so that none can answer the death of another."""
+        family = self.family()
+        for number, sign in [(number, sign) for sign in (signal.SIGSTOP, signal.SIGKILL) for number in family]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, sign)
         self.process.wait()
 
 

@@ -45,8 +45,8 @@ class Report:
         if diff:
             write_text(self.out / "uncommitted.diff", diff)
 
-    def announce(self, config: Config, name: str, images: tuple[int, int], batch: tuple[int, int], pixels: str) -> None:
-        """`images` of training and validation, `batch`: images a rank takes at once and how many times."""
+    def announce(self, config: Config, name: str, images: tuple[int, int], batch: tuple[int, int], pixels: str, how: str) -> None:
+        """`images` of training and validation; `batch`: images a rank takes at once and how many times; `how` the net is computed."""
         here, (at_once, accumulate) = self.world, batch
         size = summary(config.net, config.data.classes, config.data.crop)
         ranks = f"{here.size} x {here.device.type}" + (f" {torch.cuda.get_device_name(here.device)}" if here.device.type == "cuda" else "")
@@ -55,7 +55,7 @@ class Report:
             f"{name}: {size.parameters / 1e6:.2f} M parameters, {size.gmacs:.3g} GMACs; "
             f"{images[0]} training and {images[1]} validation images"
         )
-        self.say(f"batch {config.batch} = {ranks} x {at_once}{shared}; {config.precision}; pixels: {pixels}")
+        self.say(f"batch {config.batch} = {ranks} x {at_once}{shared}; {config.precision}, {how}; pixels: {pixels}")
 
     def log(self, kind: str, epoch: int, step: int, **values: Any) -> None:
         """`epoch` counted from 1, `step` over the whole run."""

@@ -6,7 +6,8 @@ import contextlib
 import json
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from senet.durable import write_text
 from senet.errors import RunError, UsageError
 from senet.evaluate import evaluate
 from senet.models import build
-from senet.train import checkpoint, preflight, report, statistics, status
+from senet.models.execution import Execution, prepare
+from senet.train import checkpoint, preflight, report, status
+from senet.train.graph import obstacle
 from senet.train.health import Watchdog
 from senet.train.lock import Lock
-from senet.train.loop import Trainer
+from senet.train.loop import DTYPES, Trainer
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
 from senet.train.report import Report
@@ -54,6 +57,7 @@ class Flags:
     log_every: int = 50
     track: str = "auto"
     deterministic: bool = False
+    execution: Mapping[str, Any] = field(default_factory=dict)  # settings of Execution that were asked for
 
 
 def train(config: Config, flags: Flags, stop: Stop) -> int:
@@ -83,16 +87,29 @@ class Run:
             torch.backends.cudnn.deterministic = flags.deterministic
 
         self.at_once, self.accumulate = divide_batch(config.batch, here.size, flags.largest_batch)
-        source, data = flags.source, config.data
-        self.val = val_loader(data, source, here.rank, here.size, here.device)
-        self.loader = train_loader(data, source, config.batch, self.at_once, config.seed, here.rank, here.size, here.device)
+        source, data, dtype = flags.source, config.data, DTYPES[config.precision]
+        self.val = val_loader(data, source, here.rank, here.size, here.device, dtype)
+        self.loader = train_loader(data, source, config.batch, self.at_once, config.seed, here.rank, here.size, here.device, dtype)
 
         preflight.check_alike(here, (self.loader.fingerprint, self.val.fingerprint))
 
         torch.manual_seed(config.seed)
-        self.net = build(config.net, data.classes).to(here.device).to(memory_format=torch.channels_last)
-        self.trainer = Trainer(config, here, here.wrap(self.net), sgd(self.net, config.optim), self.watchdog.at)
+        self.net = build(config.net, data.classes).to(here.device)
+        self.execution = self._choose_execution()
+        model = here.wrap(prepare(self.net, self.execution), config.compress)
+        self.trainer = Trainer(config, here, model, sgd(self.net, config.optim), self.watchdog.at, self.execution.graph)
         self.state = State(self.net, self.trainer, Meter(here.device), Meter(here.device))
+
+    def _choose_execution(self) -> Execution:
+        """How the net is computed: as the flags say, else as this run was computed before."""
+        file, here = self.flags.out / "execution.json", self.world
+        before = here.tell(json.loads(file.read_text()) if here.first and file.exists() else None)
+        chosen = Execution.from_dict({**(before or {}), **self.flags.execution})
+        if chosen.graph and (why := obstacle(here.device, here.size, self.accumulate)):
+            raise UsageError(f"--graph: {why}; leave it out")
+        if before and here.first and chosen != Execution.from_dict(before):
+            print(f"warning: computed as {chosen}, before as {Execution.from_dict(before)}: last bits will differ", file=sys.stderr)
+        return chosen
 
     # ------------------------------------------------------------------------------------------------------------ the run
 
@@ -130,9 +147,11 @@ class Run:
             self.saver = Saver(self.folder, flags.keep)
         if not resumed:
             says.keep(self.config, flags)
+        if self.world.first:
+            write_text(flags.out / "execution.json", json.dumps(self.execution.to_dict()))
         says.open(self.config, flags.name, flags.track, self._global_step if resumed else None)
         images, batch = (self.loader.images, self.val.images), (self.at_once, self.accumulate)
-        says.announce(self.config, flags.name, images, batch, self.val.description["backend"])
+        says.announce(self.config, flags.name, images, batch, self.val.description["backend"], str(self.execution))
         self.last_save = time.monotonic()
         if resumed:
             says.say(f"resumed {flags.out} after epoch {state.epoch}, step {state.step} of {self.loader.steps}")
@@ -185,13 +204,13 @@ class Run:
     def _end_epoch(self) -> bool:
         """Validate, keep the epoch's checkpoint, and move on to the next; False when asked to stop before the end of it."""
         state = self.state
-        own = statistics.pack(self.net)
-        statistics.average(self.net, self.world)
+        own = self.trainer.statistics.pack()
+        self.trainer.statistics.average(self.world)
         began = time.monotonic()
         faults.meet("validate", self._global_step)
         errors = evaluate(self.net, self.val, self.config, self.world, stop=self._validating)
         if self.world.ask(STOP if self.stop.wanted else GO_ON)() == STOP:
-            statistics.unpack(self.net, own)
+            self.trainer.statistics.unpack(own)
             self._save({})
             return False
         train = state.total.read(self.world.sum(state.total.sums.clone()))
@@ -263,10 +282,10 @@ class Run:
         """
         before = {name: value.clone() for name, value in self.net.state_dict().items()}
         crop, images = self.config.data.crop, self.at_once
-        blank = torch.zeros(images, 3, crop, crop, device=self.world.device).contiguous(memory_format=torch.channels_last)
+        blank = torch.zeros(images, 3, crop, crop, device=self.world.device, dtype=DTYPES[self.config.precision])
         labels = torch.arange(images, device=self.world.device) % self.config.data.classes
         self.trainer.model.train()
-        self.trainer.backward(Batch(blank, labels), Meter(self.world.device))
+        self.trainer.backward(Batch(blank.contiguous(memory_format=torch.channels_last), labels), Meter(self.world.device))
         self.trainer.optimiser.zero_grad(set_to_none=True)
         self.net.load_state_dict(before)
         evaluate(self.net, self.val, self.config, self.world, stop=lambda: True)
@@ -280,7 +299,7 @@ class Run:
         """Write a checkpoint of the current position; every rank takes part, the first one writes."""
         state, every = self.state, self.flags.keep_every
         self.watchdog.at("save", self._global_step)
-        facts = {"images": self.loader.fingerprint, "pixels": self.val.description}
+        facts = {"images": self.loader.fingerprint, "pixels": self.val.description, "execution": self.execution.to_dict()}
         payload = state.pack(self.config, self.world, self._global_step * self.config.batch, facts)
         if self.saver:
             names = [checkpoint.BEST] if errors and state.best.get("epoch") == state.epoch else []

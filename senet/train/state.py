@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from senet import provenance
 from senet.config import Config, to_dict
 from senet.errors import UsageError
-from senet.train import statistics
 from senet.train.loop import Trainer
 from senet.train.meter import Meter
-from senet.train.saver import snapshot
 from senet.world import World
 
 
@@ -31,8 +29,8 @@ class State:
     bad: dict[str, str] = field(default_factory=dict)  # undecodable images that the log names: path -> reason
 
     def pack(self, config: Config, world: World, images: int, facts: dict[str, Any]) -> dict[str, Any]:
-        """The payload of a checkpoint. `images` seen; `facts` about the data go in as they are."""
-        per_rank = world.gather(statistics.pack(self.net))
+        """The payload of a checkpoint, of references: take a snapshot. `images` seen; `facts` about the data go in as they are."""
+        per_rank = world.gather(self.trainer.statistics.pack())
         sums = [world.sum(meter.sums.clone()) for meter in (self.interval, self.total)]
         return {
             "net": self._averaged(per_rank),
@@ -48,12 +46,13 @@ class State:
             **facts,
         }
 
-    def _averaged(self, per_rank: Tensor) -> dict[str, Any]:
-        """The net to evaluate, its statistics averaged; each rank's own are kept beside it, for an exact resume."""
-        own = statistics.pack(self.net)
-        statistics.unpack(self.net, per_rank.mean(0))
-        net: dict[str, Any] = snapshot(self.net.state_dict())
-        statistics.unpack(self.net, own)
+    def _averaged(self, per_rank: Tensor) -> dict[str, Tensor]:
+        """The net to evaluate: statistics averaged. Each rank's own are kept beside it, for an exact resume. Copies nothing."""
+        net: dict[str, Tensor] = dict(self.net.state_dict())
+        names = {value.data_ptr(): name for name, value in net.items()}
+        buffers = self.trainer.statistics.buffers
+        for buffer, mean in zip(buffers, per_rank.mean(0).split([b.numel() for b in buffers]), strict=True):
+            net[names[buffer.data_ptr()]] = mean
         return net
 
     def restore(self, payload: dict[str, Any], world: World) -> None:
@@ -65,7 +64,7 @@ class State:
             raise UsageError(f"the checkpoint holds another net: {' '.join(str(error).split())[:200]}; use another --out") from None
         per_rank = payload["statistics"]
         if len(per_rank) == world.size:
-            statistics.unpack(self.net, per_rank[world.rank].to(world.device))
+            self.trainer.statistics.unpack(per_rank[world.rank].to(world.device))
         self.trainer.scaler.load_state_dict(payload["scaler"])
         self.trainer.skipped = [(first, last) for first, last in payload["skipped"]]
         progress, self.bad = payload["progress"], payload["bad"]

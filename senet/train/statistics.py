@@ -34,19 +34,7 @@ class Statistics:
         if self.buffers:
             self.unpack(torch.where(finite, self.pack(), before))
 
-
-def pack(net: nn.Module) -> Tensor:
-    """The statistics of `net` as one vector [n]."""
-    return Statistics(net).pack()
-
-
-def unpack(net: nn.Module, vector: Tensor) -> None:
-    """Set them from what `pack` gave."""
-    Statistics(net).unpack(vector)
-
-
-def average(net: nn.Module, world: World) -> None:
-    """Make them the mean over ranks: done before validation, so that all ranks judge the same net."""
-    own = Statistics(net)
-    if world.size > 1 and own.buffers:
-        own.unpack(world.sum(own.pack()) / world.size)
+    def average(self, world: World) -> None:
+        """Make them the mean over ranks: done before validation, so that all ranks judge the same net."""
+        if world.size > 1 and self.buffers:
+            self.unpack(world.sum(self.pack()) / world.size)
