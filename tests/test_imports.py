@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 ONLY_IN = {
-    "wandb": {"senet/track/wandb.py"},
+    "wandb": {"senet/track/uplink.py"},
     "nvidia.dali": {"senet/data/dali.py", "senet/data/probe.py", "senet/bench/loader.py"},
     "torch.distributed": {"senet/world.py"},
     "timm": {"senet/models/zoo.py"},

@@ -18,6 +18,12 @@ Record = Mapping[str, Any]
 
 class Tracker(Protocol):
     def log(self, record: Record) -> None: ...
+    def rewind(self, step: int) -> None:
+        """The run has gone back to `step` and will log again what came after; only the events of that time stay.
+
+        W&B has an axis of its own (see `WeightsAndBiases`) and keeps both.
+        """
+
     def progress(self, epoch: int, epochs: int, step: int, steps: int, images_per_second: float, data_wait: float) -> None: ...
     def say(self, text: str) -> None: ...
     def close(self, ok: bool) -> None: ...
@@ -27,6 +33,9 @@ class Silent:
     """The tracker of all ranks but the first."""
 
     def log(self, record: Record) -> None:
+        pass
+
+    def rewind(self, step: int) -> None:
         pass
 
     def progress(self, epoch: int, epochs: int, step: int, steps: int, images_per_second: float, data_wait: float) -> None:
@@ -51,6 +60,10 @@ class Trackers:
         if self.wandb:
             self.wandb.log(record)
 
+    def rewind(self, step: int) -> None:
+        self.lines.rewind(step)
+        self.terminal.rewind()
+
     def progress(self, epoch: int, epochs: int, step: int, steps: int, images_per_second: float, data_wait: float) -> None:
         self.terminal.progress(epoch, epochs, step, steps, images_per_second, data_wait)
 
@@ -65,7 +78,7 @@ class Trackers:
 
 
 def build(out: Path, *, choice: str, name: str, config: dict[str, Any], resume_step: int | None) -> Tracker:
-    """The trackers of a run in folder `out`. `choice`: auto, none or wandb. A resumed run drops what was logged after `resume_step`."""
+    """The trackers of a run in folder `out`. `choice`: auto, none or wandb. A resumed run begins with `rewind(resume_step)`."""
     terminal = Terminal()
     wanted, why = decide(choice)
     terminal.say(why)

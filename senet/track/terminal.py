@@ -31,6 +31,8 @@ class Terminal:
                 f"epoch {record['epoch']}: top-1 error {record['top1_error']:.2f} %, top-5 {record['top5_error']:.2f} % on "
                 f"{record['images']} images; training {record['train_top1_error']:.2f} %, loss {record['train_loss']:.4f}"
             )
+        elif "slow_rank" in record:
+            self.say(_pace(record))
         else:
             self.say(" ".join(f"{key} {value}" for key, value in record.items() if key not in ("kind", "epoch", "step", "seconds")))
 
@@ -43,6 +45,9 @@ class Terminal:
         self.bar.set_postfix_str(f"{images_per_second:.0f} images/s, data {data_wait:.0%}, loss {self.loss:.3f}", refresh=False)
         self.bar.update(step - self.bar.n)
         self.bar.refresh()
+
+    def rewind(self) -> None:
+        self._end_bar()
 
     def say(self, text: str) -> None:
         if self.bar is not None:
@@ -57,3 +62,11 @@ class Terminal:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+def _pace(record: Mapping[str, Any]) -> str:
+    who = f"rank {record['slow_rank']} on {record['host']}"
+    if record["over"]:
+        return f"{who} keeps up again"
+    parts = ", ".join(f"{name} {record[name]:.0%}" for name in ("data", "compute", "communication"))
+    return f"warning: {who} holds up the others: its own work takes {record['factor']:.1f} times the usual; of its time {parts}"

@@ -1,20 +1,25 @@
-"""Weights & Biases, never able to fail or stall a run: all talk with it is on a thread of its own. The only importer of wandb."""
+"""Weights & Biases, never able to fail or stall a run: a process of its own talks with it (see `senet.track.uplink`)."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import json
 import netrc
 import os
 import queue
 import secrets
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-INIT_SECONDS = 20
-CLOSE_SECONDS = 30
+CLOSE_SECONDS = 6  # that the end of a run waits for W&B
 BACKLOG = 10_000  # records
+PROJECT = Path(__file__).parents[2]
 
 
 def decide(choice: str) -> tuple[bool, str]:
@@ -24,6 +29,8 @@ def decide(choice: str) -> tuple[bool, str]:
         return False, "W&B: off (--track none)"
     if mode == "disabled":
         return False, "W&B: off (WANDB_MODE=disabled)"
+    if importlib.util.find_spec("wandb") is None:
+        return False, "W&B: off (not installed; pip install wandb)"
     if choice == "wandb":
         return True, f"W&B: on (--track wandb{', WANDB_MODE=' + mode if mode else ''})"
     if mode:
@@ -42,61 +49,66 @@ def _login() -> bool:
 
 
 class WeightsAndBiases:
-    """One W&B run for the whole life of a run folder: its id is kept in OUT/wandb_id. Offline when it cannot be reached."""
+    """One W&B run for the whole life of a run folder: its id is kept in OUT/wandb_id. Offline when it cannot be reached.
+
+    A run that goes back to an earlier checkpoint needs nothing of it: records carry their step, which is the axis of all charts, so the
+    same steps simply come again.
+    """
 
     def __init__(self, out: Path, name: str, config: dict[str, Any], say: Callable[[str], None]) -> None:
-        self.say = say
-        self.records: queue.Queue[Mapping[str, Any] | None] = queue.Queue(BACKLOG)
-        self.dropped = 0
-        self.ok = True
-        self.thread = threading.Thread(target=self._work, args=(out, name, config), name="wandb", daemon=True)
-        self.thread.start()
+        self.out, self.say = out.resolve(), say
+        self._lines: queue.Queue[str | None] = queue.Queue(BACKLOG)
+        self._dropped = False
+        begin = {"out": str(self.out), "id": _identity(out / "wandb_id"), "name": name, "config": config}
+        self._lines.put(json.dumps(begin | {"pid": os.getpid(), "argv": sys.argv}))
+        # A session of its own: torchrun and terminals signal whole process groups.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "senet.track.uplink"],
+            cwd=PROJECT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            text=True,
+        )
+        self._threads = [threading.Thread(target=work, name="wandb", daemon=True) for work in (self._send, self._listen)]
+        for thread in self._threads:
+            thread.start()
 
     def log(self, record: Mapping[str, Any]) -> None:
         try:
-            self.records.put_nowait(record)
+            self._lines.put_nowait(json.dumps(record))
         except queue.Full:
-            self.dropped += 1
-            if self.dropped == 1:
+            if not self._dropped:
+                self._dropped = True
                 self.say("W&B: too slow, records are dropped there; log.jsonl has them all")
 
     def close(self, ok: bool) -> None:
-        self.ok = ok
+        """Wait a little for what is not sent. After that the other process goes on with it, also when this one has ended."""
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait(json.dumps({"ok": ok}))
+            self._lines.put_nowait(None)
         try:
-            self.records.put_nowait(None)
-        except queue.Full:
-            return
-        self.thread.join(CLOSE_SECONDS)
-        if self.thread.is_alive():
-            self.say(f"W&B: did not finish in {CLOSE_SECONDS} s; `wandb sync` in the run folder sends the rest")
+            self._process.wait(CLOSE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.say(f"W&B: still sends, on its own; should it not succeed, `wandb sync --include-online` in {self.out} sends the rest")
+        else:
+            self._threads[1].join(1)
 
-    def _work(self, out: Path, name: str, config: dict[str, Any]) -> None:
-        try:
-            run = self._start(out, name, config)
-            while (record := self.records.get()) is not None:
-                kind = record["kind"]
-                shared = {key: record[key] for key in ("epoch", "step", "seconds")}
-                run.log(shared | {f"{kind}/{key}": value for key, value in record.items() if key != "kind" and key not in shared})
-            run.finish(exit_code=0 if self.ok else 1)
-        except Exception as error:  # whatever it is, the training goes on
-            self.say(f"W&B: off from here on: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    def _send(self) -> None:
+        assert self._process.stdin
+        with contextlib.suppress(OSError), self._process.stdin as pipe:  # without the other process nobody reads
+            while (line := self._lines.get()) is not None:
+                pipe.write(line + "\n")
+                pipe.flush()
 
-    def _start(self, out: Path, name: str, config: dict[str, Any]) -> Any:
-        import wandb
-
-        identity = _identity(out / "wandb_id")
-        settings = {"init_timeout": INIT_SECONDS, "console": "off", "silent": True}
-        begin: dict[str, Any] = {"id": identity, "resume": "allow", "name": name, "dir": str(out), "config": config}
-        begin["project"] = os.environ.get("WANDB_PROJECT", "senet")
-        try:
-            run = wandb.init(settings=wandb.Settings(**settings), **begin)
-        except Exception as error:
-            self.say(f"W&B: offline, cannot be reached ({type(error).__name__}); `wandb sync` in {out}/wandb sends it later")
-            run = wandb.init(mode="offline", settings=wandb.Settings(**settings), **begin)
-        # An axis of our own: after a return to an older checkpoint W&B would drop steps that "must only increase".
-        run.define_metric("step")
-        run.define_metric("*", step_metric="step")
-        return run
+    def _listen(self) -> None:
+        assert self._process.stdout
+        with self._process.stdout as lines:
+            for line in lines:
+                self.say(line.rstrip())
+        if code := self._process.wait():
+            self.say(f"W&B: off from here on: its process ended with code {code}")
 
 
 def _identity(path: Path) -> str:

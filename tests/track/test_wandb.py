@@ -1,0 +1,221 @@
+"""Weights & Biases with its real client, against a server of our own that behaves well, badly or not at all."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from senet import track
+from tests.conftest import ROOT, command, environment, run
+from tests.track.server import Server, serving
+
+KEY = "5ec2e7" * 7  # long enough for a key
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as it:
+        yield it
+
+
+def messages(file: Path) -> Iterator[bytes]:
+    """The records of a .wandb file. Its frame is LevelDB's log: blocks of 32 KiB, each piece with CRC, length and kind before it.
+
+    wandb 0.31 reads it in its Go core and ships no Python reader any more; the messages inside are parsed with wandb's own classes.
+    """
+    content, place, whole = file.read_bytes(), 7, b""
+    while place + 7 <= len(content):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, place)
+        whole += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # full, or the last piece
+            yield whole
+            whole = b""
+
+
+def history(out: Path) -> list[dict[str, Any]]:
+    """All history records in OUT/wandb, oldest first."""
+    from wandb.proto import wandb_internal_pb2
+
+    rows = []
+    for file in sorted(out.glob("wandb/*run-*/run-*.wandb"), key=lambda file: file.parent.name.removeprefix("offline-")):
+        for data in messages(file):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            if record.WhichOneof("record_type") == "history":
+                rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item})
+    return rows
+
+
+def logged(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def assert_told(rows: list[dict[str, Any]], out: Path) -> None:
+    """`rows`, of W&B, say what log.jsonl says."""
+    assert [row["step"] for row in rows] == [line["step"] for line in logged(out)]
+    for row, line in zip(rows, logged(out), strict=True):
+        assert row[f"{line['kind']}/top1_error"] == pytest.approx(line["top1_error"])
+
+
+def assert_no_secret(out: Path) -> None:
+    files = [file for file in out.rglob("*") if file.is_file()]
+    assert files
+    assert not [file for file in files if KEY.encode() in file.read_bytes()]
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_an_offline_run_reads_back_under_its_own_id(tmp_path: Path, tiny: Path, images: Path) -> None:
+    out = tmp_path / "out"
+    arguments = [tiny, "--data", images, "--out", out, "--backend", "vision", "--log-every", "2"]
+    done = run("launch.train", *arguments, WANDB_MODE="offline")
+    assert done.returncode == 0, done.stderr
+    assert "W&B: on (WANDB_MODE=offline)" in done.stderr
+    assert_told(history(out), out)
+    identity = (out / "wandb_id").read_text()
+    assert all(identity in str(folder) for folder in out.glob("wandb/offline-run-*"))
+
+
+def begin(words: list[object], address: str) -> subprocess.Popen[str]:
+    settings = environment(WANDB_BASE_URL=address, WANDB_API_KEY=KEY)
+    return subprocess.Popen(command("launch.train", *words), cwd=ROOT, env=settings, stderr=subprocess.PIPE, text=True)
+
+
+def test_one_run_over_a_stop_and_a_return_to_an_older_checkpoint(tmp_path: Path, tiny: Path, images: Path, server: Server) -> None:
+    """The newest checkpoint is damaged in between, so the same steps come twice: W&B must take them."""
+    out = tmp_path / "out"
+    words = [tiny, "epochs=12", "--data", images, "--out", out, "--backend", "vision", "--log-every", "2", "--workers", "1"]
+    first = begin(words, server.address)
+    until(lambda: (out / "log.jsonl").exists() and len(logged(out)) > 8)
+    first.terminate()
+    told = first.communicate(timeout=60)[1]
+    assert first.returncode == 75, told
+    before = logged(out)
+    newest = sorted((out / "checkpoints").glob("step-*.pt"))[-1]
+    newest.write_bytes(newest.read_bytes()[:-100])
+    second = begin(words, server.address)
+    told = second.communicate(timeout=120)[1]
+    assert second.returncode == 0, told
+    assert "resumed" in told
+    assert list(server.rows) == [(out / "wandb_id").read_text()]
+    (rows,) = server.rows.values()
+    assert sorted(rows) == list(range(len(rows)))
+    steps = [rows[line]["step"] for line in sorted(rows)]
+    again = [line["step"] for line in logged(out) if line["step"] >= steps[len(before)]]
+    assert steps == [line["step"] for line in before] + again
+    assert again[0] < before[-1]["step"]
+    assert_no_secret(out)
+
+
+def test_what_a_broken_connection_kept_back_is_sent_later(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that is revoked in the middle of a run, and a start without a server: `wandb sync` makes one run of them."""
+    for name, value in (("WANDB_BASE_URL", server.address), ("WANDB_API_KEY", KEY), ("NETRC", "/nonexistent")):
+        monkeypatch.setenv(name, value)
+    tracker = track.build(tmp_path, choice="wandb", name="a", config={}, resume_step=None)
+    tracker.log(train_record(0))
+    until(lambda: bool(server.rows))
+    server.mood = "403"
+    for step in range(1, 4):
+        tracker.log(train_record(step))
+    tracker.close(False)
+    server.mood = "500"
+    tracker = track.build(tmp_path, choice="wandb", name="a", config={}, resume_step=3)
+    for step in range(4, 8):
+        tracker.log(train_record(step))
+    tracker.close(True)
+    until(lambda: len(history(tmp_path)) == 8)
+    server.mood = "well"
+    words = [sys.executable, "-m", "wandb", "sync", "--yes", "--include-online"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list(server.rows) == [(tmp_path / "wandb_id").read_text()]
+    (rows,) = server.rows.values()
+    steps = [rows[line]["step"] for line in sorted(rows)]
+    assert steps == sorted(steps)  # what had arrived before the break comes twice, at its step
+    assert set(steps) == set(range(8))
+
+
+def train_record(step: int) -> dict[str, Any]:
+    figures = {"loss": 1.5, "learning_rate": 0.1, "images_per_second": 100.0, "data_wait": 0.25}
+    return {"kind": "train", "epoch": 1, "step": step, "seconds": 1.0} | figures
+
+
+@pytest.mark.parametrize("mood", ["hangs", "401"])
+def test_a_bad_server_costs_a_run_nothing(tmp_path: Path, tiny: Path, images: Path, server: Server, mood: str) -> None:
+    """It trains on, ends at once with code 0, and all is in OUT/wandb."""
+    out = tmp_path / "out"
+    server.mood = mood
+    process = begin([tiny, "--data", images, "--out", out, "--backend", "vision", "--log-every", "2", "--workers", "1"], server.address)
+    told = process.communicate(timeout=120)[1]
+    ended = time.time()
+    assert process.returncode == 0, told
+    assert "done: 2 epochs" in told
+    assert [line["step"] for line in logged(out)] == [2, 4, 5, 5, 7, 9, 10, 10]
+    assert ended - (out / "log.jsonl").stat().st_mtime < 15  # bounded, on a busy machine too
+    assert "W&B: offline" in told
+    assert "W&B: off from here on" not in told
+    until(lambda: len(history(out)) == 8)
+    assert_told(history(out), out)
+    assert_no_secret(out)
+    assert KEY not in told
+
+
+@pytest.mark.parametrize("mood", ["refuses", "slow", "500"])
+def test_a_bad_server_costs_no_record(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], mood: str
+) -> None:
+    server.mood = mood
+    address = server.address
+    if mood == "refuses":
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    for name, value in (("WANDB_BASE_URL", address), ("WANDB_API_KEY", KEY), ("NETRC", "/nonexistent")):
+        monkeypatch.setenv(name, value)
+    tracker = track.build(tmp_path, choice="auto", name="a", config={}, resume_step=None)
+    for step in range(100):
+        tracker.log(train_record(step))
+    tracker.close(True)
+    until(lambda: len(history(tmp_path)) == 100)
+    assert [row["step"] for row in history(tmp_path)] == list(range(100))
+    assert "W&B: offline" in capfd.readouterr().err
+    assert_no_secret(tmp_path)
+
+
+def test_a_stop_while_the_server_hangs_saves_and_ends_soon(tmp_path: Path, tiny: Path, images: Path, server: Server) -> None:
+    """Schedulers kill 30 seconds after TERM."""
+    out = tmp_path / "out"
+    server.mood = "hangs"
+    process = begin([tiny, "epochs=1000", "--data", images, "--out", out, "--backend", "vision", "--workers", "1"], server.address)
+    until(lambda: (out / "log.jsonl").exists() and len(logged(out)) > 4 and bool(server.asked))
+    process.terminate()
+    told = process.communicate(timeout=20)[1]
+    assert process.returncode == 75, told
+    until(lambda: len(history(out)) == len(logged(out)))
+
+
+def test_without_the_package_a_run_says_so_and_goes_on(tmp_path: Path, tiny: Path, images: Path) -> None:
+    hide = "import sys; sys.modules['wandb'] = None; from launch import guard; from launch.train import main; guard(main)"
+    words = [tiny, "epochs=1", "--data", images, "--out", tmp_path / "out", "--backend", "vision", "--track", "wandb"]
+    start = [sys.executable, "-c", hide, *map(str, words)]
+    done = subprocess.run(start, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "W&B: off (not installed; pip install wandb)" in done.stderr
