@@ -1,0 +1,102 @@
+"""Who holds up whom: two ranks, one of them slowed down on purpose."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from senet.train.pace import STEPS, TWICE, Change, Comparison, Shares, record
+from tests.conftest import ROOT, environment
+
+
+def lap(data: float, compute: float, communication: float, steps: int = STEPS) -> Shares:
+    return Shares(steps, data, compute, communication)
+
+
+def test_a_slow_rank_is_named_once_and_once_more_when_it_keeps_up_again() -> None:
+    comparison = Comparison(3)
+    healthy = [lap(0.1, 4, 1.9), lap(0.2, 4.1, 1.7), lap(0.1, 4.3, 1.6)]
+    slow = [lap(0.1, 3, 2.9), lap(0.1, 3, 2.9), lap(2.5, 3.3, 0.2)]
+    assert not [change for _ in range(5) for change in comparison.look(healthy)]
+    assert not comparison.look(slow)  # once is chance
+    assert not comparison.look(healthy)
+    found = [comparison.look(slow) for _ in range(6)]
+    (change,) = [change for changes in found for change in changes]
+    assert (change.rank, change.over) == (2, False)
+    assert change.factor > 1.8
+    (over,) = [change for _ in range(6) for change in comparison.look(healthy)]
+    assert (over.rank, over.over) == (2, True)
+
+
+def test_short_looks_add_up_before_they_count() -> None:
+    comparison = Comparison(2)
+    short = [lap(0, 0.05, 0.25, 1), lap(0, 0.3, 0, 1)]
+    found = [bool(comparison.look(short)) for _ in range(TWICE * STEPS)]
+    assert found == [False] * (TWICE * STEPS - 1) + [True]
+
+
+def test_what_is_said() -> None:
+    said = record(Change(1, False, 2.123, lap(3, 0.5, 0.5)), "node7")
+    assert said == {"slow_rank": 1, "host": "node7", "over": False, "factor": 2.12, "data": 0.75, "compute": 0.125, "communication": 0.125}
+
+
+PROGRAM = """
+import json, time
+from dataclasses import astuple
+import torch
+from torch import nn
+from senet import world
+from senet.train.pace import Comparison, Pace, Shares, record
+
+here = world.start("cpu")
+torch.manual_seed(0)
+net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 12 * 12, 10))
+model = here.wrap(net)
+waited = 0.0
+pace = Pace(net, here.device, lambda: waited)
+
+def wait(seconds):
+    global waited
+    time.sleep(seconds)
+    waited += seconds
+
+for what in ("healthy", "data", "compute"):
+    comparison, found = Comparison(here.size, steps=6, seconds=0.5), []
+    for look in range(3):
+        for step in range(6):
+            pace.begin()
+            wait(0.2 if what == "data" and here.rank else 0.01)
+            loss = model(torch.ones(4, 3, 16, 16)).sum()
+            # All take a while, so that a busy machine's moods do not count.
+            time.sleep(0.35 if what == "compute" and here.rank else 0.15)
+            loss.backward()
+            pace.end()
+        pace.pause()
+        time.sleep(0.2 * here.rank)  # a validation, say: no part of the steps
+        laps = [Shares(*numbers) for numbers in here.compare(list(astuple(pace.lap())))]
+        found += [record(change, "here") for change in comparison.look(laps)]
+    if here.first:
+        print("found", json.dumps([what, found]), flush=True)
+here.close()
+"""
+
+
+def test_two_ranks_one_slowed_in_its_data_or_its_arithmetic(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
+    settings = environment(PYTHONPATH=str(ROOT))
+    done = subprocess.run(start, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = dict(json.loads(line.removeprefix("found ")) for line in done.stdout.splitlines() if line.startswith("found "))
+    assert found["healthy"] == []
+    for what in ("data", "compute"):
+        (said,) = found[what]
+        assert (said["slow_rank"], said["over"]) == (1, False)
+        assert said["communication"] < 0.2
+        assert said["factor"] > 1.3
+    assert found["data"][0]["data"] > 0.3
+    assert found["compute"][0]["data"] < 0.1
