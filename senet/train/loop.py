@@ -19,6 +19,7 @@ from senet.schedule import learning_rate
 from senet.train.graph import Replay
 from senet.train.meter import Meter
 from senet.train.optimiser import Found, set_learning_rate
+from senet.train.pace import Pace
 from senet.train.statistics import Statistics
 from senet.world import World
 
@@ -39,11 +40,13 @@ class Trainer:
         optimiser: torch.optim.Optimizer,
         note: Callable[[str, int], None],
         graph: bool = False,
+        pace: Pace | None = None,
     ) -> None:
         self.config, self.world, self.model, self.optimiser = config, world, model, optimiser
         self.scaler = GradScaler(world.device.type, enabled=config.precision == "fp16")
         self.share = config.batch // world.size
         self.note = note  # told (phase, step) as the loop goes on
+        self.pace = pace
         self.ledger = Ledger(world.rank, world.size)
         self.net = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self.parameters = [p for p in self.net.parameters() if p.requires_grad]
@@ -78,6 +81,8 @@ class Trainer:
                 before = self.statistics.pack()
                 for micro in range(loader.micro_batches):
                     self.note("data", number)
+                    if self.pace:
+                        self.pace.begin()
                     faults.meet("data", number)
                     batch = next(batches)
                     self.ledger.note(number, micro, loader.micro_batches, batch.keys)
@@ -86,6 +91,8 @@ class Trainer:
                         batch.images[0] = float("nan")
                     if self.replay is None:
                         self.backward(batch, meter, last=micro == loader.micro_batches - 1)
+                    if self.pace:
+                        self.pace.end()
                 finite = self.update(before) if self.replay is None else self.replay(batch, meter)
                 self._finite.append((number, finite))
                 yield step + 1

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from senet.train.lock import Lock
 from senet.train.loop import DTYPES, Trainer
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
+from senet.train.pace import Comparison, Pace, Shares, record
 from senet.train.report import Report
 from senet.train.saver import Saver
 from senet.train.state import State
@@ -81,7 +83,7 @@ class Run:
         self.lock: Lock | None = None
         self.report = Report(here, flags.out, time.monotonic())
         preflight.check_folder(config, flags.out, flags.accept_changes)
-        self.watchdog = Watchdog(flags.out, here.rank, 60 * flags.hang_minutes)
+        self.watchdog = Watchdog(flags.out, here.rank, here.size, 60 * flags.hang_minutes, orphaned=stop.ask)
         if here.device.type == "cuda":
             torch.backends.cudnn.benchmark = not flags.deterministic
             torch.backends.cudnn.deterministic = flags.deterministic
@@ -91,13 +93,16 @@ class Run:
         self.val = val_loader(data, source, here.rank, here.size, here.device, dtype)
         self.loader = train_loader(data, source, config.batch, self.at_once, config.seed, here.rank, here.size, here.device, dtype)
 
+        self.hosts = here.hear(socket.gethostname())
         preflight.check_alike(here, (self.loader.fingerprint, self.val.fingerprint))
 
         torch.manual_seed(config.seed)
         self.net = build(config.net, data.classes).to(here.device)
         self.execution = self._choose_execution()
         model = here.wrap(prepare(self.net, self.execution), config.compress)
-        self.trainer = Trainer(config, here, model, sgd(self.net, config.optim), self.watchdog.at, self.execution.graph)
+        self.pace = Pace(self.net, here.device, lambda: self.loader.waited) if here.size > 1 else None
+        self.comparison = Comparison(here.size)
+        self.trainer = Trainer(config, here, model, sgd(self.net, config.optim), self.watchdog.at, self.execution.graph, self.pace)
         self.state = State(self.net, self.trainer, Meter(here.device), Meter(here.device))
 
     def _choose_execution(self) -> Execution:
@@ -188,6 +193,7 @@ class Run:
             self.state.step = step
             if step % self.flags.log_every == 0 or step == self.loader.steps:
                 self._log_interval()
+                self._tell_slow()
                 self._tell_bad()
                 if self._rewound():
                     answer()
@@ -254,6 +260,7 @@ class Run:
         self._resume(before=stretch[0] + 1)
         self.trainer.skipped, self.trainer.row = skipped, 0
         where = f"epoch {self.state.epoch}, step {self.state.step}"
+        self.report.tracker.rewind(self._global_step)
         self.report.say(f"went back to {where}; leaves out steps {stretch[0] + 1} to {stretch[1] + 1}")
         return True
 
@@ -273,6 +280,14 @@ class Run:
                     bad[path] = reason
                     self._log("event", undecodable=path, reason=reason)
         self.loader.bad.check(bad)
+
+    def _tell_slow(self) -> None:
+        """Name the ranks that hold up the others, and those that no longer do."""
+        if self.pace is None:
+            return
+        laps = self.world.compare(list(astuple(self.pace.lap())))
+        for change in self.comparison.look([Shares(int(lap[0]), *lap[1:]) for lap in laps]):
+            self._log("event", **record(change, self.hosts[change.rank]))
 
     def _rehearse(self) -> None:
         """Do once, on blank images, what the run will do for hours, so that what would fail then fails now; then undo it.
@@ -299,6 +314,8 @@ class Run:
         """Write a checkpoint of the current position; every rank takes part, the first one writes."""
         state, every = self.state, self.flags.keep_every
         self.watchdog.at("save", self._global_step)
+        if self.pace:
+            self.pace.pause()
         facts = {"images": self.loader.fingerprint, "pixels": self.val.description, "execution": self.execution.to_dict()}
         payload = state.pack(self.config, self.world, self._global_step * self.config.batch, facts)
         if self.saver:

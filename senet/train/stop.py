@@ -34,6 +34,9 @@ class Stop:
             self.signalled = self.file.exists()
         return self.signalled
 
+    def ask(self) -> None:
+        self.signalled = True
+
     def honoured(self) -> None:
         """The next start is to go on."""
         if self.file is not None:
