@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from senet import ledger
-from senet.drill import damage
+from senet.drill import damage, judge
+from senet.drill.server import KEY, serving
 from senet.drill.stage import Broken, Job, Stage, free_port, small_disk
 from senet.train import status
 
@@ -39,7 +40,7 @@ class Case:
 
 
 def catalogue() -> list[Case]:
-    return [*_killed(), *_asked_to_stop(), *_hung(), *_damaged(), *_world(), *_numbers()]
+    return [*_killed(), *_asked_to_stop(), *_hung(), *_damaged(), *_world(), *_numbers(), *_tracking()]
 
 
 # ---------------------------------------------------------------------------------------------------------------------- killed
@@ -225,7 +226,15 @@ def _hung() -> list[Case]:
         stage.run(faults=f"clock@0:{step} kill@1:{step + 3}", restarts=RESTARTS)
         return "torchrun"
 
+    def slow(stage: Stage, _: Theatre, dice: random.Random) -> str:
+        """It costs time and nothing else; the log says whose fault it is."""
+        stage.run("epochs=3", faults="slow@1:1")
+        if (named := [line["slow_rank"] for line in judge.events(stage.out) if "slow_rank" in line]) != [1]:
+            raise Broken(f"slow ranks that were named: {named}")
+        return "named"
+
     return [
+        Case("a slow rank", slow, ("finite",), "is looked at for longer than the undisturbed run takes"),
         Case("a rank that hangs", hang, words=("is behind",)),
         Case("a rank that is frozen", frozen, words=("is behind",)),
         Case("a second start in one folder", second_start, words=("in use by",)),
@@ -325,6 +334,25 @@ def _numbers() -> list[Case]:
         Case("a NaN in one step", once, ("images", "finite"), left_out, words=("left out 1 steps",)),
         Case("NaNs in two steps in a row", stretch, ("images", "finite"), left_out, words=("went back to",)),
     ]
+
+
+def _tracking() -> list[Case]:
+    def server(status: int | None) -> Callable[..., str]:
+        """The undisturbed run has no W&B at all: what it costs must be nothing but the wait of some seconds at the end."""
+
+        def act(stage: Stage, _: Theatre, dice: random.Random) -> str:
+            with serving(status) as address:
+                stage.run(
+                    faults=f"kill@0:{dice.randrange(2, LAST)}", restarts=RESTARTS, env={"WANDB_BASE_URL": address, "WANDB_API_KEY": KEY}
+                )
+            if KEY in "".join(job.told for job in stage.jobs) + (stage.out / "run.json").read_text():
+                raise Broken("the key was told")
+            return "torchrun"
+
+        return act
+
+    kinds = (("refuses", 0), ("hangs", None), ("answers 500", 500), ("revoked the key (401)", 401))
+    return [Case(f"W&B's server {name}, and SIGKILL", server(status)) for name, status in kinds]
 
 
 # --------------------------------------------------------------------------------------------------------------------- helpers

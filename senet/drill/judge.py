@@ -60,8 +60,15 @@ def finite(tree: Any, where: str = "") -> list[str]:
 
 def records(out: Path) -> list[dict[str, Any]]:
     """The log's figures, without what is time and without events."""
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in CLOCK} for line in lines if line["kind"] != "event"]
+    return [{key: value for key, value in line.items() if key not in CLOCK} for line in _lines(out) if line["kind"] != "event"]
+
+
+def events(out: Path) -> list[dict[str, Any]]:
+    return [line for line in _lines(out) if line["kind"] == "event"]
+
+
+def _lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 def log(out: Path, reference: Path) -> list[str]:
