@@ -24,7 +24,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config, as in optim.lr=0.3")
     parser.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG)")
     add_data_flags(parser)
-    parser.add_argument("--largest-batch", type=int, metavar="N", help="most images a rank holds at once; the rest is accumulated")
+    parser.add_argument(
+        "--largest-batch", type=_largest, metavar="N|auto", help="most images a rank holds at once, the rest is accumulated; auto tries"
+    )
     parser.add_argument("--save-minutes", type=float, default=15.0, metavar="M", help="checkpoint also within an epoch, every M minutes")
     parser.add_argument("--keep", type=int, default=2, metavar="K", help="newest checkpoints kept, besides the best (default 2)")
     parser.add_argument("--keep-every", type=int, default=0, metavar="N", help="also keep the checkpoint of every N-th epoch")
@@ -43,7 +45,11 @@ def main(argv: list[str] | None = None) -> int:
     speed.add_argument("--tail", choices=["plain", "analytic", "triton"], help="how a block ends: layer by layer, or in few passes")
     speed.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None, help="torch.compile, block by block")
     speed.add_argument("--graph", action=argparse.BooleanOptionalAction, default=None, help="a step as one CUDA graph: for small nets")
+    speed.add_argument("--tune", action="store_true", help="time all of that for some seconds on this machine, and take the fastest")
     args = parser.parse_intermixed_args(argv)
+    execution = {key: getattr(args, key) for key in ("layout", "tail", "compile", "graph") if getattr(args, key) is not None}
+    if args.tune and execution:
+        parser.error(f"--tune chooses --{', --'.join(execution)} itself; give either")
     settings = config.load(args.config, args.overrides)
     for flag in ("save_minutes", "keep", "max_skips", "hang_minutes", "log_every"):
         if getattr(args, flag) <= 0:
@@ -71,9 +77,14 @@ def main(argv: list[str] | None = None) -> int:
         log_every=args.log_every,
         track=args.track,
         deterministic=args.deterministic,
-        execution={key: getattr(args, key) for key in ("layout", "tail", "compile", "graph") if getattr(args, key) is not None},
+        execution=execution,
+        tune=args.tune,
     )
     return train(settings, flags, stop)
+
+
+def _largest(text: str) -> int | str:
+    return text if text == "auto" else int(text)
 
 
 if __name__ == "__main__":

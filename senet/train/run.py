@@ -8,9 +8,9 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -35,6 +35,7 @@ from senet.train.report import Report
 from senet.train.saver import Saver
 from senet.train.state import State
 from senet.train.stop import RESUMABLE, Stop
+from senet.train.tune import largest_batch, tune
 
 GO_ON, SAVE, STOP = 0, 1, 2  # what a rank can ask for between two steps; the greatest wins
 REWINDS = 3  # before giving up
@@ -49,7 +50,7 @@ class Flags:
     name: str
     source: Source
     device: str = "auto"
-    largest_batch: int | None = None
+    largest_batch: int | Literal["auto"] | None = None
     save_minutes: float = 15.0
     keep: int = 2
     keep_every: int = 0
@@ -60,6 +61,7 @@ class Flags:
     track: str = "auto"
     deterministic: bool = False
     execution: Mapping[str, Any] = field(default_factory=dict)  # settings of Execution that were asked for
+    tune: bool = False
 
 
 def train(config: Config, flags: Flags, stop: Stop) -> int:
@@ -88,7 +90,7 @@ class Run:
             torch.backends.cudnn.benchmark = not flags.deterministic
             torch.backends.cudnn.deterministic = flags.deterministic
 
-        self.at_once, self.accumulate = divide_batch(config.batch, here.size, flags.largest_batch)
+        self.execution, self.at_once, self.accumulate = self._choose_execution()
         source, data, dtype = flags.source, config.data, DTYPES[config.precision]
         self.val = val_loader(data, source, here.rank, here.size, here.device, dtype)
         self.loader = train_loader(data, source, config.batch, self.at_once, config.seed, here.rank, here.size, here.device, dtype)
@@ -98,23 +100,30 @@ class Run:
 
         torch.manual_seed(config.seed)
         self.net = build(config.net, data.classes).to(here.device)
-        self.execution = self._choose_execution()
         model = here.wrap(prepare(self.net, self.execution), config.compress)
         self.pace = Pace(self.net, here.device, lambda: self.loader.waited) if here.size > 1 else None
         self.comparison = Comparison(here.size)
         self.trainer = Trainer(config, here, model, sgd(self.net, config.optim), self.watchdog.at, self.execution.graph, self.pace)
         self.state = State(self.net, self.trainer, Meter(here.device), Meter(here.device))
 
-    def _choose_execution(self) -> Execution:
-        """How the net is computed: as the flags say, else as this run was computed before."""
-        file, here = self.flags.out / "execution.json", self.world
-        before = here.tell(json.loads(file.read_text()) if here.first and file.exists() else None)
-        chosen = Execution.from_dict({**(before or {}), **self.flags.execution})
-        if chosen.graph and (why := obstacle(here.device, here.size, self.accumulate)):
+    def _choose_execution(self) -> tuple[Execution, int, int]:
+        """How the net is computed, images a rank takes at once, and how many times a step: as before in this run, or as flags say."""
+        flags, here, batch = self.flags, self.world, self.config.batch
+        file = flags.out / "execution.json"
+        before = here.tell(json.loads(file.read_text()) if here.first and file.exists() else None) or {}
+        kept = Execution.from_dict(before.get("execution", {}))
+        execution = replace(kept, **flags.execution)
+        largest = flags.largest_batch
+        if largest == "auto":
+            largest = before.get("at_once") or largest_batch(self.config, here, execution)
+        at_once, times = divide_batch(batch, here.size, largest)
+        if flags.tune and not before:
+            execution = tune(self.config, here, at_once, times)
+        if execution.graph and (why := obstacle(here.device, here.size, times)):
             raise UsageError(f"--graph: {why}; leave it out")
-        if before and here.first and chosen != Execution.from_dict(before):
-            print(f"warning: computed as {chosen}, before as {Execution.from_dict(before)}: last bits will differ", file=sys.stderr)
-        return chosen
+        if before and execution != kept and here.first:
+            print(f"warning: computed as {execution}, before as {kept}: last bits will differ", file=sys.stderr)
+        return execution, at_once, times
 
     # ------------------------------------------------------------------------------------------------------------ the run
 
@@ -153,7 +162,7 @@ class Run:
         if not resumed:
             says.keep(self.config, flags)
         if self.world.first:
-            write_text(flags.out / "execution.json", json.dumps(self.execution.to_dict()))
+            write_text(flags.out / "execution.json", json.dumps({"execution": self.execution.to_dict(), "at_once": self.at_once}))
         says.open(self.config, flags.name, flags.track, self._global_step if resumed else None)
         images, batch = (self.loader.images, self.val.images), (self.at_once, self.accumulate)
         says.announce(self.config, flags.name, images, batch, self.val.description["backend"], str(self.execution))
