@@ -1,0 +1,44 @@
+"""GPUs: what they reach in practice, which is less than the data sheet says."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from senet.errors import UsageError
+
+
+@dataclass(frozen=True)
+class GPU:
+    memory: float  # GB
+    half: float  # TFLOP/s of matrix products in bf16 or fp16 ...
+    single: float  # ... and in fp32 as torch does convolutions, which is TF32 where there is such a thing
+    bandwidth: float  # TB/s of a copy
+    link: float  # GB/s of an all-reduce within a node (NCCL's bus bandwidth)
+    network: float  # GB/s a GPU between nodes, unless --network says otherwise
+    decode: float | None  # JPEGs a second by its own decoder; None: it has none, or nobody told
+    source: str
+
+
+GPUS = {
+    "b200": GPU(180, 1700, 850, 7.0, 800, 45, None, "assumed: three quarters of the data sheet"),
+    "h200": GPU(
+        141, 790, 395, 4.3, 470, 45, 7942, "half and copy measured; decoding at least that of MLPerf v4.0, with six CPU threads a GPU"
+    ),
+    "h100": GPU(
+        80, 700, 350, 3.0, 470, 45, 7165, "half and copy assumed; decoding at least that of MLPerf v4.0, with six CPU threads a GPU"
+    ),
+    "a100": GPU(80, 250, 125, 1.75, 240, 22, 7000, "half and copy assumed; decoding by NVIDIA's blog, three quarters of it by the engine"),
+    "v100": GPU(16, 100, 14, 0.8, 130, 5, None, "assumed"),
+    "l40s": GPU(48, 250, 125, 0.8, 40, 5, None, "assumed"),
+    "rtx4090": GPU(24, 140, 70, 0.93, 20, 1.2, None, "assumed"),
+    "rtx3090": GPU(24, 70, 35, 0.84, 20, 1.2, None, "assumed"),
+}
+
+
+def find(name: str) -> GPU:
+    """Raises UsageError naming the nearest."""
+    if name.lower() in GPUS:
+        return GPUS[name.lower()]
+    near = difflib.get_close_matches(name.lower(), GPUS, n=1, cutoff=0.4)
+    raise UsageError(f"--gpu {name}: not known; " + (f"did you mean {near[0]}? " if near else "") + f"known: {', '.join(GPUS)}")
