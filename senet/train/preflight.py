@@ -1,18 +1,27 @@
-"""What a run is refused for before its first step."""
+"""What a run is refused for, or warned of, before its first step."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
+import time
 from pathlib import Path
 
 import yaml
+from torch import nn
 
 from senet import provenance
 from senet.config import Config, difference, from_dict
+from senet.data import Source, has_dali
+from senet.data.loader import AHEAD
 from senet.errors import UsageError
 from senet.train import lock
 from senet.train.lock import Lock
 from senet.world import World
+
+CLOCKS = 5.0  # seconds apart at which logs no longer fit together
+SHARED = Path("/dev/shm")  # noqa: S108
 
 
 def check_alike(world: World, images: tuple[str, str]) -> None:
@@ -65,3 +74,80 @@ def claim(world: World, out: Path) -> Lock | None:
     if holder := world.tell(found if isinstance(found, str) else None):
         raise UsageError(f"--out {out}: in use by {holder}; stop that run (touch {out}/stop), or use another --out")
     return found if isinstance(found, Lock) else None
+
+
+# -------------------------------------------------------------------------------------------------------------------- warnings
+
+
+def warnings(world: World, config: Config, source: Source, out: Path, keep: int, at_once: int, net: nn.Module) -> list[str]:
+    """What may end this run later, each with its remedy; on rank 0, after it made `out`. All ranks take part; milliseconds."""
+    found = [clocks(world), shared_memory(world, shared_bytes(config, source, at_once)), seen_by_all(world, out / "config.yaml")]
+    if world.first:
+        found.append(disk(out, (keep + 2) * checkpoint_bytes(net)))  # the best, and the one being written
+    return [text for text in found if text]
+
+
+def clocks(world: World) -> str:
+    """Which rank's clock is apart from the others'; empty where none is."""
+    world.hear(None)  # all come from one place, and so at one time
+    signs = world.hear((time.time(), socket.gethostname()))
+    times = sorted(at for at, _ in signs)
+    middle = times[len(times) // 2]
+    rank = max(range(len(signs)), key=lambda rank: abs(signs[rank][0] - middle))
+    apart = signs[rank][0] - middle
+    if abs(apart) < CLOCKS:
+        return ""
+    ahead = "ahead of" if apart > 0 else "behind"
+    return f"the clock of rank {rank} on {signs[rank][1]} is {abs(apart):.0f} s {ahead} the others; set up NTP: logs will not fit together"
+
+
+def shared_bytes(config: Config, source: Source, at_once: int) -> int:
+    """Shared memory that the loaders of one rank take at most: PIL's worker processes hand batches over in it. 0 for DALI's threads."""
+    if config.data.set != "folder" or (source.backend != "vision" and has_dali()):
+        return 0
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    workers = source.workers or max(1, len(os.sched_getaffinity(0)) // local)
+    batches = 2 * workers + AHEAD + 1  # torch's workers are two ahead each, and more wait for the device
+    return batches * (at_once + source.val_batch) * 3 * config.data.crop**2
+
+
+def shared_memory(world: World, needed: int) -> str:
+    """Which rank's machine has too little for `needed` bytes a rank; empty where none has."""
+    free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else 0
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    for rank, (host, there, wanted) in enumerate(world.hear((socket.gethostname(), free, needed * local))):
+        if there < wanted:
+            return (
+                f"rank {rank} on {host}: {there >> 20} MiB of shared memory, PIL's workers may fill {wanted >> 20} MiB and die: "
+                "docker run --ipc=host or --shm-size=16g, fewer --workers, or --backend dali"
+            )
+    return ""
+
+
+def checkpoint_bytes(net: nn.Module) -> int:
+    """Of weights and statistics, and of momentum."""
+    return sum(part.nbytes for part in net.state_dict().values()) + sum(part.nbytes for part in net.parameters())
+
+
+def disk(out: Path, needed: int) -> str:
+    """What is said where `out`'s disk has less than `needed` bytes; empty where it has them."""
+    folder = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.is_dir())
+    free = shutil.disk_usage(folder).free
+    if free >= needed:
+        return ""
+    return (
+        f"{folder}: {free >> 20} MiB free, the checkpoints kept will take {needed >> 20} MiB; make room, lower --keep, or use another --out"
+    )
+
+
+def seen_by_all(world: World, file: Path) -> str:
+    """Which rank does not see what rank 0 wrote; empty where all do."""
+    world.hear(None)
+    there = file.name in os.listdir(file.parent) if file.parent.is_dir() else False  # a listing asks the server, a look may not
+    for rank, (host, sees) in enumerate(world.hear((socket.gethostname(), there))):
+        if not sees:
+            return (
+                f"rank {rank} on {host} does not see {file.parent} as rank 0 does: a run cannot be resumed so; put --out on storage that "
+                "all nodes share"
+            )
+    return ""

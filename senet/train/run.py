@@ -166,6 +166,8 @@ class Run:
         says.open(self.config, flags.name, flags.track, self._global_step if resumed else None)
         images, batch = (self.loader.images, self.val.images), (self.at_once, self.accumulate)
         says.announce(self.config, flags.name, images, batch, self.val.description["backend"], str(self.execution))
+        for text in preflight.warnings(self.world, self.config, flags.source, flags.out, flags.keep, self.at_once, self.net):
+            says.say(f"warning: {text}")
         self.last_save = time.monotonic()
         if resumed:
             says.say(f"resumed {flags.out} after epoch {state.epoch}, step {state.step} of {self.loader.steps}")
