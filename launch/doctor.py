@@ -3,6 +3,10 @@
     python -m launch.doctor
     torchrun --nnodes=2 --nproc-per-node=8 ... -m launch.doctor configs/imagenet/se_resnet50.yaml --data $IMAGENET --out runs/se50
 
+With --speed it trains for some seconds instead and says what bounds: data, net or communication, and what to change.
+
+    torchrun --standalone --nproc-per-node=8 -m launch.doctor --speed configs/imagenet/se_resnet50.yaml --data $IMAGENET
+
 Exit codes: 0 fit (perhaps with warnings), 1 something failed, 2 usage or config.
 """
 
@@ -21,8 +25,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("config", nargs="?", help="FILE.yaml or FILE.yaml:VARIANT: looks at its data as well")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where checkpoints will be written (default: runs)")
+    parser.add_argument("--speed", action="store_true", help="measure loader, net and all-reduce alone and together; needs a config")
+    parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="--speed: of each measurement (default 4)")
+    parser.add_argument("--largest-batch", type=int, metavar="N", help="--speed: most images a rank holds at once")
     add_data_flags(parser)
     args = parser.parse_intermixed_args(argv)
+    if args.speed and not args.config:
+        parser.error("--speed needs a config")
+    if args.seconds <= 0:
+        parser.error("--seconds must be positive")
     settings = config.load(args.config, args.overrides) if args.config else None
 
     from senet import world
@@ -31,6 +42,13 @@ def main(argv: list[str] | None = None) -> int:
     here = world.start(args.device)
     failed = False
     try:
+        if args.speed and settings:
+            from senet import speed
+
+            found = speed.measure(here, settings, source(args), args.seconds, args.largest_batch)
+            if here.first:
+                print(speed.page(found, settings, source(args), here.device, here.size))
+            return 0
         for finding in examine(here, settings, source(args), args.out):
             failed = failed or finding.level == "fail"
             if here.first:
