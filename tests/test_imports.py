@@ -19,6 +19,8 @@ MAY_NOT = {
     "senet/data/": ("senet.models", "senet.train", "senet.track", "senet.world"),
     "senet/track/": ("senet.models", "senet.data", "senet.train", "senet.world"),
     "senet/prepare/": ("senet.models", "senet.train", "senet.track", "senet.world"),
+    "senet/plan/": ("senet.data", "senet.train", "senet.track", "senet.world"),
+    "senet/chart.py": ("torch", "numpy", "senet.config", "senet.models", "senet.data", "senet.train"),
     "senet/": ("launch",),
 }
 

@@ -49,7 +49,7 @@ def _pace(plan: Plan, here: scale.Cluster) -> list[str]:
         )
         lines.append(_row("", f"{what:14}{1e3 * seconds:8.2f} ms {100 * seconds / step.total:4.0f} %{hidden}"))
     parts = f"training {_time(plan.training_hours)}, validation {_time(plan.validation_hours)}"
-    money = f", ${plan.cost:,.4g} at ${plan.wish.price:g} each" if plan.cost is not None else " (--price $ makes it money)"
+    money = f", ${plan.cost:,.2f} at ${plan.wish.price:g} each" if plan.cost is not None else " (--price $ makes it money)"
     return [
         *lines,
         _row("time", f"{_time(plan.hours)} for {plan.epochs} epochs of {plan.steps_per_epoch:,} steps ({parts})"),

@@ -18,6 +18,7 @@ from senet.data.loader import AHEAD
 from senet.errors import UsageError
 from senet.train import lock
 from senet.train.lock import Lock
+from senet.train.saver import SPARE
 from senet.world import World
 
 CLOCKS = 5.0  # seconds apart at which logs no longer fit together
@@ -132,7 +133,7 @@ def checkpoint_bytes(net: nn.Module) -> int:
 def disk(out: Path, needed: int) -> str:
     """What is said where `out`'s disk has less than `needed` bytes; empty where it has them."""
     folder = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.is_dir())
-    free = shutil.disk_usage(folder).free
+    free, needed = shutil.disk_usage(folder).free, needed + SPARE
     if free >= needed:
         return ""
     return (
