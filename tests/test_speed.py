@@ -12,8 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from launch.doctor import main
 from senet import config, speed
 from senet.data import Source
+from senet.errors import UsageError
 from senet.speed import Speed
 from senet.world import World
 from tests.conftest import TINY, run
@@ -53,11 +55,12 @@ def test_small_images_and_a_large_net_are_bound_by_the_net(tiny: Path, images: P
     assert re.search(r"all-reduce alone +- +[\d.]+ +[\d.]+ MB of gradients", done.stdout)
 
 
-def test_speed_needs_a_config_and_data(tiny: Path) -> None:
-    assert "--speed needs a config" in run("launch.doctor", "--speed").stderr
-    refused = run("launch.doctor", "--speed", tiny)
-    assert refused.returncode == 2
-    assert "--data DIR is needed" in refused.stderr
+def test_speed_needs_a_config_and_data(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--speed"])
+    assert "--speed needs a config" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="--data DIR is needed"):
+        main(["--speed", str(tiny)])
 
 
 @pytest.mark.parametrize(

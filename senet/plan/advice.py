@@ -36,7 +36,8 @@ def _batch(config: Config, plan: Plan) -> Iterator[str]:
 def _pace(config: Config, plan: Plan) -> Iterator[str]:
     wish, step = plan.wish, plan.step
     if plan.efficiency < EFFICIENT:
-        better = _enough(plan)
+        enough = _enough(plan)
+        better = enough if enough and enough * wish.gpus <= LAYERWISE else None
         fewer = max((n for n, _, share in curve(config, wish)["global"] if n < wish.gpus and share >= AIM), default=None)
         remedies = [f"batch={better * wish.gpus} with its learning rate"] if better else []
         remedies += [f"{fewer} GPU{'s' * (fewer > 1)} instead"] if fewer else []

@@ -40,5 +40,5 @@ def find(name: str) -> GPU:
     """Raises UsageError naming the nearest."""
     if name.lower() in GPUS:
         return GPUS[name.lower()]
-    near = difflib.get_close_matches(name.lower(), GPUS, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name.lower(), GPUS, n=1, cutoff=0.6)
     raise UsageError(f"--gpu {name}: not known; " + (f"did you mean {near[0]}? " if near else "") + f"known: {', '.join(GPUS)}")

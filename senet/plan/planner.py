@@ -82,7 +82,7 @@ class Plan:
     steps_per_epoch: int
     images_per_second: float
     bound: str  # net, decoding or storage: what sets the pace for most of the time
-    efficiency: float  # of the GPU's pace in endless steps
+    efficiency: float  # of the GPU's pace with large batches
     hours: float
     training_hours: float
     validation_hours: float

@@ -24,7 +24,7 @@ def page(config: Config, name: str, plan: Plan) -> str:
             "net",
             f"{plan.parameters / 1e6:.1f} M parameters, {plan.gmacs:.2f} G multiply-adds, {plan.megabytes:.0f} MB of traffic an image",
         ),
-        _row("one GPU", f"{1 / rate.each:,.0f} images/s in endless steps, ± {100 * rate.spread:.0f} %; {rate.basis}: {rate.said}"),
+        _row("one GPU", f"{1 / rate.each:,.0f} images/s with large batches, ± {100 * rate.spread:.0f} %; {rate.basis}: {rate.said}"),
         "",
         *_pace(plan, here),
         "",
@@ -139,7 +139,7 @@ def draw(config: Config, name: str, plan: Plan, file: Path) -> None:
     title = f"{name}, {wish.gpu.upper()}, {config.precision}, {wish.stack}"
     note = f"One GPU: {plan.rate.basis}, {plan.rate.fraction:.2f} of the roofline, ± {100 * plan.rate.spread:.0f} %. More GPUs: modelled."
     left = chart.lines(title, [line for line in paces if line.points], gpu_axis, chart.Axis("images a second", "log10"), note)
-    percent = chart.Axis("percent of one GPU in endless steps", low=0, high=100)
+    percent = chart.Axis("percent of one GPU with large batches", low=0, high=100)
     right = chart.lines("efficiency", [line for line in shares if line.points], gpu_axis, percent, " ")
     chart.save(chart.beside(left, right), file)
 
