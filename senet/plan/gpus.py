@@ -23,10 +23,24 @@ class GPU:
 GPUS = {
     "b200": GPU(180, 1700, 850, 7.0, 800, 45, None, "assumed: three quarters of the data sheet"),
     "h200": GPU(
-        141, 790, 395, 4.3, 470, 45, 7942, "half and copy measured; decoding at least that of MLPerf v4.0, with six CPU threads a GPU"
+        141,
+        790,
+        395,
+        4.3,
+        470,
+        45,
+        7942,
+        "half and copy measured; decoding as in MLPerf v4.0: at least that, six CPU threads a GPU, some cached",
     ),
     "h100": GPU(
-        80, 700, 350, 3.0, 470, 45, 7165, "half and copy assumed; decoding at least that of MLPerf v4.0, with six CPU threads a GPU"
+        80,
+        700,
+        350,
+        3.0,
+        470,
+        45,
+        7165,
+        "half and copy assumed; decoding as in MLPerf v4.0: at least that, six CPU threads a GPU, some cached",
     ),
     "a100": GPU(80, 250, 125, 1.75, 240, 22, 7000, "half and copy assumed; decoding by NVIDIA's blog, three quarters of it by the engine"),
     "v100": GPU(16, 100, 14, 0.8, 130, 5, None, "assumed"),

@@ -157,11 +157,11 @@ How a plan is made. Each number's source is in brackets; what has none is assume
 Roofline: a convolution takes the longer of its arithmetic and its traffic, the rest its traffic. A rate is the roofline times a fraction:
 the net's own where it was measured on this GPU, else what the effects of net and GPU in measured rates come to. The rates are in
 {file}; this project's own come first. By now all are others' [NVIDIA DeepLearningExamples; timm; MLPerf Training v4.0], or, where
-nobody measured a stack, a goal of {goal}. NVIDIA's own loop loses 13 to 18 % from one GPU to eight in AMP (3 to 6 % in TF32), which is the
-host's doing and not in the model.
+nobody measured a stack, a goal of {goal}. NVIDIA's own loop loses 16 to 18 % from one GPU to eight in AMP (3 to 5 % in TF32): probably the
+host's doing, and not in the model.
 
-Step: {fixed:.1f} ms + b x (time of an image) + exposed communication + jitter. The first number fits, with the rest, six systems of
-MLPerf v4.0 from 8 to 3,584 GPUs within 6 %.
+Step: {fixed:.1f} ms + b x (time of an image) + exposed communication + jitter. The first number was fitted, with H100's
+fraction, to MLPerf v4.0's systems of 8 to 3,584 GPUs, which it meets within 6 %.
 {all_reduce}
 {step}
 Kernels: eager PyTorch starts one in about 6 us, so a step of few images takes at least that many times its operations.

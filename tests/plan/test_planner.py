@@ -44,7 +44,7 @@ def test_mlperf_is_reproduced_within_seven_percent(gpus: int, batch: int, pace: 
 
 
 def test_eight_gpus_follow_from_one() -> None:
-    """NVIDIA's PyTorch loop on eight A100, from its rates on one: within 6 % in TF32; in AMP its host loses 15 to 18 %, not modelled."""
+    """NVIDIA's PyTorch loop on eight A100, from its rates on one: within 6 % in TF32; in AMP it loses 16 to 18 %, not modelled."""
     rows = measured("a100", "eager", gpus=8)
     assert len(rows) == 6
     for row in rows:
