@@ -110,6 +110,7 @@ def _advice(found: Speed, config: Config, source: Source, device: torch.device) 
     if found.bound == "data":
         yield from _for_data(found, config, source, device)
     elif found.bound == "net":
+        yield "launch.train --tune times layouts, fused tails and compilation, and takes the fastest"
         if device.type == "cuda":
             if config.precision == "fp32":
                 yield "precision=bf16 takes about half the time (it is another config, with results of its own)"
@@ -118,7 +119,7 @@ def _advice(found: Speed, config: Config, source: Source, device: torch.device) 
         else:
             yield "a CPU is slow at this; OMP_NUM_THREADS sets the cores a rank computes on"
     else:
-        yield "more images a rank, gradients in bf16, a faster network; launch.doctor without --speed tells how fast it is"
+        yield "more images a rank, compress=bf16 (gradients in half the bytes), a faster network; launch.doctor without --speed tells how fast it is"
     if found.together > TOGETHER * max(found.data, found.step):
         shared = "cores" if device.type == "cpu" else "cores, or memory on the device"
         yield (
