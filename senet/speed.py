@@ -119,7 +119,7 @@ def _advice(found: Speed, config: Config, source: Source, device: torch.device) 
         else:
             yield "a CPU is slow at this; OMP_NUM_THREADS sets the cores a rank computes on"
     else:
-        yield "more images a rank, compress=bf16 (gradients in half the bytes), a faster network; launch.doctor without --speed tells how fast it is"
+        yield "more images a rank, compress=bf16 (gradients in half the bytes), a faster network (launch.doctor measures it)"
     if found.together > TOGETHER * max(found.data, found.step):
         shared = "cores" if device.type == "cpu" else "cores, or memory on the device"
         yield (
