@@ -35,17 +35,17 @@ class Kernels:
         return of_map, (square + size * (mean - of_map) ** 2).sum(0) / total
 
     @staticmethod
-    def join(x: Tensor, shortcut: Tensor, mean: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-        return torch.ops.senet.tail_join(x, shortcut, mean, scale, offset)
+    def join(x: Tensor, shortcut: Tensor, centre: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
+        return torch.ops.senet.tail_join(x, shortcut, centre, slope, offset)
 
     @staticmethod
-    def sums(grad: Tensor, out: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        d, sum1, sum2 = torch.ops.senet.tail_sums(grad, out, x, mean)
+    def sums(grad: Tensor, out: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        d, sum1, sum2 = torch.ops.senet.tail_sums(grad, out, x, centre)
         return d, sum1.sum(0), sum2.sum(0)
 
     @staticmethod
-    def gradient(d: Tensor, x: Tensor, mean: Tensor, slope: Tensor, tilt: Tensor, offset: Tensor) -> Tensor:
-        return torch.ops.senet.tail_gradient(d, x, mean, slope, tilt, offset)
+    def gradient(d: Tensor, x: Tensor, centre: Tensor, slope: Tensor, tilt: Tensor, offset: Tensor) -> Tensor:
+        return torch.ops.senet.tail_gradient(d, x, centre, slope, tilt, offset)
 
 
 # ---------------------------------------------------------------------------------------------------------------- operators
@@ -61,27 +61,27 @@ def tail_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.library.custom_op("senet::tail_join", mutates_args=())
-def tail_join(x: Tensor, shortcut: Tensor, mean: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+def tail_join(x: Tensor, shortcut: Tensor, centre: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
     x = dense(x)
     out = torch.empty_like(x, dtype=torch.promote_types(x.dtype, shortcut.dtype))
-    launch(join_kernel, x, x, like(shortcut, x), mean.float(), rows(scale, x), rows(offset, x), out)
+    launch(join_kernel, x, x, like(shortcut, x), rows(centre, x), rows(slope, x), rows(offset, x), out)
     return out
 
 
 @torch.library.custom_op("senet::tail_sums", mutates_args=())
-def tail_sums(grad: Tensor, out: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def tail_sums(grad: Tensor, out: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """-> d like `grad`, and two sums [S, N, C] over the S parts of each map."""
     x = dense(x)
     d, sum1, sum2 = torch.empty_like(x, dtype=grad.dtype), per_part(x), per_part(x)
-    launch(sums_kernel, x, like(grad, x), like(out, x), x, mean.float(), d, sum1, sum2)
+    launch(sums_kernel, x, like(grad, x), like(out, x), x, rows(centre, x), d, sum1, sum2)
     return d, sum1, sum2
 
 
 @torch.library.custom_op("senet::tail_gradient", mutates_args=())
-def tail_gradient(d: Tensor, x: Tensor, mean: Tensor, slope: Tensor, tilt: Tensor, offset: Tensor) -> Tensor:
+def tail_gradient(d: Tensor, x: Tensor, centre: Tensor, slope: Tensor, tilt: Tensor, offset: Tensor) -> Tensor:
     x = dense(x)
     dx = torch.empty_like(x)
-    launch(gradient_kernel, x, like(d, x), x, mean.float(), rows(slope, x), tilt.float(), rows(offset, x), dx)
+    launch(gradient_kernel, x, like(d, x), x, rows(centre, x), rows(slope, x), tilt.float(), rows(offset, x), dx)
     return dx
 
 
@@ -95,18 +95,18 @@ def _(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @tail_join.register_fake
-def _(x: Tensor, shortcut: Tensor, mean: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+def _(x: Tensor, shortcut: Tensor, centre: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
     return torch.empty_like(dense(x), dtype=torch.promote_types(x.dtype, shortcut.dtype))
 
 
 @tail_sums.register_fake
-def _(grad: Tensor, out: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, out: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x = dense(x)
     return torch.empty_like(x, dtype=grad.dtype), per_part(x), per_part(x)
 
 
 @tail_gradient.register_fake
-def _(d: Tensor, x: Tensor, mean: Tensor, slope: Tensor, tilt: Tensor, offset: Tensor) -> Tensor:
+def _(d: Tensor, x: Tensor, centre: Tensor, slope: Tensor, tilt: Tensor, offset: Tensor) -> Tensor:
     return torch.empty_like(dense(x))
 
 
@@ -212,15 +212,15 @@ def statistics_kernel(
 
 @triton.jit
 def join_kernel(
-    x, shortcut, mean, scale, offset, out,
+    x, shortcut, centre, slope, offset, out,
     count, channels, pixels, length, by_channel, by_pixel, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     image, channel, exists, first, last = place(channels, pixels, length, CHANNELS)
     x += image * channels * pixels
     shortcut += image * channels * pixels
     out += image * channels * pixels
-    mu = tl.load(mean + channel, exists, 0.0)[None, :]
-    a = tl.load(scale + image * channels + channel, exists, 0.0)[None, :]
+    mu = tl.load(centre + image * channels + channel, exists, 0.0)[None, :]
+    a = tl.load(slope + image * channels + channel, exists, 0.0)[None, :]
     b = tl.load(offset + image * channels + channel, exists, 0.0)[None, :]
     for start in range(first, last, PIXELS):
         at, inside = spot(start, channel, exists, pixels, by_channel, by_pixel, PIXELS)
@@ -230,7 +230,7 @@ def join_kernel(
 
 @triton.jit
 def sums_kernel(
-    grad, out, x, mean, d, sum1, sum2,
+    grad, out, x, centre, d, sum1, sum2,
     count, channels, pixels, length, by_channel, by_pixel, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     image, channel, exists, first, last = place(channels, pixels, length, CHANNELS)
@@ -238,7 +238,7 @@ def sums_kernel(
     out += image * channels * pixels
     x += image * channels * pixels
     d += image * channels * pixels
-    mu = tl.load(mean + channel, exists, 0.0)[None, :]
+    mu = tl.load(centre + image * channels + channel, exists, 0.0)[None, :]
     plain = tl.zeros([PIXELS, CHANNELS], tl.float32)
     centred = tl.zeros([PIXELS, CHANNELS], tl.float32)
     for start in range(first, last, PIXELS):
@@ -255,14 +255,14 @@ def sums_kernel(
 
 @triton.jit
 def gradient_kernel(
-    d, x, mean, slope, tilt, offset, dx,
+    d, x, centre, slope, tilt, offset, dx,
     count, channels, pixels, length, by_channel, by_pixel, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     image, channel, exists, first, last = place(channels, pixels, length, CHANNELS)
     d += image * channels * pixels
     x += image * channels * pixels
     dx += image * channels * pixels
-    mu = tl.load(mean + channel, exists, 0.0)[None, :]
+    mu = tl.load(centre + image * channels + channel, exists, 0.0)[None, :]
     t = tl.load(tilt + channel, exists, 0.0)[None, :]
     a = tl.load(slope + image * channels + channel, exists, 0.0)[None, :]
     b = tl.load(offset + image * channels + channel, exists, 0.0)[None, :]

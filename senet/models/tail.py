@@ -5,13 +5,14 @@ they take 11 passes forward and 16 backward, here 4 and 7. What makes it possibl
 affine map of BN's input, so it follows from the mean of that input, which BN needs anyway. For each image and channel, with d the
 gradient that passes the ReLU and M = N H W values in a channel:
 
-    a = weight / sqrt(var + eps)     p = a (image_mean - mean) + bias     s = gate(up(relu(down(p))))
-    out = relu(s (a (x - mean) + bias) + shortcut)
-    sum1 = sum d     sum2 = sum d (x - mean)     ds = a sum2 + bias sum1     dp from ds through the two FC layers
-    dbias = sum over images of (s sum1 + dp)     dweight = sum over images of (s sum2 + dp (image_mean - mean)) / sqrt(var + eps)
-    dx = a s d - a dweight / (M sqrt(var + eps)) (x - mean) + a (dp / (H W) - dbias / M)
+    a = weight / sqrt(var + eps)     p = a (centre - mean) + bias     s = gate(up(relu(down(p))))
+    out = relu(a s (x - centre) + s p + shortcut)
+    sum1 = sum d     sum2 = sum d (x - centre)     ds = a sum2 + p sum1     dp from ds through the two FC layers
+    dbias = sum of (s sum1 + dp)     dweight = sum of (s (sum2 + (centre - mean) sum1) + dp (centre - mean)) / sqrt(var + eps)
+    dx = a s d + tilt (x - centre) + tilt (centre - mean) + a (dp / (H W) - dbias / M)     tilt = -a dweight / (M sqrt(var + eps))
 
-Without SE s is 1 and dp 0. Everything is centred on the mean, so that a mean far from 0 costs no digits; sums are in float32 or better.
+`centre` is the image's own mean of the channel, and p what the squeeze sees. Without SE s is 1 and dp 0. Nothing is summed but about a
+mean, so that one far from 0 costs no digits; sums are in float32 or better.
 The same formulas serve PyTorch's operators (for Inductor to fuse) and Triton's kernels: they differ in the passes only.
 """
 
@@ -70,19 +71,22 @@ def _tail(x: Tensor, shortcut: Tensor, bn: nn.BatchNorm2d, se: SEBlock | None, k
     """[N, C, H, W], the same -> the same."""
     of_batch = bn.training or bn.running_mean is None or bn.running_var is None
     kernels = kernels and x.dtype != torch.float64
-    image_mean, mean, var = None, bn.running_mean, bn.running_var
+    mean, var = bn.running_mean, bn.running_var
     with torch.no_grad():
         if of_batch and x.numel() == x.shape[1]:
             raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
         if of_batch or se:
-            image_mean, image_var = _passes(kernels).statistics(x)
+            centre, within = _passes(kernels).statistics(x)
             if of_batch:  # of all images, from those of each; the two variances are within and between images
-                var, mean = torch.var_mean(image_mean, 0, correction=0)
-                var = var + image_var.mean(0)
+                var, mean = torch.var_mean(centre, 0, correction=0)
+                var = var + within.mean(0)
                 _update(bn, mean, var, x.numel() // x.shape[1])
+        else:
+            assert mean is not None
+            centre = mean.to(wide(x)).expand(x.shape[:2])
     excitation = (se.down.weight, se.down.bias, se.up.weight, se.up.bias) if se else (None,) * 4
     gate = se.settings.gate if se else "sigmoid"
-    return _Tail.apply(x, shortcut, bn.weight, bn.bias, *excitation, image_mean, mean, var, bn.eps, gate, of_batch, kernels)
+    return _Tail.apply(x, shortcut, bn.weight, bn.bias, *excitation, centre, mean, var, bn.eps, gate, of_batch, kernels)
 
 
 def _update(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
@@ -96,56 +100,59 @@ def _update(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
 
 
 class _Tail(torch.autograd.Function):
-    """From given statistics, which depend on `x` where they are `of_batch`; `image_mean` is of each image."""
+    """From given statistics: `mean` and `var` depend on `x` where they are `of_batch`, `centre` where there is an SE block."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, shortcut: Tensor, weight: Tensor, bias: Tensor,
         down: Tensor | None, down_bias: Tensor | None, up: Tensor | None, up_bias: Tensor | None,
-        image_mean: Tensor | None, mean: Tensor, var: Tensor, eps: float, gate: str, of_batch: bool, kernels: bool,
+        centre: Tensor, mean: Tensor, var: Tensor, eps: float, gate: str, of_batch: bool, kernels: bool,
     ) -> Tensor:  # fmt: skip
         dtype = wide(x)
         with torch.autocast(x.device.type, enabled=False):
             mean, bias_ = mean.to(dtype), bias.to(dtype)
             scale = torch.rsqrt(var.to(dtype) + eps)
             a = weight.to(dtype) * scale
+            p = a * (centre - mean) + bias_
             hidden = s = None
-            if down is not None and up is not None and image_mean is not None:
-                p = a * (image_mean - mean) + bias_
+            slope, offset = a.expand_as(p), p
+            if down is not None and up is not None:
                 hidden = torch.relu(_linear(p, down, down_bias))
                 s = GATES[gate](_linear(hidden, up, up_bias))
-            one = x.new_ones(len(x), 1, dtype=dtype) if s is None else s
-            out = _passes(kernels).join(x, shortcut, mean, a * one, bias_ * one)
-        ctx.save_for_backward(x, out, weight, bias, down, down_bias, up, up_bias, image_mean, mean, scale, hidden, s)
+                slope, offset = a * s, p * s
+            out = _passes(kernels).join(x, shortcut, centre, slope, offset)
+        ctx.save_for_backward(x, out, weight, bias, down, down_bias, up, up_bias, centre, mean, scale, hidden, s)
         ctx.gate, ctx.of_batch, ctx.kernels, ctx.shortcut_dtype = gate, of_batch, kernels, shortcut.dtype
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, out, weight, bias, down, down_bias, up, up_bias, image_mean, mean, scale, hidden, s = ctx.saved_tensors
+        x, out, weight, bias, down, down_bias, up, up_bias, centre, mean, scale, hidden, s = ctx.saved_tensors
         dtype, passes = wide(x), _passes(ctx.kernels)
         with torch.autocast(x.device.type, enabled=False):
-            d, sum1, sum2 = passes.sums(grad, out, x, mean)
-            a, bias_ = weight.to(dtype) * scale, bias.to(dtype)
+            d, sum1, sum2 = passes.sums(grad, out, x, centre)
+            away, a = centre - mean, weight.to(dtype) * scale
+            slope, offset = a.expand_as(sum1), torch.zeros_like(sum1)
+            dz, dz_away = sum1, sum2 + away * sum1  # sums of BN's output's gradient, and of that times (x - mean)
             ddown = ddown_bias = dup = dup_bias = None
-            zsum, zsum2, offset, slope = sum1, sum2, torch.zeros_like(sum1), a.expand_as(sum1)
             if s is not None:
-                p = a * (image_mean - mean) + bias_
-                du = (a * sum2 + bias_ * sum1) * SLOPES[ctx.gate](s)
+                p = a * away + bias.to(dtype)
+                du = (a * sum2 + p * sum1) * SLOPES[ctx.gate](s)
                 dh = (du @ up.flatten(1).to(dtype)) * (hidden > 0)
                 dp = dh @ down.flatten(1).to(dtype)
                 dup, ddown = (du.t() @ hidden).view_as(up).to(up.dtype), (dh.t() @ p).view_as(down).to(down.dtype)
                 dup_bias = du.sum(0).to(up.dtype) if up_bias is not None else None
                 ddown_bias = dh.sum(0).to(down.dtype) if down_bias is not None else None
-                zsum, zsum2 = s * sum1 + dp, s * sum2 + dp * (image_mean - mean)
-                offset, slope = a * dp / (x.shape[2] * x.shape[3]), a * s
-            dbias, dweight = zsum.sum(0), zsum2.sum(0) * scale
+                dz, dz_away = s * dz + dp, s * dz_away + dp * away
+                slope, offset = a * s, a * dp / (x.shape[2] * x.shape[3])
+            dbias, dweight = dz.sum(0), dz_away.sum(0) * scale
             tilt = torch.zeros_like(a)
             if ctx.of_batch:
                 count = x.numel() // x.shape[1]
-                tilt, offset = -a * scale * dweight / count, offset - a * dbias / count
-            dx = passes.gradient(d, x, mean, slope, tilt, offset)
+                tilt = -a * scale * dweight / count
+                offset = offset + tilt * away - a * dbias / count
+            dx = passes.gradient(d, x, centre, slope, tilt, offset)
         dshortcut = d.to(ctx.shortcut_dtype)
         known = (dx, dshortcut, dweight.to(weight.dtype), dbias.to(bias.dtype), ddown, ddown_bias, dup, dup_bias)
         return (*known, *(None,) * 7)
@@ -172,29 +179,46 @@ def _passes(kernels: bool) -> Any:
 
 
 class Operators:
-    """The four passes in PyTorch. [N, C] goes with each image's channels, [C] with all."""
+    """The four passes in PyTorch. Numbers of each image's channels are [N, C], those of all images' [C]."""
 
     @staticmethod
     def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
         """-> mean and variance [N, C] over the map. One read."""
+        if torch.compiler.is_compiling():
+            return shifted(x)
         var, mean = torch.var_mean(x.to(wide(x)), (2, 3), correction=0)
         return mean, var
 
     @staticmethod
-    def join(x: Tensor, shortcut: Tensor, mean: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-        """relu(scale (x - mean) + offset + shortcut): `mean` [C], `scale` and `offset` [N, C]. Two reads, one write."""
-        y = scale[:, :, None, None] * (x - mean[:, None, None]) + offset[:, :, None, None] + shortcut
+    def join(x: Tensor, shortcut: Tensor, centre: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
+        """relu(slope (x - centre) + offset + shortcut), all [N, C]. Two reads, one write."""
+        y = over_map(slope) * (x - over_map(centre)) + over_map(offset) + shortcut
         return torch.relu(y).to(torch.promote_types(x.dtype, shortcut.dtype))
 
     @staticmethod
-    def sums(grad: Tensor, out: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-> d, `grad` where `out` came through the ReLU, and sums [N, C] of d and of d (x - mean). Three reads, one write."""
-        d = torch.where(out <= 0, 0, grad)
+    def sums(grad: Tensor, out: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-> d, `grad` where `out` came through the ReLU, and sums [N, C] of d and of d (x - centre). Three reads, one write."""
+        # To a compiler the comparison must seem to need `grad`, or it is made in the forward pass and kept: a byte more for each value.
+        zero = grad.abs().clamp(max=0) if torch.compiler.is_compiling() else 0
+        d = torch.where(out <= zero, 0, grad)
         wide_d = d.to(wide(x))
-        return d, wide_d.sum((2, 3)), (wide_d * (x - mean[:, None, None])).sum((2, 3))
+        return d, wide_d.sum((2, 3)), (wide_d * (x - over_map(centre))).sum((2, 3))
 
     @staticmethod
-    def gradient(d: Tensor, x: Tensor, mean: Tensor, slope: Tensor, tilt: Tensor, offset: Tensor) -> Tensor:
-        """slope d + tilt (x - mean) + offset: `mean` and `tilt` [C], `slope` and `offset` [N, C]. Two reads, one write."""
-        centred = x - mean[:, None, None]
-        return (slope[:, :, None, None] * d + tilt[:, None, None] * centred + offset[:, :, None, None]).to(x.dtype)
+    def gradient(d: Tensor, x: Tensor, centre: Tensor, slope: Tensor, tilt: Tensor, offset: Tensor) -> Tensor:
+        """slope d + tilt (x - centre) + offset, [N, C] but for `tilt` [C]. Two reads, one write."""
+        return (over_map(slope) * d + tilt[:, None, None] * (x - over_map(centre)) + over_map(offset)).to(x.dtype)
+
+
+def shifted(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`Operators.statistics` from sums about a pixel of each map, near enough to the mean. Inductor makes two passes of torch.var_mean
+    for some sizes and layouts, of this one."""
+    about = x[:, :, 0, 0].to(wide(x))
+    centred = x - over_map(about)
+    shift = centred.mean((2, 3))
+    return about + shift, ((centred * centred).mean((2, 3)) - shift * shift).clamp(min=0)
+
+
+def over_map(values: Tensor) -> Tensor:
+    """[N, C] -> [N, C, 1, 1]."""
+    return values[:, :, None, None]
