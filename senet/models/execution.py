@@ -145,11 +145,16 @@ def _parts(net: nn.Module) -> Iterator[nn.Module]:
 def _compile(net: nn.Module) -> None:
     import torch._dynamo
 
+    torch._dynamo.reset()  # what was compiled for other executions counts against the limits below
     parts = list(_parts(net))
-    # Parts of one shape share their code; parts of all shapes share one table, whose size is limited so that nothing compiles for ever.
-    # Each is compiled for training and evaluation, and for the last, smaller batch of a validation.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(parts))
-    # DDP's splitting of compiled graphs is for whole nets: parts end where gradients can go anyway.
-    torch._dynamo.config.optimize_ddp = len(parts) == 1
+    # Parts of one shape share their code, but all parts share one table of codes: per shape, training or evaluation, size of the batch
+    # and of growing images. Beyond its usual limit of 8 the rest would run uncompiled.
+    limits = torch._dynamo.config
+    limits.recompile_limit, limits.accumulated_recompile_limit = (
+        max(limits.recompile_limit, 256),
+        max(limits.accumulated_recompile_limit, 1024),
+    )
+    # DDP's cutting of compiled graphs is for whole nets: parts end where gradients can go anyway.
+    torch._dynamo.config.optimize_ddp = not isinstance(net, ResNet)
     for part in parts:
         part.compile(dynamic=False)
