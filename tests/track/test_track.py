@@ -109,7 +109,12 @@ def test_plain_lines_elsewhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     tracker = track.build(tmp_path, choice="none", name="a", config={}, resume_step=None)
     times = {"epoch": 1, "step": 5, "seconds": 1.0}
     tracker.log({"kind": "train", "loss": 1.5, "learning_rate": 0.1, "images_per_second": 100.0, "data_wait": 0.25} | times)
+    slow = {"slow_rank": 3, "host": "node7", "factor": 2.5, "data": 0.75, "compute": 0.2, "communication": 0.05}
+    tracker.log({"kind": "event", "over": False} | slow | times)
+    tracker.log({"kind": "event", "over": True} | slow | times)
     tracker.close(True)
     shown = capfd.readouterr().err
+    assert "rank 3 on node7 holds up the others: its own work takes 2.5 times the usual; of its time data 75%" in shown
+    assert "rank 3 on node7 keeps up again" in shown
     assert "epoch 1 step 5: loss 1.5000, lr 0.1, 100 images/s, waiting for data 25%" in shown
     assert "\r" not in shown
