@@ -13,12 +13,12 @@ from pathlib import Path
 
 from launch import guard
 from launch.flags import add_data_flags, run_name, source
-from senet import config
-from senet.train import status
+from senet import config, status
 from senet.train.stop import RESUMABLE, Stop
 
 
-def main(argv: list[str] | None = None) -> int:
+def parse(words: list[str] | None) -> argparse.Namespace:
+    """The command line, its flags checked; `launch.submit` checks with it what it passes on."""
     parser = argparse.ArgumentParser(prog="launch.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="FILE.yaml or FILE.yaml:VARIANT")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config, as in optim.lr=0.3")
@@ -46,18 +46,22 @@ def main(argv: list[str] | None = None) -> int:
     speed.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None, help="torch.compile, block by block")
     speed.add_argument("--graph", action=argparse.BooleanOptionalAction, default=None, help="a step as one CUDA graph: for small nets")
     speed.add_argument("--tune", action="store_true", help="time all of that for some seconds on this machine, and take the fastest")
-    args = parser.parse_intermixed_args(argv)
-    execution = {key: getattr(args, key) for key in ("layout", "tail", "compile", "graph") if getattr(args, key) is not None}
-    if args.tune and execution:
-        parser.error(f"--tune chooses --{', --'.join(execution)} itself; give either")
-    settings = config.load(args.config, args.overrides)
+    args = parser.parse_intermixed_args(words)
+    args.execution = {key: getattr(args, key) for key in ("layout", "tail", "compile", "graph") if getattr(args, key) is not None}
+    if args.tune and args.execution:
+        parser.error(f"--tune chooses --{', --'.join(args.execution)} itself; give either")
     for flag in ("save_minutes", "keep", "max_skips", "hang_minutes", "log_every"):
         if getattr(args, flag) <= 0:
             parser.error(f"--{flag.replace('_', '-')} must be positive")
+    return args
 
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    settings = config.load(args.config, args.overrides)
     name = run_name(args.config)
     out = args.out or Path("runs") / name
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and (stands := status.read(out)) and stands["state"] == "stopped":
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and (stands := status.read(out)) and stands.state == "stopped":
         return RESUMABLE  # torchrun takes every exit for a failure, and would start again what was asked to stop
     stop = Stop(out / "stop")  # before torch, which is slow to import: a stop at that time is a stop
     from senet.train.run import Flags, train
@@ -77,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         log_every=args.log_every,
         track=args.track,
         deterministic=args.deterministic,
-        execution=execution,
+        execution=args.execution,
         tune=args.tune,
     )
     return train(settings, flags, stop)

@@ -6,11 +6,12 @@ The exit code of a run does not reach them: torchrun turns every failure of its 
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
+
+from senet.durable import write_text
 
 State = Literal["running", "stopped", "done", "failed"]
 FINAL = ("UsageError", "RunError")  # what only a person can mend: another start would fail alike
@@ -39,11 +40,8 @@ class Status:
 
 
 def write(out: Path, status: Status) -> None:
-    """Whole or not at all; the time is now."""
-    file = out / "status.json"
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(json.dumps(asdict(status) | {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}))
-    os.replace(temporary, file)
+    """Whole or not at all; the time is now. Raises OSError."""
+    write_text(out / "status.json", json.dumps(asdict(status) | {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}))
 
 
 def read(out: Path) -> Status | None:

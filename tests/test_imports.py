@@ -14,6 +14,8 @@ ONLY_IN = {
 }
 MAY_NOT = {
     "senet/config.py": ("torch", "numpy", "senet.models", "senet.data", "senet.train"),
+    "senet/status.py": ("torch", "numpy", "yaml", "senet.models", "senet.data", "senet.train"),
+    "senet/submit.py": ("torch", "numpy", "senet.models", "senet.data", "senet.train"),
     "senet/schedule.py": ("torch", "senet.models", "senet.data", "senet.train"),
     "senet/models/": ("senet.data", "senet.train", "senet.track", "senet.world"),
     "senet/data/": ("senet.models", "senet.train", "senet.track", "senet.world"),

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from senet import ledger
+from senet import ledger, status
 from senet.drill import damage, judge
 from senet.drill.server import KEY, serving
 from senet.drill.stage import Broken, Job, Stage, free_port, small_disk
-from senet.train import status
 
 STEPS, BATCH, LAST = 8, 12, 16  # of an epoch, of a step, of the run
 RESTARTS = 2
@@ -179,7 +178,7 @@ def _asked_to_stop() -> list[Case]:
         (stage.out / "stop").touch()
         if job.wait() != 1:
             raise Broken("torchrun did not end")
-        if (found := status.read(stage.out)) is None or found["state"] != "stopped" or found["step"] >= LAST:
+        if (found := status.read(stage.out)) is None or found.state != "stopped" or found.step >= LAST:
             raise Broken(f"status is {found}")
         return _goes_on(stage)
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from senet import faults, world
+from senet import faults, status, world
 from senet.config import Config, divide_batch, from_dict
 from senet.data import Source, train_loader, val_loader
 from senet.data.loader import Batch
@@ -23,7 +23,7 @@ from senet.errors import RunError, UsageError
 from senet.evaluate import evaluate
 from senet.models import build
 from senet.models.execution import Execution, prepare
-from senet.train import checkpoint, preflight, report, status
+from senet.train import checkpoint, preflight, report
 from senet.train.graph import obstacle
 from senet.train.health import Watchdog
 from senet.train.lock import Lock
@@ -142,14 +142,14 @@ class Run:
                     self._written()
                     where = f"epoch {self.state.epoch}, step {self.state.step} of {self.loader.steps}"
                     self.report.say(f"stopped after {where}; the same command goes on from here")
-                    self._status("stopped", "asked to")
+                    self._status("stopped", RESUMABLE)
                     return RESUMABLE
             self._written()
             self.report.say(report.done(self.config, self.state.best, self.folder))
-            self._status("done")
+            self._status("done", 0)
             return 0
-        except (UsageError, RunError) as error:
-            self._status("failed", str(error))
+        except Exception as error:
+            self._status("failed", 2 if isinstance(error, UsageError) else 1, f"{type(error).__name__}: {error}")
             raise
         finally:
             self._close()
@@ -388,10 +388,11 @@ class Run:
     def _log(self, kind: str, **values: Any) -> None:
         self.report.log(kind, self.state.epoch, self._global_step, **values)
 
-    def _status(self, state: str, reason: str = "") -> None:
+    def _status(self, state: status.State, code: int | None = None, reason: str = "") -> None:
         if self.world.first and self.lock:
-            with contextlib.suppress(OSError):  # a full disk must not end a run; what was written before is told by its time
-                status.write(self.flags.out, state, self._global_step, self.state.epoch, self.config.epochs, reason)
+            now = status.Status(state, self._global_step, self.state.epoch, self.config.epochs, code, reason=reason)
+            with contextlib.suppress(OSError):  # a full disk must not end a run
+                status.write(self.flags.out, now)
 
     @property
     def _global_step(self) -> int:
