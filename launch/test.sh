@@ -10,9 +10,25 @@ python=.venv/bin/python
 $python -m ruff check .
 $python -m ruff format --check .
 $python -m mypy
-for script in launch/*.sh .ci/run $(find slurm -name '*.sh' -o -name '*.sbatch'); do
+
+# A Slurm for the tests to start, and a linter of scripts. Elsewhere those tests are skipped, saying why.
+packages=(munge slurmctld slurmd slurm-client shellcheck)
+if [[ $EUID == 0 ]] && command -v apt-get >/dev/null && ! dpkg -s "${packages[@]}" >/dev/null 2>&1; then
+  echo "installing ${packages[*]}"
+  install=(apt-get install --yes --quiet --quiet --no-install-recommends "${packages[@]}")
+  export DEBIAN_FRONTEND=noninteractive
+  "${install[@]}" >/dev/null 2>&1 || { apt-get update --quiet --quiet && "${install[@]}" >/dev/null; } ||
+    echo "apt could not install them (see above): goes on without"
+fi
+scripts=(launch/*.sh .ci/run slurm/*.sh slurm/*.sbatch)
+for script in "${scripts[@]}"; do
   bash -n "$script"
 done
+if command -v shellcheck >/dev/null; then
+  shellcheck --external-sources "${scripts[@]}"
+else
+  echo "no shellcheck here: scripts are only parsed"
+fi
 
 # Tests start several processes of their own; one thread in each is quickest on few cores and reproducible on many.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
