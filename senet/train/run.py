@@ -37,7 +37,7 @@ from senet.train.state import State
 from senet.train.stop import RESUMABLE, Stop
 from senet.train.tune import largest_batch, tune
 
-GO_ON, SAVE, STOP = 0, 1, 2  # what a rank can ask for between two steps; the greatest wins
+GO_ON, SAVE, STOP, ALONE = 0, 1, 2, 3  # what a rank can ask for between two steps; the greatest wins. ALONE: its torchrun is gone
 REWINDS = 3  # before giving up
 DUMPED = 20  # steps whose images are named
 
@@ -83,9 +83,10 @@ class Run:
         self.saver: Saver | None = None
         self.changed: list[str] = []  # settings, since the last start
         self.lock: Lock | None = None
+        self.alone = False
         self.report = Report(here, flags.out, time.monotonic())
         preflight.check_folder(config, flags.out, flags.accept_changes)
-        self.watchdog = Watchdog(flags.out, here.rank, here.size, 60 * flags.hang_minutes, orphaned=stop.ask)
+        self.watchdog = Watchdog(flags.out, here.rank, here.size, 60 * flags.hang_minutes, orphaned=stop.orphaned)
         if here.device.type == "cuda":
             torch.backends.cudnn.benchmark = not flags.deterministic
             torch.backends.cudnn.deterministic = flags.deterministic
@@ -142,7 +143,10 @@ class Run:
                     self._written()
                     where = f"epoch {self.state.epoch}, step {self.state.step} of {self.loader.steps}"
                     self.report.say(f"stopped after {where}; the same command goes on from here")
-                    self._status("stopped", RESUMABLE)
+                    if self.alone:
+                        self._status("failed", RESUMABLE, "Orphaned: torchrun is gone on a node")
+                    else:
+                        self._status("stopped", RESUMABLE)
                     return RESUMABLE
             self._written()
             self.report.say(report.done(self.config, self.state.best, self.folder))
@@ -209,10 +213,11 @@ class Run:
                 if self._rewound():
                     answer()
                     return True
-            wish, answer = answer(), self.world.ask(STOP if self.stop.wanted else SAVE if self._save_is_due() else GO_ON)
+            wish, answer = answer(), self.world.ask(self._wish() or (SAVE if self._save_is_due() else GO_ON))
             if wish != GO_ON and step < self.loader.steps:
                 self._save({})
-                if wish == STOP:
+                if wish >= STOP:
+                    self.alone = wish == ALONE
                     answer()
                     return False
         answer()
@@ -226,7 +231,8 @@ class Run:
         began = time.monotonic()
         faults.meet("validate", self._global_step)
         errors = evaluate(self.net, self.val, self.config, self.world, stop=self._validating)
-        if self.world.ask(STOP if self.stop.wanted else GO_ON)() == STOP:
+        if wish := self.world.ask(self._wish())():
+            self.alone = wish == ALONE
             self.trainer.statistics.unpack(own)
             self._save({})
             return False
@@ -240,6 +246,9 @@ class Run:
         self._log("val", **record, validation_seconds=time.monotonic() - began, best_top1_error=state.best.get("top1_error"))
         self._save(errors)
         return True
+
+    def _wish(self) -> int:
+        return ALONE if self.stop.alone else STOP if self.stop.wanted else GO_ON
 
     def _validating(self) -> bool:
         """Asked after each batch of a validation: is it to end early?"""

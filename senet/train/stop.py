@@ -21,6 +21,7 @@ class Stop:
     def __init__(self, file: Path | None = None) -> None:
         self.file = file
         self.signalled = False
+        self.alone = False
         self.looked = 0.0
         self.parent = os.getpid()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -34,8 +35,9 @@ class Stop:
             self.signalled = self.file.exists()
         return self.signalled
 
-    def ask(self) -> None:
-        self.signalled = True
+    def orphaned(self) -> None:
+        """The launcher of this process is gone: as a wish to stop, but one that nobody had."""
+        self.alone = self.signalled = True
 
     def honoured(self) -> None:
         """The next start is to go on."""
