@@ -113,12 +113,15 @@ class Cluster:
         self.call("slurmd", "-f", self.config, "-N", node)
 
     def stop(self) -> None:
-        subprocess.run(["scancel", "--user=root"], env=self.environment, capture_output=True, check=False)
         try:
-            until(lambda: not self.call("squeue", "--noheader"), "all jobs have ended", 40)
+            self.clear()
         finally:
             for name in ("slurmd-n1", "slurmd-n2", "slurmctld", "munged"):
                 self.end_daemon(name)
+
+    def clear(self) -> None:
+        subprocess.run(["scancel", "--user=root"], env=self.environment, capture_output=True, check=False)
+        until(lambda: not self.call("squeue", "--noheader"), "all jobs have ended", 40)
 
     def end_daemon(self, name: str, how: signal.Signals = signal.SIGTERM) -> None:
         file = self.folder / f"{name}.pid"
@@ -136,10 +139,11 @@ class Cluster:
         """As in a power cut; the controller is told at once instead of after its SlurmdTimeout."""
         self.end_daemon(f"slurmd-{node}", signal.SIGKILL)
         tasks = self._processes(f"SLURMD_NODENAME={node}")
-        parents = {(task / "stat").read_text().rpartition(")")[2].split()[1] for task in tasks}
-        for keeper in (Path("/proc") / parent for parent in parents):
-            if (keeper / "comm").read_text().startswith("slurmstepd"):
-                tasks.insert(0, keeper)
+        for task in list(tasks):
+            with suppress(OSError):
+                keeper = Path("/proc") / (task / "stat").read_text().rpartition(")")[2].split()[1]
+                if (keeper / "comm").read_text().startswith("slurmstepd"):
+                    tasks.insert(0, keeper)
         for process in tasks:
             with suppress(ProcessLookupError):
                 os.kill(int(process.name), signal.SIGKILL)
@@ -171,7 +175,14 @@ class Cluster:
 
     def bring_back(self, node: str) -> None:
         self.start_node(node)
-        self.control("update", f"nodename={node}", "state=resume")
+
+        def up() -> bool:  # by registering, where the controller has noticed by then that it was away
+            subprocess.run(
+                ["scontrol", "update", f"nodename={node}", "state=resume"], env=self.environment, capture_output=True, check=False
+            )
+            return self.call("sinfo", "--noheader", "--nodes", node, "--partition=main", "--format=%t") in ("idle", "alloc")
+
+        until(up, f"{node} is back", 30)
 
     # --------------------------------------------------------------------------------------------------------------- jobs
 

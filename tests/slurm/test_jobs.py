@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("config") / "tiny.yaml"
     file.write_text(yaml.safe_dump(TINY | {"epochs": EPOCHS}))
     return file
+
+
+@pytest.fixture(autouse=True)
+def none_left(cluster: Cluster) -> Iterator[None]:
+    yield
+    cluster.clear()
 
 
 def submitted(cluster: Cluster, out: Path, *words: object, **more: str) -> str:
@@ -118,7 +125,7 @@ def test_time_limit_preemption_and_a_lost_node_change_nothing(
     assert log(out).count("resumed ") == 3
     assert_same(final(undisturbed), final(out))
     assert records(undisturbed) == records(out)
-    runs = [folder.name.rpartition("-")[2] for folder in (out / "wandb").glob("offline-run-*")]
+    runs = [folder.name.split("-")[3] for folder in (out / "wandb").glob("offline-run-*")]
     assert len(runs) > 1  # a start can be too short for W&B's
     assert set(runs) == {(out / "wandb_id").read_text()}
 
