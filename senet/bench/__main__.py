@@ -1,26 +1,47 @@
 """Measurements, each a ratio to a peer or a bare baseline in the same run.
 
-python -m senet.bench loader [--data DIR] [--threads 1 2] [--json FILE]
+python -m senet.bench loader                              decoding: DALI, torchvision and our loaders on the same JPEGs
+python -m senet.bench net [CONFIG ...]                    whole nets: images/s, what SE costs, roofline, timm's and NVIDIA's loops
+python -m senet.bench step [CONFIG]                       what our loop adds to a bare one
+python -m senet.bench scaling [CONFIG]                    one rank and two: gradients, parameters, collectives
+python -m senet.bench gpu --out DIR [--data CIFAR]        everything that a GPU can show, in one call; again to go on
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
-from senet.bench import loader
+from senet.errors import RunError, UsageError
+
+COMMANDS = {
+    "loader": "decoding: DALI, torchvision and our loaders on the same JPEGs",
+    "net": "whole nets: images/s, what SE costs, roofline, timm's and NVIDIA's loops",
+    "step": "what our loop adds to a bare one",
+    "scaling": "one rank and two: gradients, parameters, collectives",
+    "gpu": "everything that a GPU can show, in one call; again to go on",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="senet.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("loader", help="DALI, torchvision and this project's loaders on the same JPEGs")
-    loader.add_flags(command)
-    command.add_argument("--json", type=Path, metavar="FILE", help="also write what was measured; - prints it")
+    modules: dict[str, ModuleType] = {}
+    for name, what in COMMANDS.items():
+        modules[name] = importlib.import_module(f"senet.bench.{name}")
+        command = commands.add_parser(name, help=what, description=modules[name].__doc__)
+        modules[name].add_flags(command)
+        command.add_argument("--json", type=Path, metavar="FILE", help="also write what was measured; - prints it")
     args = parser.parse_args(argv)
-    result = loader.main(args)
+    try:
+        result = modules[args.command].main(args)
+    except (UsageError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
     if str(args.json) == "-":
         print(json.dumps(result))
     elif args.json:

@@ -1,0 +1,31 @@
+"""Tables of what was measured, as plain text for a terminal and as markdown for a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+Row = Sequence[object]
+
+
+def text(header: Sequence[str], rows: Sequence[Row]) -> str:
+    """Columns under their heads, where they have any; the first to the left, the others to the right."""
+    cells = [*([list(header)] if any(header) else []), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]).rstrip()
+        for row in cells
+    )
+
+
+def markdown(header: Sequence[str], rows: Sequence[Row]) -> str:
+    lines = [header, ["---"] * len(header), *([_cell(value).replace("|", "\\|") for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    """Three digits of a number; a dash for what is not there."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
