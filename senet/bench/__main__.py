@@ -22,6 +22,7 @@ COMMANDS = {
     "loader": "decoding: DALI, torchvision and our loaders on the same JPEGs",
     "net": "whole nets: images/s, what SE costs, roofline, timm's and NVIDIA's loops",
     "step": "what our loop adds to a bare one",
+    "save": "how long a checkpoint holds training up, beside a bare copy",
     "scaling": "one rank and two: gradients, parameters, collectives",
     "gpu": "everything that a GPU can show, in one call; again to go on",
 }
