@@ -3,6 +3,7 @@
 python -m senet.bench loader                              decoding: DALI, torchvision and our loaders on the same JPEGs
 python -m senet.bench net [CONFIG ...]                    whole nets: images/s, what SE costs, roofline, timm's and NVIDIA's loops
 python -m senet.bench step [CONFIG]                       what our loop adds to a bare one
+python -m senet.bench save                                how long a checkpoint holds training up, beside a bare copy
 python -m senet.bench scaling [CONFIG]                    one rank and two: gradients, parameters, collectives
 python -m senet.bench gpu --out DIR [--data CIFAR]        everything that a GPU can show, in one call; again to go on
 """
