@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "timm", "wandb", "numpy", "pillow")
+PACKAGES = ("torch", "torchvision", "triton", "nvidia-dali-cuda130", "timm", "wandb", "numpy", "pillow")
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -63,7 +63,8 @@ class Execution:
 def prepare(net: nn.Module, execution: Execution) -> nn.Module:
     """Make `net`, which is on its device already, compute so, in place; its state dict stays, its results up to rounding.
 
-    What an earlier call set is undone, so that one net can be timed in several executions.
+    What an earlier call set is undone, so that one net can be timed in several executions. Hooks on the layers of a tail that is not
+    plain are not called: look into a net in the plain execution.
     Raises UsageError naming a setting that this net or machine cannot follow, or that would have no effect.
     """
     device = next(net.parameters()).device
@@ -80,21 +81,21 @@ def prepare(net: nn.Module, execution: Execution) -> nn.Module:
 
 
 def choices(net: nn.Module, device: torch.device) -> list[Execution]:
-    """The executions of `net` worth timing on `device`, the default first. `graph` is not among the questions for large nets: their
-    kernels outlast the launching of the next ones."""
-    tails: list[Tail] = ["plain"]
-    if _fused(net):
-        tails += ["analytic"] if device.type == "cpu" or not _triton() else ["analytic", "triton"]
-    compiles = [False, True] if _compiler(device) is None else [False]
+    """The executions of `net` worth timing on `device`, the default first.
+
+    The analytic tail is for a compiler to fuse: uncompiled it is slower than the layers. CUDA graphs are for small nets: the kernels of
+    large ones outlast the launching of the next.
+    """
+    able = _compiler(device) is None
     graphs = [False, True] if device.type == "cuda" and isinstance(net, ResNet) and net.small else [False]
     found = []
     for layout in get_args(Layout):
-        for kind in tails:
-            for compiled in compiles:
-                # The analytic tail is written for a compiler: without one its passes are those of single operators.
-                if device.type == "cuda" and kind == "analytic" and not compiled:
-                    continue
-                found += [Execution(layout, kind, compiled, graph) for graph in graphs]
+        for compiled in [False, True] if able else [False]:
+            tails: list[Tail] = ["plain"]
+            if _fused(net):
+                tails += ["analytic"] if compiled else []
+                tails += ["triton"] if able and device.type == "cuda" else []
+            found += [Execution(layout, kind, compiled, graph) for kind in tails for graph in graphs]
     return found
 
 
@@ -107,8 +108,8 @@ def _check(net: nn.Module, execution: Execution, device: torch.device) -> None:
             raise UsageError("execution.tail: 'triton' needs the package triton, which comes with torch for CUDA; use analytic or plain")
         if device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
             raise UsageError(f"execution.tail: 'triton' needs a GPU, the net is on {device.type}; use analytic or plain")
-    if execution.compile and (reason := _compiler(device)):
-        raise UsageError(f"execution.compile: {reason}; or leave it out")
+    if (execution.compile or execution.tail == "triton") and (reason := _compiler(device)):
+        raise UsageError(f"execution.{'compile' if execution.compile else 'tail'}: {reason}; or leave it out")
     if execution.graph and device.type != "cuda":
         raise UsageError(f"execution.graph: true would have no effect: CUDA graphs need a GPU, the net is on {device.type}; leave it out")
 
@@ -122,7 +123,7 @@ def _triton() -> bool:
 
 
 def _compiler(device: torch.device) -> str | None:
-    """Why nothing can be compiled for `device`; None where it can. Triton too builds its launchers with a C compiler."""
+    """Why nothing can be compiled for `device`; None where it can. On a GPU Triton builds its launchers with a C compiler."""
     if device.type == "cuda" and not _triton():
         return "needs the package triton, which comes with torch for CUDA; install it"
     wanted = ("CXX", "g++", "clang++") if device.type == "cpu" else ("CC", "gcc", "clang", "cc")
@@ -150,11 +151,9 @@ def _compile(net: nn.Module) -> None:
     # Parts of one shape share their code, but all parts share one table of codes: per shape, training or evaluation, size of the batch
     # and of growing images. Beyond its usual limit of 8 the rest would run uncompiled.
     limits = torch._dynamo.config
-    limits.recompile_limit, limits.accumulated_recompile_limit = (
-        max(limits.recompile_limit, 256),
-        max(limits.accumulated_recompile_limit, 1024),
-    )
+    limits.recompile_limit = max(limits.recompile_limit, 256)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 1024)
     # DDP's cutting of compiled graphs is for whole nets: parts end where gradients can go anyway.
-    torch._dynamo.config.optimize_ddp = not isinstance(net, ResNet)
+    limits.optimize_ddp = not isinstance(net, ResNet)
     for part in parts:
         part.compile(dynamic=False)

@@ -159,10 +159,11 @@ def split(x: Tensor) -> tuple[int, int]:
 
 def launch(kernel: Any, x: Tensor, *tensors: Tensor) -> None:
     (count, channels, height, width), (pixels_tile, channels_tile), (parts, length) = x.shape, tile(x), split(x)
-    strides = (1, channels) if channels_last(x) else (height * width, 1)
+    pixels = height * width
+    aligned = next(size for size in (16, 8, 4, 2, 1) if pixels % size == 0)
     grid = (count * triton.cdiv(channels, channels_tile), parts)
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
-        kernel[grid](*tensors, count, channels, height * width, length, *strides, PIXELS=pixels_tile, CHANNELS=channels_tile)
+        kernel[grid](*tensors, count, channels, pixels, length, channels_last(x), aligned, PIXELS=pixels_tile, CHANNELS=channels_tile)
 
 
 # ------------------------------------------------------------------------------------------------------------------ kernels
@@ -180,25 +181,28 @@ def place(channels, pixels, length, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def spot(start, channel, exists, pixels, by_channel, by_pixel, PIXELS: tl.constexpr):
+def spot(start, channel, exists, channels, pixels, LAST: tl.constexpr, ALIGNED: tl.constexpr, PIXELS: tl.constexpr):
     """Of a tile: offsets in the image and which of them are in it. A part is whole tiles, so only the image's end can cut one."""
     pixel = start + tl.arange(0, PIXELS)
-    return pixel[:, None] * by_pixel + channel[None, :] * by_channel, (pixel < pixels)[:, None] & exists[None, :]
+    pixels = pixels // ALIGNED * ALIGNED  # says that 14 x 14, no multiple of 16, is one of 4: loads of 8 bytes rather than 2
+    at = pixel[:, None] * channels + channel[None, :] if LAST else pixel[:, None] + channel[None, :] * pixels
+    return at, (pixel < pixels)[:, None] & exists[None, :]
 
 
 @triton.jit
 def statistics_kernel(
-    x, mean, square, size, count, channels, pixels, length, by_channel, by_pixel, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
+    x, mean, square, size,
+    count, channels, pixels, length, LAST: tl.constexpr, ALIGNED: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     image, channel, exists, first, last = place(channels, pixels, length, CHANNELS)
     x += image * channels * pixels
     # Sums about the mean of the first tile: near enough to the mean of all that their difference costs no digits.
-    at, inside = spot(first, channel, exists, pixels, by_channel, by_pixel, PIXELS)
+    at, inside = spot(first, channel, exists, channels, pixels, LAST, ALIGNED, PIXELS)
     about = tl.sum(tl.load(x + at, inside, 0.0).to(tl.float32), 0) / tl.minimum(last - first, PIXELS)
     sum1 = tl.zeros([PIXELS, CHANNELS], tl.float32)
     sum2 = tl.zeros([PIXELS, CHANNELS], tl.float32)
     for start in range(first, last, PIXELS):
-        at, inside = spot(start, channel, exists, pixels, by_channel, by_pixel, PIXELS)
+        at, inside = spot(start, channel, exists, channels, pixels, LAST, ALIGNED, PIXELS)
         centred = tl.where(inside, tl.load(x + at, inside, 0.0).to(tl.float32) - about[None, :], 0.0)
         sum1 += centred
         sum2 += centred * centred
@@ -213,7 +217,7 @@ def statistics_kernel(
 @triton.jit
 def join_kernel(
     x, shortcut, centre, slope, offset, out,
-    count, channels, pixels, length, by_channel, by_pixel, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    count, channels, pixels, length, LAST: tl.constexpr, ALIGNED: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     image, channel, exists, first, last = place(channels, pixels, length, CHANNELS)
     x += image * channels * pixels
@@ -223,7 +227,7 @@ def join_kernel(
     a = tl.load(slope + image * channels + channel, exists, 0.0)[None, :]
     b = tl.load(offset + image * channels + channel, exists, 0.0)[None, :]
     for start in range(first, last, PIXELS):
-        at, inside = spot(start, channel, exists, pixels, by_channel, by_pixel, PIXELS)
+        at, inside = spot(start, channel, exists, channels, pixels, LAST, ALIGNED, PIXELS)
         y = a * (tl.load(x + at, inside, 0.0).to(tl.float32) - mu) + b + tl.load(shortcut + at, inside, 0.0).to(tl.float32)
         tl.store(out + at, tl.where(y < 0, 0.0, y), inside)  # not tl.maximum, which loses NaN
 
@@ -231,7 +235,7 @@ def join_kernel(
 @triton.jit
 def sums_kernel(
     grad, out, x, centre, d, sum1, sum2,
-    count, channels, pixels, length, by_channel, by_pixel, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    count, channels, pixels, length, LAST: tl.constexpr, ALIGNED: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     image, channel, exists, first, last = place(channels, pixels, length, CHANNELS)
     grad += image * channels * pixels
@@ -242,7 +246,7 @@ def sums_kernel(
     plain = tl.zeros([PIXELS, CHANNELS], tl.float32)
     centred = tl.zeros([PIXELS, CHANNELS], tl.float32)
     for start in range(first, last, PIXELS):
-        at, inside = spot(start, channel, exists, pixels, by_channel, by_pixel, PIXELS)
+        at, inside = spot(start, channel, exists, channels, pixels, LAST, ALIGNED, PIXELS)
         passed = tl.load(grad + at, inside, 0.0).to(tl.float32)
         passed = tl.where(tl.load(out + at, inside, 0.0).to(tl.float32) <= 0, 0.0, passed)
         tl.store(d + at, passed, inside)
@@ -256,7 +260,7 @@ def sums_kernel(
 @triton.jit
 def gradient_kernel(
     d, x, centre, slope, tilt, offset, dx,
-    count, channels, pixels, length, by_channel, by_pixel, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    count, channels, pixels, length, LAST: tl.constexpr, ALIGNED: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     image, channel, exists, first, last = place(channels, pixels, length, CHANNELS)
     d += image * channels * pixels
@@ -267,6 +271,6 @@ def gradient_kernel(
     a = tl.load(slope + image * channels + channel, exists, 0.0)[None, :]
     b = tl.load(offset + image * channels + channel, exists, 0.0)[None, :]
     for start in range(first, last, PIXELS):
-        at, inside = spot(start, channel, exists, pixels, by_channel, by_pixel, PIXELS)
+        at, inside = spot(start, channel, exists, channels, pixels, LAST, ALIGNED, PIXELS)
         centred = tl.load(x + at, inside, 0.0).to(tl.float32) - mu
         tl.store(dx + at, a * tl.load(d + at, inside, 0.0).to(tl.float32) + t * centred + b, inside)
