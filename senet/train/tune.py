@@ -17,11 +17,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo
 
 from senet.config import Config, to_dict
 from senet.data.loader import Batch
@@ -49,6 +49,7 @@ class Candidate:
     step: Callable[[], None] | None = None
     times: list[float] = field(default_factory=list)  # seconds a step, one for each round
     started: float = 0.0  # seconds until the first step was made: compilation
+    guess: float = 1.0  # seconds a step, to know how many fill a slice
     reason: str = ""  # why it is out
 
     @property
@@ -93,17 +94,17 @@ def tune(
 def measure(config: Config, world: World, at_once: int, offered: Sequence[Execution], seconds: float) -> list[Candidate]:
     """Each choice timed in turn, again and again. A choice far behind after the first round is not timed again."""
     candidates = [Candidate(execution) for execution in offered]
-    alone = World(0, 1, world.device)
-    # Compiled choices live side by side in the compiler's tables, which are bounded for one net.
-    tables = torch._dynamo.config.patch(recompile_limit=10_000, accumulated_recompile_limit=100_000)
-    with tables, torch.random.fork_rng([world.device] if world.device.type == "cuda" else []):
-        for candidate in candidates:
-            _try(candidate, _start, config, alone, at_once)
+    with torch.random.fork_rng([world.device] if world.device.type == "cuda" else []):
+        # All are made before the first is compiled: making one empties the compiler's tables.
+        for act in (partial(_make, config, World(0, 1, world.device), at_once), _start):
+            for candidate in candidates:
+                if not candidate.reason:
+                    _try(candidate, act)
         began = time.monotonic()
         while time.monotonic() - began < seconds or any(c.step and len(c.times) < 2 for c in candidates):
             running = [candidate for candidate in candidates if candidate.step]
             for candidate in running:
-                _try(candidate, _time, world.device)
+                _try(candidate, _time)
             best = min((candidate.seconds for candidate in running), default=0.0)
             for candidate in running:
                 if candidate.seconds > FAR * best:
@@ -117,13 +118,20 @@ def measure(config: Config, world: World, at_once: int, offered: Sequence[Execut
     return candidates
 
 
-def _start(candidate: Candidate, config: Config, alone: World, at_once: int) -> None:
-    began = time.monotonic()
+def _make(config: Config, alone: World, at_once: int, candidate: Candidate) -> None:
     candidate.step = stepper(config, alone, at_once, candidate.execution)
-    for _ in range(WARM_UP):
+
+
+def _start(candidate: Candidate) -> None:
+    assert candidate.step is not None
+    _wait()
+    for number in range(WARM_UP):
+        began = time.perf_counter()
         candidate.step()
-        _wait(alone.device)
-        candidate.started = candidate.started or time.monotonic() - began
+        _wait()
+        candidate.guess = time.perf_counter() - began
+        if number == 0:
+            candidate.started = candidate.guess
 
 
 def stepper(config: Config, alone: World, at_once: int, execution: Execution) -> Callable[[], None]:
@@ -143,22 +151,22 @@ def stepper(config: Config, alone: World, at_once: int, execution: Execution) ->
     return step
 
 
-def _time(candidate: Candidate, device: torch.device) -> None:
-    """Seconds a step, over as many as fit in a slice of time."""
+def _time(candidate: Candidate) -> None:
+    """Seconds a step, over as many as fill a slice of time."""
     assert candidate.step is not None
-    steps = max(1, min(1000, round(SLICE / candidate.seconds))) if candidate.times else 1
-    _wait(device)
+    steps = max(1, min(1000, round(SLICE / candidate.guess)))
+    _wait()
     began = time.perf_counter()
     for _ in range(steps):
         candidate.step()
-    _wait(device)
+    _wait()
     candidate.times.append((time.perf_counter() - began) / steps)
 
 
-def _try(candidate: Candidate, act: Callable[..., None], *arguments: Any) -> None:
+def _try(candidate: Candidate, act: Callable[[Candidate], None]) -> None:
     """A choice that fails is out, whatever it was: out of memory, a compiler, a kernel that does not fit this GPU."""
     try:
-        act(candidate, *arguments)
+        act(candidate)
     except Exception as error:
         memory = isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
@@ -169,9 +177,9 @@ def _try(candidate: Candidate, act: Callable[..., None], *arguments: Any) -> Non
         _forget()
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _wait() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def _forget() -> None:
@@ -310,7 +318,7 @@ def _probe(config: Config, alone: World, size: int, execution: Execution) -> Non
     step = stepper(config, alone, size, execution)
     for _ in range(2):  # the second has the gradients' and libraries' memory of the first beside its own
         step()
-    _wait(alone.device)
+    _wait()
 
 
 def search(sizes: Sequence[int], fits: Callable[[int], bool]) -> int:
