@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from typing import Any
@@ -114,5 +115,7 @@ def tuned(here: world.World) -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     here = world.start("cpu")
-    print(json.dumps({"collectives": collectives, "compiled": compiled, "tune": tuned}[sys.argv[1]](here)), flush=True)
+    # In one write: print writes the end of a line by itself, and another rank may come between.
+    told = {"collectives": collectives, "compiled": compiled, "tune": tuned}[sys.argv[1]](here)
+    os.write(1, (json.dumps(told) + "\n").encode())
     here.close()

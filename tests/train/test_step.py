@@ -190,7 +190,7 @@ def trained(config: Config, device: torch.device, graph: bool, epochs: int = 2) 
 @pytest.mark.parametrize("mixup", [0.0, 0.2])
 def test_a_step_on_fixed_places_is_the_same_step(monkeypatch: pytest.MonkeyPatch, mixup: float) -> None:
     """What a graph replays, called instead; also where a step is left out."""
-    monkeypatch.setattr(faults, "_ARMED", {("nan", 3)})
+    monkeypatch.setattr(faults, "_ARMED", (faults.Fault("nan", "data", 3),))
     config = replace(CONFIG, data=replace(CONFIG.data, augment=replace(CONFIG.data.augment, mixup=mixup)))
     plain, sums = trained(config, CPU, graph=False)
     fixed, fixed_sums = trained(config, CPU, graph=True)
@@ -225,7 +225,7 @@ def test_other_shapes_meters_and_states_are_recorded_anew() -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_graph_trains_as_its_kernels_do_one_by_one(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     """With dropout, a step left out, and a rate that changes."""
-    monkeypatch.setattr(faults, "_ARMED", {("nan", 3)})
+    monkeypatch.setattr(faults, "_ARMED", (faults.Fault("nan", "data", 3),))
     device = torch.device("cuda", 0)
     config = replace(CONFIG, precision=precision)  # type: ignore[arg-type]
     plain, sums = trained(config, device, graph=False)
