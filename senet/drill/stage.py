@@ -117,7 +117,8 @@ class Stage:
         """One of two agents of a job on two nodes, with one rank each."""
         torchrun = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", f"--max-restarts={restarts}"]
         torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=drill", "--local-addr=localhost"]
-        return self.launch(torchrun, *words, faults=faults, env=env)
+        # An agent that comes new to a job waits in vain for an address that the others have shared among themselves before (torch 2.14).
+        return self.launch(torchrun, *words, faults=faults, env={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} | (env or {}))
 
     def launch(
         self,
