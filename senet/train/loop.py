@@ -82,7 +82,7 @@ class Trainer:
                 for micro in range(loader.micro_batches):
                     self.note("data", number)
                     if self.pace:
-                        self.pace.begin()
+                        self.pace.begin(loader.waited)
                     faults.meet("data", number)
                     batch = next(batches)
                     self.ledger.note(number, micro, loader.micro_batches, batch.keys)
@@ -92,7 +92,7 @@ class Trainer:
                     if self.replay is None:
                         self.backward(batch, meter, last=micro == loader.micro_batches - 1)
                     if self.pace:
-                        self.pace.end()
+                        self.pace.end(loader.waited)
                 finite = self.update(before) if self.replay is None else self.replay(batch, meter)
                 self._finite.append((number, finite))
                 yield step + 1

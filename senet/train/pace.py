@@ -8,7 +8,6 @@ who has clearly more of it than the median is slow, and its shares say why.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import median_low
 from typing import Any
@@ -52,27 +51,27 @@ class Pace:
     The gradient of the first layer is the last to come: what is left of the backward pass after it is waiting for other ranks.
     """
 
-    def __init__(self, net: nn.Module, device: torch.device, waited: Callable[[], float]) -> None:
-        """`waited`: seconds waited for data so far."""
-        self._cuda, self._waited = device.type == "cuda", waited
+    def __init__(self, net: nn.Module, device: torch.device) -> None:
+        # Refers to nothing of the run: the hook would keep it alive, and with it processes and threads, until the interpreter ends.
+        self._cuda = device.type == "cuda"
         self._marks: list[tuple[Mark, Mark, Mark]] = []
-        self._data = (0.0, 0.0)  # `waited` at the first and the last of them
+        self._data = (0.0, 0.0)  # seconds waited for data before the first and after the last of them
         self._began: Mark = None
         self._computed: Mark = None
         self._sums = Shares()
         next(p for p in net.parameters() if p.requires_grad).register_post_accumulate_grad_hook(self._note_computed)
 
-    def begin(self) -> None:
-        """A micro-batch begins, with its wait for data."""
+    def begin(self, waited: float) -> None:
+        """A micro-batch begins, with its wait for data; `waited` is the loader's running total of such waits."""
         self._began = self._mark() if len(self._marks) < PENDING else None
         if not self._marks:
-            self._data = (self._waited(), 0.0)
+            self._data = (waited, 0.0)
 
-    def end(self) -> None:
+    def end(self, waited: float) -> None:
         """Its backward pass has returned."""
         if self._began is not None and self._computed is not None:
             self._marks.append((self._began, self._computed, self._mark()))
-            self._data = (self._data[0], self._waited())
+            self._data = (self._data[0], waited)
         self._began = self._computed = None
 
     def pause(self) -> None:

@@ -102,7 +102,7 @@ class Run:
         torch.manual_seed(config.seed)
         self.net = build(config.net, data.classes).to(here.device)
         model = here.wrap(prepare(self.net, self.execution), config.compress)
-        self.pace = Pace(self.net, here.device, lambda: self.loader.waited) if here.size > 1 else None
+        self.pace = Pace(self.net, here.device) if here.size > 1 else None
         self.comparison = Comparison(here.size)
         self.trainer = Trainer(config, here, model, sgd(self.net, config.optim), self.watchdog.at, self.execution.graph, self.pace)
         self.state = State(self.net, self.trainer, Meter(here.device), Meter(here.device))

@@ -51,36 +51,38 @@ from torch import nn
 from senet import world
 from senet.train.pace import Comparison, Pace, Shares, record
 
-here = world.start("cpu")
-torch.manual_seed(0)
-net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 12 * 12, 10))
-model = here.wrap(net)
-waited = 0.0
-pace = Pace(net, here.device, lambda: waited)
+def measure(here):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 12 * 12, 10))
+    model, pace, waited = here.wrap(net), Pace(net, here.device), 0.0
+    for what in ("healthy", "data", "compute"):
+        comparison, found = Comparison(here.size, steps=6, seconds=0.5), []
+        for look in range(3):
+            for step in range(6):
+                pace.begin(waited)
+                wait = 0.2 if what == "data" and here.rank else 0.01
+                time.sleep(wait)
+                waited += wait
+                loss = model(torch.ones(4, 3, 16, 16)).sum()
+                # All take a while, so that a busy machine's moods do not count.
+                time.sleep(0.35 if what == "compute" and here.rank else 0.15)
+                loss.backward()
+                pace.end(waited)
+            pace.pause()
+            time.sleep(0.2 * here.rank)  # a validation, say: no part of the steps
+            laps = [Shares(*numbers) for numbers in here.compare(list(astuple(pace.lap())))]
+            found += [record(change, "here") for change in comparison.look(laps)]
+        if here.first:
+            print("found", json.dumps([what, found]), flush=True)
 
-def wait(seconds):
-    global waited
-    time.sleep(seconds)
-    waited += seconds
+def main():  # no global may hold a process group: gloo's threads must end before the interpreter does
+    here = world.start("cpu")
+    try:
+        measure(here)
+    finally:
+        here.close()
 
-for what in ("healthy", "data", "compute"):
-    comparison, found = Comparison(here.size, steps=6, seconds=0.5), []
-    for look in range(3):
-        for step in range(6):
-            pace.begin()
-            wait(0.2 if what == "data" and here.rank else 0.01)
-            loss = model(torch.ones(4, 3, 16, 16)).sum()
-            # All take a while, so that a busy machine's moods do not count.
-            time.sleep(0.35 if what == "compute" and here.rank else 0.15)
-            loss.backward()
-            pace.end()
-        pace.pause()
-        time.sleep(0.2 * here.rank)  # a validation, say: no part of the steps
-        laps = [Shares(*numbers) for numbers in here.compare(list(astuple(pace.lap())))]
-        found += [record(change, "here") for change in comparison.look(laps)]
-    if here.first:
-        print("found", json.dumps([what, found]), flush=True)
-here.close()
+main()
 """
 
 
