@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 def perform(cases: list[Case], folder: Path, seed: int, keep: Path | None) -> list[dict[str, Any]]:
     data = make_data(folder / "data")
     theatre = Theatre(_run_alone(folder / "undisturbed", data, seed), _run_alone(folder / "stopped", data, seed, "term@0:11", 1))
-    print(f"{'drill':44}{'came back by':14}{'weights':>9}{'images':>8}{'log':>6}{'back after':>12}{'steps again':>13}", flush=True)
+    print(f"{'drill':48}{'came back by':14}{'weights':>9}{'images':>8}{'log':>6}{'back after':>12}{'steps again':>13}", flush=True)
     rows = []
     for number, case in enumerate(cases):
         stage = Stage(folder / f"case-{number}", data, seed)
@@ -83,7 +83,7 @@ def _perform(case: Case, stage: Stage, theatre: Theatre) -> dict[str, Any]:
         row["wrong"] = _judge(case, stage, theatre.undisturbed) + said(stage, case.words)
         damage.check_poison()
         row["steps_again"] = ledger.read(stage.ledger)[1]
-        row["seconds_back"] = judge.recovery(stage.ledger)
+        row["seconds_back"] = judge.recovery(stage.ledger, stage.since)
     except Broken as error:
         row["wrong"].append(str(error))
     except Unable as error:
@@ -102,6 +102,8 @@ def _judge(case: Case, stage: Stage, reference: Stage) -> list[str]:
         found += judge.finite(judge.final(stage.out))
     if "images" in case.judged:
         found += judge.images(stage.ledger, reference.ledger, STEPS, BATCH)
+    if "replaced" in case.judged:  # by any others, so some come twice
+        found += judge.images(stage.ledger, reference.ledger, STEPS, BATCH, once=False)
     if "log" in case.judged:
         found += judge.log(stage.out, reference.out)
     return found
@@ -109,14 +111,15 @@ def _judge(case: Case, stage: Stage, reference: Stage) -> list[str]:
 
 def _print(row: dict[str, Any]) -> None:
     if row["wrong"]:
-        print(f"{row['name']:44}FAILED: {'; '.join(row['wrong'])[:2000]}", flush=True)
+        print(f"{row['name']:48}FAILED: {'; '.join(row['wrong'])[:2000]}", flush=True)
         return
     if row["skipped"]:
-        print(f"{row['name']:44}skipped: {row['skipped']}", flush=True)
+        print(f"{row['name']:48}skipped: {row['skipped']}", flush=True)
         return
-    marks = ["same" if part in row["judged"] else "-" for part in ("weights", "images", "log")]
+    judged = {"images" if part == "replaced" else part for part in row["judged"]}
+    marks = ["same" if part in judged else "-" for part in ("weights", "images", "log")]
     times = f"{row['seconds_back']:>10.1f} s{row['steps_again']:>13}"
-    print(f"{row['name']:44}{row['by']:14}{marks[0]:>9}{marks[1]:>8}{marks[2]:>6}{times}", flush=True)
+    print(f"{row['name']:48}{row['by']:14}{marks[0]:>9}{marks[1]:>8}{marks[2]:>6}{times}", flush=True)
 
 
 if __name__ == "__main__":

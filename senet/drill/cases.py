@@ -204,7 +204,7 @@ def _hung() -> list[Case]:
 
     def frozen(stage: Stage, _: Theatre, dice: random.Random) -> str:
         """SIGSTOP: it can say nothing itself, nor end when asked to."""
-        job = stage.start("--hang-minutes", 0.15, faults="slow@0:2", restarts=RESTARTS, env={"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "3"})
+        job = stage.start("--hang-minutes", 0.15, faults="slow@0:2", restarts=RESTARTS)
         _reach(stage, job, 3)
         victim = max(number for number in job.family() if "launch.train" in _command(number) and number != job.process.pid)
         os.kill(victim, signal.SIGSTOP)
@@ -250,6 +250,7 @@ def _damaged() -> list[Case]:
             shutil.copytree(theatre.stopped.out, stage.out)
             shutil.copytree(theatre.stopped.ledger, stage.ledger)
             harm(stage.newest())
+            stage.since = time.monotonic_ns()
             stage.run()
             return "same command"
 
@@ -314,7 +315,7 @@ def _world() -> list[Case]:
     return [
         Case("2 ranks, then 1, then 3", other_sizes, ("images",), "sums over other numbers of ranks round otherwise"),
         Case("other images on one node", missing_on_one_node, words=("has other images than",)),
-        Case("undecodable images, and SIGKILL", bad_images, words=("undecodable",)),
+        Case("undecodable images, and SIGKILL", bad_images, ("weights", "replaced", "log"), words=("undecodable",)),
     ]
 
 

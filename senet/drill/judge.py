@@ -81,24 +81,23 @@ def log(out: Path, reference: Path) -> list[str]:
     return found
 
 
-def images(folder: Path, reference: Path | None, steps: int, batch: int) -> list[str]:
-    """What is wrong with the images trained on: `steps` an epoch, each image once an epoch, the same in each step as undisturbed."""
+def images(folder: Path, reference: Path | None, steps: int, batch: int, once: bool = True) -> list[str]:
+    """What is wrong with the images trained on: `steps` an epoch, each image `once` an epoch, the same in each step as undisturbed."""
     used, _ = ledger.read(folder)
     found = []
     for epoch in range(max(used, default=0) // steps + 1):
         keys = [key for step in range(epoch * steps, (epoch + 1) * steps) for key in used.get(step, [])]
         if len(keys) != steps * batch:
             found.append(f"epoch {epoch + 1}: {len(keys)} images instead of {steps * batch}")
-        if len(set(keys)) != len(keys):
+        if once and len(set(keys)) != len(keys):
             found.append(f"epoch {epoch + 1}: {len(keys) - len(set(keys))} images twice")
     if reference is not None and used != ledger.read(reference)[0]:
         found.append("other images in some steps than undisturbed")
     return found
 
 
-def recovery(folder: Path) -> float:
-    """Seconds without progress around the fault: the longest gap between two batches."""
-    times = sorted(
-        json.loads(line)["at"] for file in folder.glob("rank-*.jsonl") for line in file.read_text().splitlines() if line[-1] == "}"
-    )
+def recovery(folder: Path, since: int) -> float:
+    """Seconds without progress around the fault: the longest gap between two batches, counted from `since` on (monotonic nanoseconds)."""
+    lines = [line for file in folder.glob("rank-*.jsonl") for line in file.read_text().splitlines() if line.endswith("}")]
+    times = sorted([since] * (since > 0) + [at for line in lines if (at := json.loads(line)["at"]) >= since])
     return max((after - before for before, after in itertools.pairwise(times)), default=0) / 1e9

@@ -89,6 +89,7 @@ class Stage:
     data: Path
     seed: int
     jobs: list[Job] = field(default_factory=list)
+    since: int = 0  # when it was brought back, for drills that do not begin with a run
 
     @property
     def out(self) -> Path:
