@@ -25,9 +25,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="default 8")
     parser.add_argument(
         "--stack",
-        choices=["eager", "compiled", "tail", "fused"],
+        choices=["eager", "compiled", "analytic", "triton", "epilogue"],
         default="eager",
-        help="how the net is computed; see --explain (default: eager)",
+        help="how the net is computed, in the bench's words; see --explain (default: eager)",
     )
     parser.add_argument("--price", type=float, metavar="$", help="of a GPU-hour")
     parser.add_argument("--storage", type=float, metavar="GB/s", help="that all nodes together can read")

@@ -22,7 +22,7 @@ from senet.bench.measure import Effort, Spread, Step, Timing, interleave, ratios
 from senet.bench.probe import probe
 from senet.errors import UsageError
 from senet.models.execution import Execution
-from senet.models.traffic import Device, Traffic, traffic
+from senet.models.traffic import Device, Stack, Traffic, itemsize, trace
 from senet.train.loop import DTYPES
 
 NETS = (
@@ -39,7 +39,7 @@ HEADER = (
     "computed",
     "images/s (range)",
     "ms a step",
-    "of fused roofline",
+    "of analytic roofline",
     "x plain net",
     "x timm",
     "x timm compiled",
@@ -122,7 +122,7 @@ def measure(
     keys = {f"{kind} {how}": (kind, how) for kind, how in makers}
     found = interleave({text: makers[key] for text, key in keys.items()}, setting.device, effort)
     timings = {keys[text]: timing for text, timing in found.items()}
-    counts = {"net": traffic(net, setting.classes, setting.crop), "plain": traffic(plain, setting.classes, setting.crop)}
+    counts = {"net": trace(net, setting.classes, setting.crop), "plain": trace(plain, setting.classes, setting.crop)}
     return [_row(name, kind, how, timings, counts, setting, best) for kind, how in timings]
 
 
@@ -137,11 +137,11 @@ def _row(
         return row
     speed = timing.rate(setting.batch)
     row |= {"images_per_second": asdict(speed), "ms": 1000 * setting.batch / speed.median, "seconds": timing.seconds, "cpu": timing.cpu}
-    count, itemsize = counts["plain" if kind == "plain" else "net"], 4 if setting.precision == "fp32" else 2
     if kind in ("net", "plain"):
-        for variant in ("eager", "analytic"):
-            limit = count.images_per_second(variant, best, itemsize)
-            row[f"limit_{variant}"], row[f"of_{variant}"] = limit, speed.median / limit
+        stacks: tuple[Stack, ...] = ("eager", "analytic")
+        for stack in stacks:
+            limit = counts[kind].images_per_second(stack, best, itemsize(setting.precision))
+            row[f"limit_{stack}"], row[f"of_{stack}"] = limit, speed.median / limit
     if kind == "net":
         others = {"plain": ("plain", how), "timm": ("timm", "timm"), "timm_compiled": ("timm", "timm, compiled")}
         for other, key in (others | {"nvidia": ("nvidia", "NVIDIA's loop")}).items():
@@ -164,7 +164,7 @@ def cells(rows: Sequence[dict[str, Any]]) -> list[list[object]]:
 
 
 def bars(rows: Sequence[dict[str, Any]], best: Device) -> Any:
-    """Bars of images/s; the mark on a bar is the fused roofline."""
+    """Bars of images/s; the mark on a bar is the analytic roofline."""
     drawn = []
     for row in sorted(rows, key=lambda row: row["net"]):  # of one net in the order of the table
         kind = {"net": "ours", "plain": "ours, without SE", "timm": "timm", "nvidia": "NVIDIA's loop"}[row["kind"]]
@@ -173,5 +173,7 @@ def bars(rows: Sequence[dict[str, Any]], best: Device) -> Any:
         values = {"value": speed["median"], "low": speed["low"], "high": speed["high"]} if speed else {"value": None}
         drawn.append(chart.Bar(f"{row['net']} {where}", group=kind, limit=row.get("limit_analytic"), **values))
     first = rows[0]
-    note = f"{best.name}, {first['precision']}, batch {first['batch']}, {first['crop']} px, torch {torch.__version__}; mark: fused roofline"
+    note = (
+        f"{best.name}, {first['precision']}, batch {first['batch']}, {first['crop']} px, torch {torch.__version__}; mark: analytic roofline"
+    )
     return chart.bars("Training images a second, synthetic data", drawn, chart.Axis("images/s"), note)

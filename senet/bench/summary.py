@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from senet import chart
 from senet.bench import net, step, table
+from senet.bench.contestants import execution
 from senet.bench.measure import Spread
-from senet.models.traffic import Device
+from senet.models.traffic import Device, stack_of
+from senet.plan import gpus
+from senet.plan.rates import Row
 
 Found = dict[str, dict[str, Any]]  # state of each part that was tried
 
@@ -25,7 +28,7 @@ class Goal:
 
 GOALS = (
     Goal("SE-ResNet-50 of our ResNet-50's speed, computed alike", 0.97, "x_plain"),
-    Goal("SE-ResNet-50 of the fused roofline", 0.75, "of_analytic"),
+    Goal("SE-ResNet-50 of the analytic roofline", 0.75, "of_analytic"),
     Goal("x timm as most run it (AMP, channels_last, eager)", 1.4, "x_timm"),
     Goal("x timm compiled", 1.1, "x_timm_compiled"),
     Goal("x the NVIDIA-style loop with our net", 1.8, "x_nvidia"),
@@ -80,19 +83,21 @@ def goals(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def planner(rows: Sequence[dict[str, Any]], machine: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The fastest of each net and way of computing, as launch.plan's table of what was measured has them."""
-    fastest: dict[tuple[str, str], dict[str, Any]] = {}
+    """The fastest of each net and stack, as rows for senet/plan/measured.yaml; none where launch.plan does not know the GPU."""
+    gpu = gpus.called((machine or {}).get("gpu", ""))
+    fastest: dict[tuple[str, str], Row] = {}
     for row in rows:
         if row["kind"] != "net" or not row.get("images_per_second"):
             continue
-        fused = "analytic" in row["how"] or "triton" in row["how"]
-        stack = ("tail" if fused else "compiled") if "compile" in row["how"] else "eager"
-        known = {"net": row["config"].removeprefix("configs/"), "gpu": (machine or {}).get("gpu"), "precision": row["precision"]}
-        known |= {"stack": stack, "batch": row["batch"], "rate": round(row["images_per_second"]["median"], 1)}
-        key = (known["net"], stack)
-        if key not in fastest or known["rate"] > fastest[key]["rate"]:
-            fastest[key] = known
-    return list(fastest.values())
+        stack = stack_of(execution(row["how"]))
+        if machine is None or gpu is None or stack is None:
+            continue
+        source = f"senet.bench gpu, commit {machine['commit'][:12] or 'unknown'}"
+        rate = round(row["images_per_second"]["median"], 1)
+        known = Row(source, row["config"].removeprefix("configs/"), gpu, row["precision"], stack, row["batch"], rate)
+        if (before := fastest.get((known.net, stack))) is None or rate > before.rate:
+            fastest[known.net, stack] = known
+    return [asdict(row) for row in fastest.values()]
 
 
 # ------------------------------------------------------------------------------------------------------------------------- text
@@ -248,7 +253,7 @@ PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def _measured(rows: Sequence[dict[str, Any]]) -> str:
     lines = "\n".join(f"- {json.dumps(row)}" for row in rows)
-    return f"## Rows for launch.plan\n\n```yaml\n{lines}\n```" if rows else ""
+    return f"## Rows for launch.plan: `ours` in senet/plan/measured.yaml\n\n```yaml\nours:\n{lines}\n```" if rows else ""
 
 
 def _failures(found: Found, names: Sequence[str]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 
 from senet.errors import UsageError
+from senet.models.traffic import Device, itemsize
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,21 @@ GPUS = {
     "rtx4090": GPU(24, 140, 70, 0.93, 20, 1.2, None, "assumed"),
     "rtx3090": GPU(24, 70, 35, 0.84, 20, 1.2, None, "assumed"),
 }
+
+
+OTHER_CARDS = ("pcie", "nvl", "laptop")  # slower ones that share a name with those above
+
+
+def called(full: str) -> str | None:
+    """The name in GPUS of what the driver calls, say, `NVIDIA H100 80GB HBM3`; None for a GPU that is not there."""
+    words = re.split(r"[^a-z0-9]+", full.lower().replace("rtx ", "rtx"))
+    return None if any(word in OTHER_CARDS for word in words) else next((name for name in GPUS if name in words), None)
+
+
+def device(name: str, precision: str) -> Device:
+    """What a GPU reaches, as a roofline takes it. Raises UsageError."""
+    gpu = find(name)
+    return Device(name, gpu.bandwidth * 1e12, (gpu.half if itemsize(precision) == 2 else gpu.single) * 1e12, gpu.source)
 
 
 def find(name: str) -> GPU:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from senet.config import Config, crop_at, divide_batch
 from senet.errors import UsageError
+from senet.models.traffic import Stack, Traffic, itemsize
 from senet.plan import rates, scale
 from senet.plan.gpus import GPU, find
 from senet.plan.rates import Rate
 from senet.plan.scale import Cluster, Step
-from senet.plan.traffic import Stack, Traffic
 
 DECODERS = {"torchvision": 356, "DALI": 540, "this loader": 580}  # JPEGs of 500 x 375 a CPU-second, cropped and resized to 224
 FIRST_EPOCH = 0.64  # of the steady rate (MLPerf v4.0, one node H200: 40.5k of 63.6k images/s): compilation, tuning, cold caches
@@ -144,7 +144,7 @@ def plan(config: Config, wish: Wish) -> Plan:
         failures=lost,
         parameters=seen.parameters,
         gmacs=seen.macs / 1e9,
-        megabytes=seen.megabytes(wish.stack, 2 if rates.half(config.precision) else 4),
+        megabytes=seen.bytes(wish.stack, itemsize(config.precision)) / 1e6,
     )
 
 
@@ -155,7 +155,7 @@ def cluster(wish: Wish, device: GPU, gpus: int | None = None) -> Cluster:
 
 def gradients(seen: Traffic, stack: Stack) -> float:
     """Bytes that are summed over GPUs in a step: DDP's are fp32, those of MLPerf's entry fp16."""
-    return seen.parameters * (2 if stack == "fused" else 4)
+    return seen.parameters * (2 if stack == "epilogue" else 4)
 
 
 def _step(rate: Rate, seen: Traffic, stack: Stack, here: Cluster, per_gpu: float, area: float = 1.0) -> Step:
@@ -237,9 +237,9 @@ def failures(gpus: int, hours: float) -> Failures:
 
 def _memory(config: Config, seen: Traffic, device: GPU, per_gpu: float) -> Memory:
     """Weights, gradients and momentum in fp32, a half copy of the weights, and what is kept for backward."""
-    each = 2 if rates.half(config.precision) else 4
+    each = itemsize(config.precision)
     fixed = RESERVED + seen.parameters * (12 + (2 if each == 2 else 0))
-    image = seen.stored(each) + 4 * 3 * config.data.crop**2
+    image = seen.kept(each) + 4 * 3 * config.data.crop**2
     return Memory((fixed + per_gpu * image) / 1e9, device.memory, max(0, int((USABLE * device.memory * 1e9 - fixed) / image)))
 
 

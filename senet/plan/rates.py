@@ -14,15 +14,15 @@ import yaml
 from senet import config, strict
 from senet.config import Config, Net
 from senet.errors import UsageError
-from senet.plan.gpus import GPUS, find
+from senet.models.traffic import Stack, Traffic, itemsize, trace
+from senet.plan.gpus import GPUS, device, find
 from senet.plan.scale import FIXED, JITTER
-from senet.plan.traffic import Stack, Traffic, trace
 
 FILE = Path(__file__).parent / "measured.yaml"
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 GOAL, GOAL_SPREAD = 0.75, 0.13  # of the roofline, and as a share of it, where nobody measured such a stack
 CALIBRATING = 100  # images a GPU: below that a row of many GPUs tells more of the fixed part than of the net
-LAUNCH: dict[Stack, float] = {"eager": 3 * 6e-6, "compiled": 2 * 6e-6, "tail": 2 * 6e-6, "fused": 2 * 2e-6}
+LAUNCH: dict[Stack, float] = {"eager": 3 * 6e-6, "compiled": 2 * 6e-6, "analytic": 2 * 6e-6, "triton": 2 * 6e-6, "epilogue": 2 * 2e-6}
 """Seconds that the host needs for one operation of the forward pass and its two backward: PyTorch about 6 us a kernel, Inductor has a
 third fewer, CUDA graphs take 2 us. Assumed. It bounds small nets and small batches."""
 
@@ -72,13 +72,8 @@ def rows(file: Path = FILE) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
     return ours, others
 
 
-@functools.cache
-def _traffic(net: Net, classes: int, crop: int) -> Traffic:
-    return trace(net, classes, crop)
-
-
 def traffic(settings: Config) -> Traffic:
-    return _traffic(settings.net, settings.data.classes, settings.data.crop)
+    return trace(settings.net, settings.data.classes, settings.data.crop)
 
 
 def _settings(row: Row) -> Config:
@@ -90,16 +85,9 @@ def _load(net: str) -> Config:
     return config.load(CONFIGS / net)
 
 
-def half(precision: str) -> bool:
-    return precision != "fp32"
-
-
 def roofline(seen: Traffic, gpu: str, precision: str, stack: Stack) -> float:
     """Seconds an image takes at the least."""
-    device = find(gpu)
-    return seen.seconds(
-        stack, (device.half if half(precision) else device.single) * 1e12, device.bandwidth * 1e12, 2 if half(precision) else 4
-    )
+    return seen.seconds(stack, device(gpu, precision), itemsize(precision))
 
 
 def _each(row: Row) -> float:
@@ -126,13 +114,13 @@ def rate(settings: Config, gpu: str, stack: Stack, file: Path = FILE) -> Rate:
             each = statistics.geometric_mean(_each(row) for row in same)
             told = "; ".join(f"{row.source}: {row.rate:,.0f} images/s on {row.gpus} with {row.batch} each" for row in same)
             return Rate(each, 0.05, FIXED, floor, basis, told, best / each)
-    alike = [row for row in (*ours, *others) if row.stack == stack and half(row.precision) == half(settings.precision)]
+    alike = [row for row in (*ours, *others) if row.stack == stack and itemsize(row.precision) == itemsize(settings.precision)]
     fraction, spread, told = _fraction(settings.net, gpu, _telling(alike))
     return Rate(best / fraction, spread, FIXED, floor, "modelled", told, fraction)
 
 
 def matches(row: Row, settings: Config, gpu: str, stack: Stack) -> bool:
-    if (row.gpu, row.stack, half(row.precision)) != (gpu, stack, half(settings.precision)):
+    if (row.gpu, row.stack, itemsize(row.precision)) != (gpu, stack, itemsize(settings.precision)):
         return False
     theirs = _settings(row)
     return theirs.net == settings.net and theirs.data.crop == settings.data.crop

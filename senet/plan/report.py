@@ -9,7 +9,8 @@ from typing import Any
 
 from senet import chart
 from senet.config import Config
-from senet.plan import gpus, planner, rates, scale, traffic
+from senet.models import traffic
+from senet.plan import gpus, planner, rates, scale
 from senet.plan.advice import advice
 from senet.plan.planner import Plan, Wish, curve
 

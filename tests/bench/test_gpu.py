@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from senet import config
 from senet.bench import gpu, summary
 from senet.bench.__main__ import main
-from tests.conftest import run
+from senet.models.traffic import Stack
+from senet.plan import rates
+from tests.conftest import ROOT, run
 
 
 def state(out: Path, part: str) -> Any:
@@ -91,5 +94,29 @@ def test_goals_are_those_of_the_fastest_execution() -> None:
     assert [goal["reached"] for goal in found] == [True, False, False, None, None]
     assert all(goal["how"] == "nhwc+triton+compile" for goal in found)
     assert math.isclose(found[1]["value"], 0.7)
-    known = {(entry["net"], entry["stack"]): entry["rate"] for entry in summary.planner(rows, {"gpu": "X"})}
-    assert known == {("imagenet/se_resnet50.yaml:v1.5", "eager"): 4000.0, ("imagenet/se_resnet50.yaml:v1.5", "tail"): 7000.0}
+
+
+def test_the_planner_reads_what_was_measured(tmp_path: Path) -> None:
+    """The page's rows, put into its file, are what it plans with."""
+    rows = [
+        row("net", "nhwc", 4000.0),
+        row("net", "nchw", 3000.0),
+        row("net", "nhwc+triton", 6000.0),  # of no stack
+        row("net", "nhwc+analytic+compile", 6500.0),
+        row("net", "nhwc+triton+compile", 7000.0),
+        row("plain", "nhwc", 5000.0),
+    ]
+    machine = {"gpu": "NVIDIA H200", "commit": "0123456789abcdef"}
+    page = summary._measured(summary.planner(rows, machine))
+    measured = tmp_path / "measured.yaml"
+    measured.write_text(page.partition("```yaml\n")[2].partition("```")[0] + "others: []\n")
+    settings = config.load(f"{ROOT}/configs/imagenet/se_resnet50.yaml:v1.5", ["precision=bf16"])
+    assert len(rates.rows(measured)[0]) == 3
+    speeds: dict[Stack, float] = {"eager": 4000.0, "analytic": 6500.0, "triton": 7000.0}
+    for stack, speed in speeds.items():
+        found = rates.rate(settings, "h200", stack, measured)
+        assert found.basis == "measured here"
+        assert found.said == f"senet.bench gpu, commit 0123456789ab: {speed:,.0f} images/s on 1 with 256 each"
+        assert math.isclose(256 / (found.compute(256) + found.fixed), speed)
+    assert rates.rate(settings, "h200", "compiled", measured).basis == "modelled"
+    assert summary.planner(rows, machine | {"gpu": "NVIDIA TITAN V"}) == summary.planner(rows, None) == []
