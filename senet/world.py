@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import time
@@ -112,6 +113,7 @@ class World:
 
     def close(self) -> None:
         if self.size > 1:
+            gc.collect()  # a group that something still holds when Python ends sometimes aborts it
             dist.destroy_process_group()
 
 

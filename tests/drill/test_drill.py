@@ -19,11 +19,11 @@ from tests.conftest import ROOT, environment
 @pytest.mark.slow
 def test_a_few_drills_are_survived(tmp_path: Path) -> None:
     found = tmp_path / "found.json"
-    command = [sys.executable, "-m", "senet.drill", "--count", "5", "--seed", "3", "--json", str(found)]
+    command = [sys.executable, "-m", "senet.drill", "--count", "3", "--seed", "1", "--json", str(found)]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(found.read_text())
-    assert len(rows) == 5
+    assert len(rows) == 3
     assert all(not row["wrong"] for row in rows)
 
 

@@ -112,10 +112,14 @@ def tuned(here: world.World) -> dict[str, Any]:
     return {"rank": here.rank, "chosen": str(chosen), "lines": lines, "reason": candidates[1].reason, "others": candidates[1].times}
 
 
-if __name__ == "__main__":
+def main(what: str) -> None:
     torch.set_num_threads(1)
     here = world.start("cpu")
     # In one write: print writes the end of a line by itself, and another rank may come between.
-    told = {"collectives": collectives, "compiled": compiled, "tune": tuned}[sys.argv[1]](here)
+    told = {"collectives": collectives, "compiled": compiled, "tune": tuned}[what](here)
     os.write(1, (json.dumps(told) + "\n").encode())
     here.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])  # in a function: a group that is still known when Python ends sometimes aborts it

@@ -216,16 +216,6 @@ def elastic(arguments: list[object], faults: str) -> subprocess.CompletedProcess
 
 
 @pytest.mark.slow
-def test_torchrun_brings_killed_ranks_back_and_nothing_is_lost(tmp_path: Path, tiny: Path, images: Path, undisturbed: Path) -> None:
-    out = tmp_path / "out"
-    done = elastic([tiny, "--data", images, *OFTEN, "--out", out], "kill@0:3 kill@1:7:1")
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("resumed") == 2
-    assert_same(final(undisturbed), final(out))
-    assert records(undisturbed) == records(out)
-
-
-@pytest.mark.slow
 def test_a_rank_that_hangs_is_named_and_the_run_goes_on(tmp_path: Path, tiny: Path, images: Path, undisturbed: Path) -> None:
     out = tmp_path / "out"
     done = elastic([tiny, "--data", images, *OFTEN, "--hang-minutes", 0.2, "--out", out], "hang@1:4")
