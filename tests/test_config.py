@@ -15,7 +15,7 @@ from senet.schedule import learning_rate
 from tests.conftest import ROOT
 
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
-NAMES = [name for file in FILES for name in {str(file), *variants(file)}]
+NAMES = [name for file in FILES for name in dict.fromkeys([str(file), *variants(file)])]
 
 
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: name.partition("configs/")[2])
