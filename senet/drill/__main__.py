@@ -81,7 +81,7 @@ def _perform(case: Case, stage: Stage, theatre: Theatre) -> dict[str, Any]:
     try:
         row["by"] = case.act(stage, theatre, random.Random(f"{stage.seed} {case.name}"))
         row["wrong"] = _judge(case, stage, theatre.undisturbed) + said(stage, case.words)
-        damage.check_poison()
+        damage.check_poison(stage.out)
         row["steps_again"] = ledger.read(stage.ledger)[1]
         row["seconds_back"] = judge.recovery(stage.ledger, stage.since)
     except Broken as error:

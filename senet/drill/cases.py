@@ -355,7 +355,7 @@ def _tracking() -> list[Case]:
     return [Case(f"W&B's server {name}, and SIGKILL", server(status)) for name, status in kinds]
 
 
-# --------------------------------------------------------------------------------------------------------------------- helpers
+# ---------------------------------------------------------------------------------------------------------- looking at processes
 
 
 def _reach(stage: Stage, job: Job, step: int) -> None:

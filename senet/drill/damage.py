@@ -14,7 +14,7 @@ import torch
 
 from senet.drill.stage import Broken
 
-SIGN = "/tmp/senet-drill-code-was-run"  # noqa: S108
+SIGN = "code-was-run"
 
 
 def truncate(path: Path) -> None:
@@ -51,15 +51,14 @@ def poisoned(path: Path) -> None:
 
     class Poison:
         def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
-            return os.mkdir, (SIGN,)
+            return os.mkdir, (str(path.with_name(SIGN)),)
 
     path.write_bytes(pickle.dumps(Poison()))
     _sign(path)
 
 
-def check_poison() -> None:
-    if os.path.isdir(SIGN):
-        os.rmdir(SIGN)
+def check_poison(out: Path) -> None:
+    if (out / "checkpoints" / SIGN).exists():
         raise Broken("the code in the checkpoint was run")
 
 
