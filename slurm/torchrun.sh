@@ -22,7 +22,7 @@ distributed() {
   cores=${SLURM_CPUS_PER_TASK:-$SLURM_CPUS_ON_NODE}
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
   export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=$patience
-  # No --max-restarts: torchrun would also restart processes that stopped because they were asked to.
+  # No --max-restarts: the job itself starts it again, and counts progress.
   # --wait and no --kill-on-bad-exit: the node that writes the checkpoint is not the first to end.
   # shellcheck disable=SC2016
   exec srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="$cores" \
