@@ -188,7 +188,12 @@ def test_an_audit_that_is_stopped_leaves_the_old_one_whole(few_images: Path, num
     pipe = few_images / "train/class1/wait.JPEG"
     os.mkfifo(pipe)  # whoever reads it waits
     program = subprocess.Popen(
-        command("launch.prepare", "audit", few_images, "--processes", 2), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
+        command("launch.prepare", "audit", few_images, "--processes", 2),
+        cwd=ROOT,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests that run in the background ignore it, and so would this
     )
     writer = open_when_read(pipe)
     program.send_signal(number)
