@@ -30,6 +30,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--save-minutes", type=float, default=15.0, metavar="M", help="checkpoint also within an epoch, every M minutes")
     parser.add_argument("--keep", type=int, default=2, metavar="K", help="newest checkpoints kept, besides the best (default 2)")
     parser.add_argument("--keep-every", type=int, default=0, metavar="N", help="also keep the checkpoint of every N-th epoch")
+    parser.add_argument("--keep-hours", type=float, default=0.0, metavar="H", help="also keep one checkpoint every H hours")
     parser.add_argument("--accept-changes", action="store_true", help="go on in --out with other settings than before (not another net)")
     parser.add_argument(
         "--max-skips", type=int, default=10, metavar="N", help="steps in a row with gradients not finite before going back (default 10)"
@@ -75,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         save_minutes=args.save_minutes,
         keep=args.keep,
         keep_every=args.keep_every,
+        keep_hours=args.keep_hours,
         accept_changes=args.accept_changes,
         max_skips=args.max_skips,
         hang_minutes=args.hang_minutes,

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from senet.errors import UsageError
 
 FORMAT = 1
 BEST = "best.pt"
+TIMED = "timed"  # kept for its time
 
 
 class Invalid(Exception):
@@ -53,6 +56,12 @@ def mark(path: Path, name: str) -> None:
         os.link(source, temporary)
         os.replace(temporary, target)
     sync(path.parent)
+
+
+def hours_since(folder: Path, name: str) -> float:
+    """Since the newest `name`-*.pt was written, by the file system's clock; infinity where there is none."""
+    written = max((path.stat().st_mtime for path in folder.glob(f"{name}-*.pt")), default=-math.inf)
+    return (time.time() - written) / 3600
 
 
 def prune(folder: Path, keep: int) -> None:

@@ -54,6 +54,7 @@ class Flags:
     save_minutes: float = 15.0
     keep: int = 2
     keep_every: int = 0
+    keep_hours: float = 0.0
     accept_changes: bool = False
     max_skips: int = 10
     hang_minutes: float = 5.0
@@ -342,6 +343,8 @@ class Run:
             names = [checkpoint.BEST] if errors and state.best.get("epoch") == state.epoch else []
             if errors and every and state.epoch % every == 0:
                 names.append(f"epoch-{state.epoch:04d}.pt")
+            if self.flags.keep_hours and checkpoint.hours_since(self.folder, checkpoint.TIMED) >= self.flags.keep_hours:
+                names.append(f"{checkpoint.TIMED}-{self._global_step:08d}.pt")
             self.saver.save(self._global_step, payload, {"epoch": state.epoch, "epoch_step": state.step, **errors}, names)
         self.last_save = time.monotonic()
         self._status("running")
