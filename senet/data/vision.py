@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
@@ -99,12 +102,16 @@ class Vision:
         self.samples = samples
         self.numbers = range(0)
         self.bad = bad
+        context: Any = _processes() if workers else None
+        pipe: Any = context.Pipe(duplex=False) if context else (None, None)
+        theirs, self.alive = pipe
         self.loader = DataLoader(
             Batches(samples),
             batch_size=None,
             sampler=_Numbers(self),
             num_workers=workers,
-            multiprocessing_context=_processes() if workers else None,
+            multiprocessing_context=context,
+            worker_init_fn=partial(_attend, theirs),
             persistent_workers=workers > 0,
             generator=torch.Generator(),  # else it draws from the one that the net's dropout uses, at a moment of its own
         )
@@ -134,6 +141,18 @@ class Vision:
         iterator = getattr(self.loader, "_iterator", None)
         if iterator is not None and hasattr(iterator, "_shutdown_workers"):
             iterator._shutdown_workers()
+        if self.alive is not None:
+            self.alive.close()
+
+
+def _attend(theirs: Any, worker: int) -> None:
+    """End this worker when the trainer is gone: killed, it tells nobody, and the server that forked this one lives as long as its forks."""
+
+    def watch() -> None:
+        theirs.poll(None)  # nothing is ever sent: it returns when the other end is closed
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class _Numbers(torch.utils.data.Sampler[int]):
