@@ -94,10 +94,12 @@ def _job(args: argparse.Namespace, passed: list[str]) -> Job:
         raise UsageError(f"--array: {args.config} has no variants; leave it out to train this one config")
     cores = args.cpus or (int(site.cpus) if site.cpus else None)
     ranks = args.nodes * (args.gpus or args.procs or 1)
+    largest = None if flags.largest_batch == "auto" else flags.largest_batch  # tried out on the GPUs
     for one in variants:
         settings = config.load(one, args.overrides)
-        _check_folder(settings, args.out / one.rpartition(":")[2] if args.array else args.out)
-        divide_batch(settings.batch, ranks, flags.largest_batch)
+        if not flags.accept_changes:
+            _check_folder(settings, args.out / one.rpartition(":")[2] if args.array else args.out)
+        divide_batch(settings.batch, ranks, largest)
     if data is None and settings.data.set != "synthetic":
         raise UsageError("no data set: give --data DIR, or set data= in the site file")
 
@@ -122,7 +124,9 @@ def _check_folder(settings: config.Config, out: Path) -> None:
     """As the training will, which here would be too late. Raises UsageError."""
     file = out / "config.yaml"
     if file.exists() and (changed := config.difference(config.from_dict(yaml.safe_load(file.read_text()), str(file)), settings)):
-        raise UsageError(f"{out} holds a run with another config ({'; '.join(changed)}); use another --out, or the same settings")
+        raise UsageError(
+            f"{out} holds a run with another config ({'; '.join(changed)}); use another --out, the same settings, or -- --accept-changes"
+        )
 
 
 def _array(variants: list[str], args: argparse.Namespace) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import netrc
 import os
 import re
 import shutil
@@ -19,7 +18,6 @@ from contextlib import closing
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlparse
 
 import torch
 
@@ -28,7 +26,7 @@ from senet.config import Config, divide_batch
 from senet.data import Source, train_loader, val_loader
 from senet.errors import RunError, UsageError
 from senet.models import build
-from senet.track.wandb import decide
+from senet.track.wandb import decide, key
 from senet.train import preflight
 from senet.world import World
 
@@ -261,15 +259,15 @@ def wandb_login() -> Finding:
     """Whether W&B takes the key that a run would use: asked over the network, for some seconds at most."""
     wanted, why = decide("auto")
     said = why.removeprefix("W&B: ")
-    key = os.environ.get("WANDB_API_KEY") or _key()
-    if not wanted or os.environ.get("WANDB_MODE", "online") not in ("online", "") or not key:
+    login = key()
+    if not wanted or os.environ.get("WANDB_MODE", "online") not in ("online", "") or not login:
         return Finding("ok", "W&B", said)
     server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    login = base64.b64encode(f"api:{key}".encode()).decode()
+    proof = base64.b64encode(f"api:{login}".encode()).decode()
     question = urllib.request.Request(  # noqa: S310
         f"{server}/graphql",
         json.dumps({"query": "query { viewer { username } }"}).encode(),
-        {"Authorization": f"Basic {login}", "Content-Type": "application/json"},
+        {"Authorization": f"Basic {proof}", "Content-Type": "application/json"},
     )
     refused = Finding("warn", "W&B", f"{server} refuses the key; wandb login --relogin, or --track none; runs would be kept offline")
     try:
@@ -283,12 +281,3 @@ def wandb_login() -> Finding:
         reason = getattr(error, "reason", error)
         return Finding("warn", "W&B", f"{server} cannot be reached ({reason}); runs are kept offline, `wandb sync` sends them later")
     return Finding("ok", "W&B", f"on, as {viewer.get('username')}") if viewer else refused
-
-
-def _key() -> str | None:
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        found = netrc.netrc().authenticators(host)
-    except (OSError, netrc.NetrcParseError):
-        return None
-    return found[2] if found else None

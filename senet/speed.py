@@ -17,7 +17,7 @@ from senet.config import Config, divide_batch
 from senet.data import Source, train_loader
 from senet.data.loader import Batch, TrainLoader
 from senet.models import build
-from senet.train.loop import Trainer
+from senet.train.loop import DTYPES, Trainer
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
 from senet.world import World
@@ -56,13 +56,14 @@ class Speed:
 def measure(world: World, config: Config, source: Source, seconds: float = 4.0, largest: int | None = None) -> Speed:
     """All ranks take part. Raises UsageError and RunError as a training would."""
     at_once, accumulate = divide_batch(config.batch, world.size, largest)
-    loader = train_loader(config.data, source, config.batch, at_once, config.seed, world.rank, world.size, world.device)
+    dtype = DTYPES[config.precision]
+    loader = train_loader(config.data, source, config.batch, at_once, config.seed, world.rank, world.size, world.device, dtype)
     try:
         config = replace(config, optim=replace(config.optim, lr=1e-6))  # nothing is to be learnt from one batch
         net = build(config.net, config.data.classes).to(world.device).to(memory_format=torch.channels_last)
         same = _Again(_blank(config, at_once, world.device), accumulate)
         alone = _loop(world, config, net, same, seconds)
-        model = world.wrap(net)
+        model = world.wrap(net, config.compress)
         step = _loop(world, config, model, same, seconds) if world.size > 1 else alone
         gradients = sum(part.numel() * 4 for part in net.parameters())
         reduced = _all_reduce(world, gradients, seconds / 2)
@@ -181,7 +182,8 @@ class _Endless:
 
 def _blank(config: Config, images: int, device: torch.device) -> Batch:
     crop = config.data.crop
-    pixels = torch.randn(images, 3, crop, crop, device=device).contiguous(memory_format=torch.channels_last)
+    pixels = torch.randn(images, 3, crop, crop, device=device, dtype=DTYPES[config.precision])
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
     return Batch(pixels, torch.arange(images, device=device) % config.data.classes)
 
 

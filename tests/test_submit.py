@@ -128,6 +128,8 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path, site: Path) -> None:
     assert submit(*words).returncode == 0
     done = submit(*words, "epochs=3")
     assert (done.returncode, "another config (epochs: 2 -> 3)" in done.stderr) == (2, True)
+    told = submit(*words, "epochs=3", "--", "--accept-changes", "--largest-batch", "auto")
+    assert told.returncode == 0, told.stderr
 
 
 def test_no_data_and_no_slurm_are_told(tmp_path: Path, site: Path) -> None:

@@ -35,17 +35,21 @@ def decide(choice: str) -> tuple[bool, str]:
         return True, f"W&B: on (--track wandb{', WANDB_MODE=' + mode if mode else ''})"
     if mode:
         return True, f"W&B: on (WANDB_MODE={mode})"
-    if os.environ.get("WANDB_API_KEY") or _login():
+    if key():
         return True, "W&B: on (a login was found; --track none turns it off)"
     return False, "W&B: off (no login and no WANDB_MODE; --track wandb turns it on)"
 
 
-def _login() -> bool:
+def key() -> str | None:
+    """The key that wandb will use: of the environment, or of ~/.netrc for its server. Never to be told."""
+    if given := os.environ.get("WANDB_API_KEY"):
+        return given
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:
-        return netrc.netrc().authenticators(host) is not None
+        found = netrc.netrc().authenticators(host)
     except (OSError, netrc.NetrcParseError):
-        return False
+        return None
+    return found[2] if found else None
 
 
 class WeightsAndBiases:
