@@ -28,6 +28,7 @@ from senet.bench.cifar import train_cifar
 from senet.bench.net import choose
 from senet.bench.numerics import numerics
 from senet.bench.parts import Part, Place, whole
+from senet.durable import write_text
 from senet.errors import UsageError
 
 SE50 = "configs/imagenet/se_resnet50.yaml:v1.5"
@@ -153,9 +154,7 @@ def _run(name: str, job: Job, args: argparse.Namespace, seconds: float) -> dict[
     state["seconds"] = time.monotonic() - began
     if state["status"] == "done" and state["result"].get("unfinished"):
         state |= {"status": "begun", "error": state["result"]["unfinished"]}
-    temporary = args.out / f"{name}.json.tmp"
-    temporary.write_text(json.dumps(state, indent=1))
-    os.replace(temporary, args.out / f"{name}.json")
+    write_text(args.out / f"{name}.json", json.dumps(state, indent=1))
     return state
 
 

@@ -8,7 +8,6 @@ own on the same cores; rounds are interleaved, so that a slow minute of the mach
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import statistics
@@ -22,6 +21,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from senet.processes import family
 
 CROP = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -94,14 +95,7 @@ def _measure(name: str, data: Path, threads: int, batch: int) -> dict[str, Any]:
 
 def _family() -> list[Path]:
     """/proc folders of this process and all its descendants."""
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended
-            parents[folder.name] = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-    family = {str(os.getpid())}
-    while more := {child for child, parent in parents.items() if parent in family} - family:
-        family |= more
-    return [Path("/proc") / name for name in family]
+    return [Path("/proc") / str(number) for number in family(os.getpid())]
 
 
 def _cpu() -> float:

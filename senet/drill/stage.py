@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from senet import processes
 from senet.prepare.demo import Demo, prepare
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -61,16 +62,7 @@ class Job:
 
     def family(self) -> list[int]:
         """Process numbers of the command and of all that came from it."""
-        parents: dict[int, int] = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, ValueError, IndexError):  # it has just ended
-                continue
-        family = {self.process.pid}
-        while more := {child for child, parent in parents.items() if parent in family} - family:
-            family |= more
-        return sorted(family)
+        return processes.family(self.process.pid)
 
     def kill_all(self) -> None:
         """At one moment, as a loss of power would: stopped first, so that none can answer the death of another."""
@@ -109,31 +101,16 @@ class Stage:
         data: Path | None = None,
         out: Path | None = None,
         env: dict[str, str] | None = None,
+        torchrun: tuple[str, ...] = ("--standalone",),
     ) -> Job:
         """`often`: a checkpoint after every step; else every second or so, so that some work is repeated."""
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={restarts}"]
-        return self.launch(torchrun, *words, faults=faults, often=often, data=data, out=out, env=env)
-
-    def node(self, port: int, *words: object, faults: str = "", restarts: int = 3, env: dict[str, str] | None = None) -> Job:
-        """One of two agents of a job on two nodes, with one rank each."""
-        torchrun = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", f"--max-restarts={restarts}"]
-        torchrun += ["--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=drill", "--local-addr=localhost"]
-        # An agent that comes new to a job waits in vain for an address that the others have shared among themselves before (torch 2.14).
-        return self.launch(torchrun, *words, faults=faults, env={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} | (env or {}))
-
-    def launch(
-        self,
-        torchrun: list[str],
-        *words: object,
-        faults: str = "",
-        often: bool = True,
-        data: Path | None = None,
-        out: Path | None = None,
-        env: dict[str, str] | None = None,
-    ) -> Job:
         command = [
             sys.executable,
+            "-m",
+            "torch.distributed.run",
             *torchrun,
+            f"--nproc-per-node={ranks}",
+            f"--max-restarts={restarts}",
             "-m",
             "launch.train",
             str(CONFIG),
@@ -153,6 +130,13 @@ class Stage:
         job = Job(process, log)
         self.jobs.append(job)
         return job
+
+    def node(self, port: int, *words: object, faults: str = "", restarts: int = 3) -> Job:
+        """One of two agents of a job on two nodes, with one rank each."""
+        torchrun = ("--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}", "--rdzv-id=drill", "--local-addr=localhost")
+        # An agent that comes new to a job waits in vain for an address that the others have shared among themselves before (torch 2.14).
+        env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+        return self.start(*words, ranks=1, restarts=restarts, faults=faults, env=env, torchrun=torchrun)
 
     def run(self, *words: object, expect: int = 0, **how: object) -> Job:
         """Start, and wait for the end. Raises Broken for another exit code than expected (torchrun makes every failure a 1)."""

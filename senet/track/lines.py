@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from senet.durable import write_text
 
 
 class JsonLines:
@@ -54,9 +55,4 @@ def _rewind(path: Path, step: int | None) -> None:
                 continue
             record = record | {"step": step, "undone_step": record.get("undone_step", record["step"])}
         kept.append(json.dumps(record) + "\n")
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_text(path, "".join(kept))

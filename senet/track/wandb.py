@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from senet.durable import write_text
+
 CLOSE_SECONDS = 6  # that the end of a run waits for W&B
 BACKLOG = 10_000  # records
 PROJECT = Path(__file__).parents[2]
@@ -118,7 +120,5 @@ class WeightsAndBiases:
 def _identity(path: Path) -> str:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(secrets.token_hex(8))
-        os.replace(temporary, path)
+        write_text(path, secrets.token_hex(8))
     return path.read_text().strip()

@@ -25,9 +25,10 @@ CLOCKS = 5.0  # seconds apart at which logs no longer fit together
 SHARED = Path("/dev/shm")  # noqa: S108
 
 
-def check_alike(world: World, images: tuple[str, str]) -> None:
-    """Refuse ranks that see other images (fingerprints of training and validation) or run other versions. Raises UsageError on all."""
-    first, *others = world.hear({"host": socket.gethostname(), "images": images, "versions": provenance.versions()})
+def check_alike(world: World, images: tuple[str, str]) -> list[str]:
+    """The ranks' hosts. Raises UsageError, on all, where one sees other images (fingerprints of both sets) or runs other versions."""
+    ranks = world.hear({"host": socket.gethostname(), "images": images, "versions": provenance.versions()})
+    first, *others = ranks
     for rank, other in enumerate(others, start=1):
         for what, remedy in (("images", "copy the same data set to all nodes"), ("versions", "install the same on all nodes")):
             if other[what] != first[what]:
@@ -35,6 +36,7 @@ def check_alike(world: World, images: tuple[str, str]) -> None:
                     f"rank {rank} on {other['host']} has other {what} than rank 0 on {first['host']}: "
                     f"{other[what]}, not {first[what]}; {remedy}"
                 )
+    return [rank["host"] for rank in ranks]
 
 
 def check_folder(config: Config, out: Path, accept: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from senet.config import Config, to_dict
 from senet.durable import write_text
 from senet.models import summary
 from senet.train.checkpoint import BEST
+from senet.train.choice import Choice
 from senet.world import World
 
 
@@ -32,30 +32,28 @@ class Report:
         if self.world.first:
             self.tracker = track.build(self.out, choice=choice, name=name, config=to_dict(config), resume_step=resume_step)
 
-    def keep(self, config: Config, flags: Any) -> None:
+    def keep(self, config: Config, flags: dict[str, Any]) -> None:
         """Write what defines the run into its folder: config, flags, versions, code, machine."""
         if not self.world.first:
             return
-        assert is_dataclass(flags)
-        assert not isinstance(flags, type)
         commit, diff = provenance.code()
-        facts = {"flags": asdict(flags), "versions": provenance.versions(), "commit": commit, **provenance.machine()}
+        facts = {"flags": flags, "versions": provenance.versions(), "commit": commit, **provenance.machine()}
         write_text(self.out / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
         write_text(self.out / "run.json", json.dumps(facts, indent=1, default=str))
         if diff:
             write_text(self.out / "uncommitted.diff", diff)
 
-    def announce(self, config: Config, name: str, images: tuple[int, int], batch: tuple[int, int], pixels: str, how: str) -> None:
-        """`images` of training and validation; `batch`: images a rank takes at once and how many times; `how` the net is computed."""
-        here, (at_once, accumulate) = self.world, batch
+    def announce(self, config: Config, name: str, images: tuple[int, int], choice: Choice, pixels: str) -> None:
+        """`images` of training and validation."""
+        here = self.world
         size = summary(config.net, config.data.classes, config.data.crop)
         ranks = f"{here.size} x {here.device.type}" + (f" {torch.cuda.get_device_name(here.device)}" if here.device.type == "cuda" else "")
-        shared = f" x {accumulate} accumulated" if accumulate > 1 else ""
+        shared = f" x {choice.accumulate} accumulated" if choice.accumulate > 1 else ""
         self.say(
             f"{name}: {size.parameters / 1e6:.2f} M parameters, {size.gmacs:.3g} GMACs; "
             f"{images[0]} training and {images[1]} validation images"
         )
-        self.say(f"batch {config.batch} = {ranks} x {at_once}{shared}; {config.precision}, {how}; pixels: {pixels}")
+        self.say(f"batch {config.batch} = {ranks} x {choice.at_once}{shared}; {config.precision}, {choice.execution}; pixels: {pixels}")
 
     def log(self, kind: str, epoch: int, step: int, **values: Any) -> None:
         """`epoch` counted from 1, `step` over the whole run."""

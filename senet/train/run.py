@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from senet import faults, status, world
-from senet.config import Config, divide_batch, from_dict
+from senet.config import Config, from_dict
 from senet.data import Source, train_loader, val_loader
 from senet.data.loader import Batch
 from senet.durable import write_text
 from senet.errors import RunError, UsageError
 from senet.evaluate import evaluate
 from senet.models import build
-from senet.models.execution import Execution, prepare
-from senet.train import checkpoint, preflight, report
-from senet.train.graph import obstacle
+from senet.models.execution import prepare
+from senet.train import checkpoint, choice, preflight, report
 from senet.train.health import Watchdog
 from senet.train.lock import Lock
 from senet.train.loop import DTYPES, Trainer
@@ -35,7 +33,6 @@ from senet.train.report import Report
 from senet.train.saver import Saver
 from senet.train.state import State
 from senet.train.stop import RESUMABLE, Stop
-from senet.train.tune import largest_batch, tune
 
 GO_ON, SAVE, STOP, ALONE = 0, 1, 2, 3  # what a rank can ask for between two steps; the greatest wins. ALONE: its torchrun is gone
 REWINDS = 3  # before giving up
@@ -92,40 +89,22 @@ class Run:
             torch.backends.cudnn.benchmark = not flags.deterministic
             torch.backends.cudnn.deterministic = flags.deterministic
 
-        self.execution, self.at_once, self.accumulate = self._choose_execution()
         source, data, dtype = flags.source, config.data, DTYPES[config.precision]
-        self.val = val_loader(data, source, here.rank, here.size, here.device, dtype)
-        self.loader = train_loader(data, source, config.batch, self.at_once, config.seed, here.rank, here.size, here.device, dtype)
+        self.val = val_loader(data, source, here.rank, here.size, here.device, dtype)  # first: what is wrong with --data shows at once
+        self.choice = choice.choose(config, here, flags.out, flags.execution, flags.largest_batch, flags.tune)
+        at_once = self.choice.at_once
+        self.loader = train_loader(data, source, config.batch, at_once, config.seed, here.rank, here.size, here.device, dtype)
 
-        self.hosts = here.hear(socket.gethostname())
-        preflight.check_alike(here, (self.loader.fingerprint, self.val.fingerprint))
+        self.hosts = preflight.check_alike(here, (self.loader.fingerprint, self.val.fingerprint))
 
         torch.manual_seed(config.seed)
         self.net = build(config.net, data.classes).to(here.device)
-        model = here.wrap(prepare(self.net, self.execution), config.compress)
+        execution = self.choice.execution
+        model = here.wrap(prepare(self.net, execution), config.compress)
         self.pace = Pace(self.net, here.device) if here.size > 1 else None
         self.comparison = Comparison(here.size)
-        self.trainer = Trainer(config, here, model, sgd(self.net, config.optim), self.watchdog.at, self.execution.graph, self.pace)
+        self.trainer = Trainer(config, here, model, sgd(self.net, config.optim), self.watchdog.at, execution.graph, self.pace)
         self.state = State(self.net, self.trainer, Meter(here.device), Meter(here.device))
-
-    def _choose_execution(self) -> tuple[Execution, int, int]:
-        """How the net is computed, images a rank takes at once, and how many times a step: as before in this run, or as flags say."""
-        flags, here, batch = self.flags, self.world, self.config.batch
-        file = flags.out / "execution.json"
-        before = here.tell(json.loads(file.read_text()) if here.first and file.exists() else None) or {}
-        kept = Execution.from_dict(before.get("execution", {}))
-        execution = replace(kept, **flags.execution)
-        largest = flags.largest_batch
-        if largest == "auto":
-            largest = before.get("at_once") or largest_batch(self.config, here, execution)
-        at_once, times = divide_batch(batch, here.size, largest)
-        if flags.tune and not before:
-            execution = tune(self.config, here, at_once, times)
-        if execution.graph and (why := obstacle(here.device, here.size, times)):
-            raise UsageError(f"--graph: {why}; leave it out")
-        if before and execution != kept and here.first:
-            print(f"warning: computed as {execution}, before as {kept}: last bits will differ", file=sys.stderr)
-        return execution, at_once, times
 
     # ------------------------------------------------------------------------------------------------------------ the run
 
@@ -165,20 +144,20 @@ class Run:
         if self.world.first:
             self.saver = Saver(self.folder, flags.keep)
         if not resumed:
-            says.keep(self.config, flags)
+            says.keep(self.config, asdict(flags))
         if self.world.first:
-            write_text(flags.out / "execution.json", json.dumps({"execution": self.execution.to_dict(), "at_once": self.at_once}))
+            choice.keep(self.choice, flags.out)
         says.open(self.config, flags.name, flags.track, self._global_step if resumed else None)
-        images, batch = (self.loader.images, self.val.images), (self.at_once, self.accumulate)
-        says.announce(self.config, flags.name, images, batch, self.val.description["backend"], str(self.execution))
-        for text in preflight.warnings(self.world, self.config, flags.source, flags.out, flags.keep, self.at_once, self.net):
+        images, chosen = (self.loader.images, self.val.images), self.choice
+        says.announce(self.config, flags.name, images, chosen, self.val.description["backend"])
+        for text in preflight.warnings(self.world, self.config, flags.source, flags.out, flags.keep, chosen.at_once, self.net):
             says.say(f"warning: {text}")
         self.last_save = time.monotonic()
         if resumed:
             says.say(f"resumed {flags.out} after epoch {state.epoch}, step {state.step} of {self.loader.steps}")
             if self.changed:
                 says.log("event", state.epoch, self._global_step, changed="; ".join(self.changed))
-                says.keep(self.config, flags)
+                says.keep(self.config, asdict(flags))
             self._status("running")
         else:
             self._save({})
@@ -242,9 +221,9 @@ class Run:
         state.epoch, state.step = state.epoch + 1, 0
         if errors["top1_error"] < state.best.get("top1_error", float("inf")):
             state.best = {"epoch": state.epoch, **errors}
-        record = {f"train_{name}": value for name, value in train.items()} | errors
+        values = {f"train_{name}": value for name, value in train.items()} | errors
         self._tell_bad()
-        self._log("val", **record, validation_seconds=time.monotonic() - began, best_top1_error=state.best.get("top1_error"))
+        self._log("val", **values, validation_seconds=time.monotonic() - began, best_top1_error=state.best.get("top1_error"))
         self._save(errors)
         return True
 
@@ -317,7 +296,7 @@ class Run:
         a resume would add them up in another order than an undisturbed run does.
         """
         before = {name: value.clone() for name, value in self.net.state_dict().items()}
-        crop, images = self.config.data.crop, self.at_once
+        crop, images = self.config.data.crop, self.choice.at_once
         blank = torch.zeros(images, 3, crop, crop, device=self.world.device, dtype=DTYPES[self.config.precision])
         labels = torch.arange(images, device=self.world.device) % self.config.data.classes
         self.trainer.model.train()
@@ -337,7 +316,7 @@ class Run:
         self.watchdog.at("save", self._global_step)
         if self.pace:
             self.pace.pause()
-        facts = {"images": self.loader.fingerprint, "pixels": self.val.description, "execution": self.execution.to_dict()}
+        facts = {"images": self.loader.fingerprint, "pixels": self.val.description, "execution": self.choice.execution.to_dict()}
         payload = state.pack(self.config, self.world, self._global_step * self.config.batch, facts)
         if self.saver:
             names = [checkpoint.BEST] if errors and state.best.get("epoch") == state.epoch else []

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from senet.train import checkpoint
+from senet.drill.judge import CLOCK, differences, final
 from tests.conftest import ROOT, command, environment, run
 
 AUGMENT = ["mixup=0.2", "cutmix=1", "color_jitter=[0.4,0.4,0.4,0.1]", "repeats=2", "balance=true", "erase=0.3", "rotate=10"]
@@ -25,32 +24,14 @@ BACKENDS = {
 }
 
 
-def final(out: Path) -> dict[str, Any]:
-    path = sorted((out / "checkpoints").glob("step-*.pt"))[-1]
-    return checkpoint.read(path)
-
-
 def records(out: Path) -> list[dict[str, Any]]:
     """The log without what is time."""
-    clock = ("seconds", "images_per_second", "data_wait", "validation_seconds")
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in clock} for line in lines]
+    return [{k: v for k, v in line.items() if k not in CLOCK} for line in lines]
 
 
-def assert_same(one: Any, other: Any, where: str = "") -> None:
-    assert type(one) is type(other), where
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_same(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other), where
-        for place, (a, b) in enumerate(zip(one, other, strict=True)):
-            assert_same(a, b, f"{where}[{place}]")
-    else:
-        assert one == other, where
+def assert_same(one: Any, other: Any) -> None:
+    assert list(differences(one, other)) == []
 
 
 def words(tiny: Path, data: Path, out: Path, backend: str) -> list[object]:
