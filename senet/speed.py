@@ -20,7 +20,7 @@ from senet.models import build
 from senet.train.loop import DTYPES, Trainer
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
-from senet.world import World
+from senet.world import World, synchronise
 
 WARM = 3  # steps before any that count: memory is allocated, algorithms are chosen, connections made
 FEWEST, MOST = 2, 2000  # steps that count
@@ -193,17 +193,17 @@ def _loop(world: World, config: Config, model: nn.Module, loader: Any, seconds: 
     trainer = Trainer(config, world, model, sgd(net, config.optim), lambda phase, step: None)
     with closing(trainer.steps(loader, 0, 0, Meter(world.device))) as steps:  # type: ignore[type-var]
         next(steps)
-        _wait(world)
+        synchronise()
         began = time.monotonic()
         for _ in islice(steps, WARM):
             pass
-        _wait(world)
+        synchronise()
         count = world.tell(_count(seconds, (time.monotonic() - began) / WARM))
         world.hear(None)
         began = time.monotonic()
         for _ in islice(steps, count):
             pass
-        _wait(world)
+        synchronise()
         return max(world.hear((time.monotonic() - began) / count))
 
 
@@ -213,14 +213,14 @@ def _data(world: World, loader: _Endless, seconds: float) -> tuple[float, float]
     with closing(batches):
         for _ in islice(batches, WARM * loader.micro_batches):
             pass
-        _wait(world)
+        synchronise()
         world.hear(None)
         cpu, began, count = _ticks(), time.monotonic(), 0
         while time.monotonic() - began < seconds or count < FEWEST:
             for _ in range(loader.micro_batches):
                 next(batches)
             count += 1
-        _wait(world)
+        synchronise()
         passed = time.monotonic() - began
         busy, idle = (now - before for now, before in zip(_ticks(), cpu, strict=True))
         world.hear(None)  # a rank that is done leaves the cores to the others only now
@@ -233,25 +233,20 @@ def _all_reduce(world: World, size: int, seconds: float) -> float:
         return 0.0
     flat = torch.zeros(size // 4, device=world.device)
     world.sum(flat)
-    _wait(world)
+    synchronise()
     began = time.monotonic()
     world.sum(flat)
-    _wait(world)
+    synchronise()
     count = world.tell(_count(seconds, time.monotonic() - began))
     began = time.monotonic()
     for _ in range(count):
         world.sum(flat)
-    _wait(world)
+    synchronise()
     return (time.monotonic() - began) / count
 
 
 def _count(seconds: float, each: float) -> int:
     return min(MOST, max(FEWEST, round(seconds / max(each, 1e-6))))
-
-
-def _wait(world: World) -> None:
-    if world.device.type == "cuda":
-        torch.cuda.synchronize(world.device)
 
 
 def _ticks() -> tuple[int, int]:

@@ -13,9 +13,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from senet import config
 from senet.bench.contestants import execution, ours
-from senet.bench.measure import Effort, Spread, Step, interleave, reason, synchronise, until
+from senet.bench.measure import Effort, Spread, Step, interleave, reason, until
 from senet.bench.parts import Place, shallow
 from senet.train.loop import DTYPES
+from senet.world import synchronise
 
 # -------------------------------------------------------------------------------------------------------------------------- sync
 
@@ -33,7 +34,7 @@ def sync(place: Place) -> dict[str, Any]:
                     step = ours(loaded.net, replace(setting, precision=precision), execution(how))
                     for _ in range(3):
                         step()
-                synchronise(place.device)
+                synchronise()
                 if place.device.type == "cuda":
                     torch.cuda.set_sync_debug_mode("error")
                 for _ in range(10):
@@ -118,7 +119,7 @@ def profiles(place: Place) -> dict[str, Any]:
                 step = ours(shallow(loaded.net) if place.tiny else loaded.net, setting, execution(how))
                 for _ in range(1 if place.tiny else 5):
                     step()
-                synchronise(place.device)
+                synchronise()
                 found[how] = _profile(step, place, 3)
         except Exception as error:
             found[how] = {"failure": reason(error)}
@@ -132,7 +133,7 @@ def _profile(step: Step, place: Place, steps: int) -> dict[str, Any]:
     with profile(activities=activities) as profiler:
         for _ in range(steps):
             step()
-        synchronise(place.device)
+        synchronise()
     seconds = (time.perf_counter() - began) / steps
     rows = []
     for event in profiler.key_averages():

@@ -16,6 +16,8 @@ from typing import NoReturn
 
 import torch
 
+from senet.world import synchronise
+
 Step = Callable[[], object]  # one training step; it may return before the device is done
 
 
@@ -141,15 +143,15 @@ def _warm(step: Step, timing: Timing, device: torch.device, effort: Effort) -> i
     """Make the first steps; how many make a round."""
     before, began = _allocated(device), time.perf_counter()
     step()
-    synchronise(device)
+    synchronise()
     timing.first += time.perf_counter() - began
     for _ in range(effort.warmup):
         step()
-    synchronise(device)
+    synchronise()
     began = time.perf_counter()
     step()
     step()
-    synchronise(device)
+    synchronise()
     each = (time.perf_counter() - began) / 2
     timing.memory += _allocated(device) - before
     return max(1, math.ceil(effort.seconds / each))
@@ -159,11 +161,11 @@ def _round_of(step: Step, count: int, timing: Timing, device: torch.device, firs
     at_rest = _allocated(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    synchronise(device)
+    synchronise()
     began, cpu = time.perf_counter(), time.process_time()
     for _ in range(count):
         step()
-    synchronise(device)
+    synchronise()
     timing.seconds.append((time.perf_counter() - began) / count)
     timing.cpu.append((time.process_time() - cpu) / count)
     if first and device.type == "cuda":
@@ -175,11 +177,6 @@ def ratios(ours: Timing, theirs: Timing) -> Spread | None:
     if ours.failure or theirs.failure or not ours.seconds or not theirs.seconds:
         return None
     return Spread.of([other / own for own, other in zip(ours.seconds, theirs.seconds, strict=True)])
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def reason(error: BaseException) -> str:

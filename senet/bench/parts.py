@@ -20,7 +20,7 @@ from senet.bench import net as nets
 from senet.bench import step
 from senet.bench.contestants import Setting, execution, label, ours
 from senet.bench.loader import draw_photos
-from senet.bench.measure import Effort, Spread, Step, interleave, ratios, reason, synchronise, until
+from senet.bench.measure import Effort, Spread, Step, interleave, ratios, reason, until
 from senet.bench.net import short
 from senet.bench.probe import probe
 from senet.config import Config, Data, Net
@@ -31,7 +31,7 @@ from senet.models.traffic import Device
 from senet.train.loop import DTYPES, Trainer
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
-from senet.world import World
+from senet.world import World, synchronise
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def compiles(place: Place) -> dict[str, Any]:
         try:
             with until(place.deadline):
                 ours(net, setting, how)()
-                synchronise(place.device)
+                synchronise()
         except Exception as error:
             failure = reason(error)
         rows.append({"how": label(how), "first_seconds": time.perf_counter() - began, "failure": failure})
@@ -183,7 +183,7 @@ def _fed(settings: Config, source: Source, place: Place) -> dict[str, Any]:
         def speed(steps: Iterator[object]) -> float:
             began = time.perf_counter()
             count = sum(1 for _ in steps)
-            synchronise(place.device)
+            synchronise()
             return count * batch / (time.perf_counter() - began)
 
         torch.manual_seed(0)

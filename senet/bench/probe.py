@@ -8,8 +8,8 @@ from functools import partial
 
 import torch
 
-from senet.bench.measure import synchronise
 from senet.models.traffic import Device
+from senet.world import synchronise
 
 
 def probe(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> Device:
@@ -31,12 +31,12 @@ def _best(work: Callable[[], object], device: torch.device, seconds: float) -> f
     """Seconds of the fastest of several goes."""
     for _ in range(3):
         work()
-    synchronise(device)
+    synchronise()
     times: list[float] = []
     began = time.perf_counter()
     while len(times) < 5 or (time.perf_counter() - began < seconds and len(times) < 1000):
         start = time.perf_counter()
         work()
-        synchronise(device)
+        synchronise()
         times.append(time.perf_counter() - start)
     return min(times)

@@ -17,13 +17,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from senet import config, world
 from senet.bench.contestants import Endless
-from senet.bench.measure import synchronise
 from senet.data.loader import Batch
 from senet.models import build
 from senet.models.execution import Execution, prepare
 from senet.train.loop import Trainer
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
+from senet.world import synchronise
 
 WIDTH = {"float": 4, "double": 8, "c10::BFloat16": 2, "c10::Half": 2, "long int": 8, "long": 8, "int": 4, "unsigned char": 1, "bool": 1}
 
@@ -55,7 +55,7 @@ def main(settings: dict[str, Any], out: Path) -> None:
         for _ in range(settings["timed"]):
             began = time.perf_counter()
             next(steps)
-            synchronise(here.device)
+            synchronise()
             times.append(time.perf_counter() - began)
         torch.save({"gradients": gradients, "parameters": parameters}, out / f"rank{here.rank}.pt")
         digest = hashlib.sha256(parameters.numpy().tobytes()).hexdigest()

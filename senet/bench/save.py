@@ -6,6 +6,8 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ import torch
 from senet import config
 from senet.models import build
 from senet.train.optimiser import sgd
+from senet.train.preflight import checkpoint_bytes
 from senet.train.saver import Saver, snapshot
+from senet.world import synchronise
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -33,15 +37,15 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         saver = Saver(Path(folder), keep=2)
         for number in range(args.rounds + 1):
-            copies.append(_time(lambda: snapshot(payload), device))
+            copies.append(_time(partial(snapshot, payload)))
             began = time.monotonic()
-            stalls.append(_time(lambda number=number: saver.save(number, payload, {}, []), device))
+            stalls.append(_time(partial(saver.save, number, payload, {}, [])))
             saver.finish()
             writes.append(time.monotonic() - began)
         saver.close()
     copies, stalls, writes = copies[1:], stalls[1:], writes[1:]  # the first ones allocate
     ratios = [stall / copy for stall, copy in zip(stalls, copies, strict=True)]
-    size = sum(t.nbytes for t in net.state_dict().values()) + sum(p.nbytes for p in net.parameters())
+    size = checkpoint_bytes(net)
     print(f"{args.config}: {size / 1e6:.0f} MB on the {device}, {args.rounds} rounds, median (range)")
     for name, values in (("a bare copy", copies), ("a save holds training up", stalls), ("until it is on disk", writes)):
         print(f"  {name:26}{1000 * statistics.median(values):8.1f} ms ({1000 * min(values):.1f}-{1000 * max(values):.1f})")
@@ -56,11 +60,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _time(act: Any, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _time(act: Callable[[], object]) -> float:
+    synchronise()
     began = time.perf_counter()
     act()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronise()
     return time.perf_counter() - began

@@ -19,7 +19,7 @@ import torch
 from senet import config
 from senet.bench import table
 from senet.bench.contestants import Setting, execution, looked_at, plain_loop
-from senet.bench.measure import Spread, Step, synchronise
+from senet.bench.measure import Spread, Step
 from senet.bench.net import choose
 from senet.config import Config
 from senet.data import Source, train_loader
@@ -29,7 +29,7 @@ from senet.models.execution import Execution, prepare
 from senet.train.loop import DTYPES, Trainer
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
-from senet.world import World
+from senet.world import World, synchronise
 
 GOAL = 1.0  # percent
 HEADER = ("", "bare, ms", "ours, ms", "difference, us", "percent", "+-", "middle half of pairs, percent")
@@ -115,11 +115,11 @@ def turns(loops: dict[str, Step], device: torch.device, pairs: int, turn: int) -
     gc.freeze()  # a collection would fall on either
     for number in range(pairs):
         for name in list(loops)[:: 1 if number % 2 else -1]:
-            synchronise(device)
+            synchronise()
             began, used = time.perf_counter(), time.process_time()
             for _ in range(turn):
                 loops[name]()
-            synchronise(device)
+            synchronise()
             wall[name].append((time.perf_counter() - began) / turn)
             cpu[name].append((time.process_time() - used) / turn)
     gc.unfreeze()

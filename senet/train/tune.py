@@ -32,7 +32,7 @@ from senet.train.graph import obstacle
 from senet.train.loop import DTYPES, Trainer
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
-from senet.world import World
+from senet.world import World, synchronise
 
 WARM_UP = 3  # steps of each choice before it is timed: kernels are chosen, code is compiled
 SLICE = 0.25  # seconds of steps between two readings of the clock
@@ -124,11 +124,11 @@ def _make(config: Config, alone: World, at_once: int, candidate: Candidate) -> N
 
 def _start(candidate: Candidate) -> None:
     assert candidate.step is not None
-    _wait()
+    synchronise()
     for number in range(WARM_UP):
         began = time.perf_counter()
         candidate.step()
-        _wait()
+        synchronise()
         candidate.guess = time.perf_counter() - began
         if number == 0:
             candidate.started = candidate.guess
@@ -155,11 +155,11 @@ def _time(candidate: Candidate) -> None:
     """Seconds a step, over as many as fill a slice of time."""
     assert candidate.step is not None
     steps = max(1, min(1000, round(SLICE / candidate.guess)))
-    _wait()
+    synchronise()
     began = time.perf_counter()
     for _ in range(steps):
         candidate.step()
-    _wait()
+    synchronise()
     candidate.times.append((time.perf_counter() - began) / steps)
 
 
@@ -175,11 +175,6 @@ def _try(candidate: Candidate, act: Callable[[Candidate], None]) -> None:
         error.__traceback__ = None  # it holds the tensors of the frames it went through
     if candidate.reason:
         _forget()
-
-
-def _wait() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
 
 
 def _forget() -> None:
@@ -318,7 +313,7 @@ def _probe(config: Config, alone: World, size: int, execution: Execution) -> Non
     step = stepper(config, alone, size, execution)
     for _ in range(2):  # the second has the gradients' and libraries' memory of the first beside its own
         step()
-    _wait()
+    synchronise()
 
 
 def search(sizes: Sequence[int], fits: Callable[[int], bool]) -> int:
