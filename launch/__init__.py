@@ -11,7 +11,9 @@ from senet.errors import RunError, UsageError
 
 
 def guard(main: Callable[[], int]) -> NoReturn:
-    """Run `main` and exit with its code; what a person can mend becomes one line instead of a traceback, once for all ranks."""
+    """Run `main` and exit with its code; what a person can mend becomes one line instead of a traceback, once for all
+    ranks.
+    """
     rank = os.environ.get("RANK", "0")
     try:
         code = main()

@@ -1,7 +1,8 @@
 """Look at everything that a run needs, on all its ranks, before it is started.
 
     python -m launch.doctor
-    torchrun --nnodes=2 --nproc-per-node=8 ... -m launch.doctor configs/imagenet/se_resnet50.yaml --data $IMAGENET --out runs/se50
+    torchrun --nnodes=2 --nproc-per-node=8 ... -m launch.doctor \\
+        configs/imagenet/se_resnet50.yaml --data $IMAGENET --out runs/se50
 
 With --speed it trains for some seconds instead and says what bounds: data, net or communication, and what to change.
 
@@ -21,12 +22,20 @@ from senet import config
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="launch.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="launch.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", nargs="?", help="FILE.yaml or FILE.yaml:VARIANT: looks at its data as well")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="where checkpoints will be written (default: runs)")
-    parser.add_argument("--speed", action="store_true", help="measure loader, net and all-reduce alone and together; needs a config")
-    parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="--speed: of each measurement (default 4)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), help="where checkpoints will be written (default: runs)"
+    )
+    parser.add_argument(
+        "--speed", action="store_true", help="measure loader, net and all-reduce alone and together; needs a config"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, metavar="S", help="--speed: of each measurement (default 4)"
+    )
     parser.add_argument("--largest-batch", type=int, metavar="N", help="--speed: most images a rank holds at once")
     add_data_flags(parser)
     args = parser.parse_intermixed_args(argv)
@@ -36,25 +45,25 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--seconds must be positive")
     settings = config.load(args.config, args.overrides) if args.config else None
 
-    from senet import world
-    from senet.doctor import examine
+    from senet import distributed
+    from senet.diagnose.doctor import examine
 
-    here = world.start(args.device)
+    world = distributed.start(args.device)
     failed = False
     try:
         if args.speed and settings:
-            from senet import speed
+            from senet.diagnose import speed
 
-            found = speed.measure(here, settings, source(args), args.seconds, args.largest_batch)
-            if here.first:
-                print(speed.page(found, settings, source(args), here.device, here.size))
+            found = speed.measure(world, settings, source(args), args.seconds, args.largest_batch)
+            if world.is_main:
+                print(speed.page(found, settings, source(args), world.device, world.size))
             return 0
-        for finding in examine(here, settings, source(args), args.out):
+        for finding in examine(world, settings, source(args), args.out):
             failed = failed or finding.level == "fail"
-            if here.first:
+            if world.is_main:
                 print(f"{finding.level:5} {finding.what:20} {finding.said}", flush=True)
     finally:
-        here.close()
+        world.close()
     return int(failed)
 
 

@@ -2,8 +2,8 @@
 
     torchrun --standalone --nproc-per-node=8 -m launch.evaluate runs/imagenet/se_resnet50 --data $IMAGENET [--json]
 
-WHAT is a checkpoint, the --out folder of a run (its best checkpoint), or timm:NAME: a model of timm with its released weights, or with
-those in --weights.
+WHAT is a checkpoint, the --out folder of a run (its best checkpoint), or timm:NAME: a model of timm with its released
+weights, or with those in --weights.
 """
 
 from __future__ import annotations
@@ -18,38 +18,49 @@ from launch.flags import add_data_flags, source
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="launch.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="launch.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", metavar="CHECKPOINT|timm:NAME")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="timm:NAME: its weights, instead of a download")
-    parser.add_argument("--json", action="store_true", help="print one JSON object: images, loss, top1_error, top5_error")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object: images, loss, top1_error, top5_error"
+    )
     add_data_flags(parser)
     args = parser.parse_args(argv)
 
-    from senet import world
+    from senet import distributed
     from senet.data import val_loader
-    from senet.evaluate import evaluate, load
+    from senet.run.load import load
+    from senet.train.evaluate import evaluate
 
-    here = world.start(args.device)
+    world = distributed.start(args.device)
     try:
         config, net, pixels = load(args.what, args.weights)
-        loader = val_loader(config.data, source(args), here.rank, here.size, here.device)
-        if here.first and pixels is not None:
+        loader = val_loader(config.data, source(args), world.rank, world.size, world.device)
+        if world.is_main and pixels is not None:
             for name, was in pixels.items():
                 if loader.description.get(name) != was:
                     now = loader.description.get(name)
-                    print(f"warning: other pixels than in training: {name} was {was!r}, is {now!r}; errors may differ", file=sys.stderr)
-        errors = evaluate(net.to(here.device), loader, config, here)
-        bad = {path: reason for part in here.hear(dict(loader.bad)) for path, reason in part.items()}
+                    print(
+                        f"warning: other pixels than in training: {name} was {was!r}, is {now!r}; errors may differ",
+                        file=sys.stderr,
+                    )
+        errors = evaluate(net.to(world.device), loader, config, world)
+        bad = {path: reason for part in world.all_gather_object(dict(loader.bad)) for path, reason in part.items()}
         loader.close()
     finally:
-        here.close()
-    if here.first:
+        world.close()
+    if world.is_main:
         for path, reason in bad.items():
             print(f"warning: not counted: {path}: {reason}", file=sys.stderr)
         if args.json:
             print(json.dumps(errors))
         else:
-            print(f"{args.what}: top-1 error {errors['top1_error']:.2f} %, top-5 error {errors['top5_error']:.2f} %,", end=" ")
+            print(
+                f"{args.what}: top-1 error {errors['top1_error']:.2f} %, top-5 error {errors['top5_error']:.2f} %,",
+                end=" ",
+            )
             print(f"loss {errors['loss']:.4f}, {errors['images']} images")
     return 0
 

@@ -17,12 +17,30 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="data set: train/CLASS/*, val/CLASS/*; shards train/*.tar, val/*.tar; or CIFAR's extracted archive",
     )
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU where there is one")
-    parser.add_argument("--backend", choices=["auto", "dali", "vision"], default="auto", help="of image folders: DALI or torchvision/PIL")
-    parser.add_argument("--workers", type=int, default=None, metavar="N", help="decoding threads or processes a rank (default: its cores)")
-    parser.add_argument("--val-batch", type=int, default=128, metavar="N", help="images validated at once (default 128)")
     parser.add_argument(
-        "--max-bad", type=int, metavar="N", help="undecodable images to put up with before stopping (default 100, or one in a thousand)"
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU where there is one"
+    )
+    parser.add_argument(
+        "--backend",
+        choices=["auto", "dali", "vision"],
+        default="auto",
+        help="of image folders: DALI or torchvision/PIL",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=None,
+        metavar="N",
+        help="decoding threads or processes a rank (default: its cores)",
+    )
+    parser.add_argument(
+        "--val-batch", type=int, default=128, metavar="N", help="images validated at once (default 128)"
+    )
+    parser.add_argument(
+        "--max-bad",
+        type=int,
+        metavar="N",
+        help="undecodable images to put up with before stopping (default 100, or one in a thousand)",
     )
     parser.add_argument("--no-checksum", action="store_true", help="CIFAR: do not verify the files")
 

@@ -1,8 +1,10 @@
-"""What a training takes on GPUs that are not rented yet: hours, money, storage, network, cores, checkpoints. Needs neither data nor GPU.
+"""What a training takes on GPUs that are not rented yet: hours, money, storage, network, cores, checkpoints. Needs
+neither data nor GPU.
 
-    python -m launch.plan configs/imagenet/se_resnet50.yaml precision=bf16 --gpus 64 [--gpu h100] [--price 3] [--storage 5]
+    python -m launch.plan configs/imagenet/se_resnet50.yaml precision=bf16 --gpus 64 [--gpu h100] [--price 3]
 
---json prints it all, --plot FILE.png draws throughput and efficiency from 1 to 2,048 GPUs, --explain tells formulas and sources.
+--json prints it all, --plot FILE.png draws throughput and efficiency from 1 to 2,048 GPUs, --explain tells formulas and
+sources.
 """
 
 from __future__ import annotations
@@ -17,11 +19,15 @@ from senet import config
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="launch.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="launch.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", nargs="?", help="FILE.yaml or FILE.yaml:VARIANT")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--gpus", type=int, metavar="N", help="in all")
-    parser.add_argument("--gpu", default="h100", metavar="NAME", help="h200, h100 (default), a100, ...; a wrong one lists all")
+    parser.add_argument(
+        "--gpu", default="h100", metavar="NAME", help="h200, h100 (default), a100, ...; a wrong one lists all"
+    )
     parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="default 8")
     parser.add_argument(
         "--stack",
@@ -34,7 +40,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--network", type=float, metavar="GB/s", help="of a node (default: the GPU's usual)")
     parser.add_argument("--cores", type=int, metavar="N", help="CPU cores of a node")
     parser.add_argument("--images", type=int, metavar="N", help="in training (default: ImageNet's or CIFAR's)")
-    parser.add_argument("--image-kb", type=float, default=110.0, metavar="KB", help="size of an image file (default 110, ImageNet's mean)")
+    parser.add_argument(
+        "--image-kb",
+        type=float,
+        default=110.0,
+        metavar="KB",
+        help="size of an image file (default 110, ImageNet's mean)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the page; seconds, GB, GB/s")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw the scaling curve")
     parser.add_argument("--explain", action="store_true", help="print formulas and sources")
@@ -50,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from senet.plan import planner, report
 
-    wish = planner.Wish(
+    wish = planner.Request(
         gpus=args.gpus,
         gpu=args.gpu.lower(),
         per_node=args.gpus_per_node,

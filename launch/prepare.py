@@ -2,8 +2,8 @@
 
     python -m launch.prepare demo runs/demo
     python -m launch.prepare cifar10 data/cifar10 [--archive cifar-10-python.tar.gz] [--to-png data/cifar10-png]
-    python -m launch.prepare imagenet data/imagenet --train-tar ILSVRC2012_img_train.tar --val-tar ILSVRC2012_img_val.tar \\
-        --devkit ILSVRC2012_devkit_t12.tar.gz
+    python -m launch.prepare imagenet data/imagenet --train-tar ILSVRC2012_img_train.tar \\
+        --val-tar ILSVRC2012_img_val.tar --devkit ILSVRC2012_devkit_t12.tar.gz
     python -m launch.prepare shards data/imagenet data/shards
     python -m launch.prepare audit data/imagenet
 
@@ -19,9 +19,13 @@ from launch import guard
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="launch.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="launch.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser("demo", help="draw a small data set: ten classes of shapes and textures, in ImageNet's layout")
+    demo = commands.add_parser(
+        "demo", help="draw a small data set: ten classes of shapes and textures, in ImageNet's layout"
+    )
     demo.add_argument("folder", type=Path, metavar="DIR")
     demo.add_argument("--train", type=int, default=2000, metavar="N", help="training images (default 2000)")
     demo.add_argument("--val", type=int, default=500, metavar="N", help="validation images (default 500)")
@@ -29,18 +33,32 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("cifar10", "cifar100"):
         cifar = commands.add_parser(name, help=f"unpack {name} from its published archive")
         cifar.add_argument("folder", type=Path, metavar="DIR")
-        cifar.add_argument("--archive", type=Path, metavar="FILE", help="python or binary version, .tar.gz (default: download it)")
+        cifar.add_argument(
+            "--archive", type=Path, metavar="FILE", help="python or binary version, .tar.gz (default: download it)"
+        )
         cifar.add_argument("--no-checksum", action="store_true", help="do not compare with published MD5 sums")
-        cifar.add_argument("--to-png", type=Path, metavar="OUT", help="also write OUT/train/CLASS/*.png and OUT/val/CLASS/*.png")
+        cifar.add_argument(
+            "--to-png", type=Path, metavar="OUT", help="also write OUT/train/CLASS/*.png and OUT/val/CLASS/*.png"
+        )
         _processes(cifar)
-    imagenet = commands.add_parser("imagenet", help="folders or shards from the archives of ILSVRC2012; either tar alone will do")
+    imagenet = commands.add_parser(
+        "imagenet", help="folders or shards from the archives of ILSVRC2012; either tar alone will do"
+    )
     imagenet.add_argument("folder", type=Path, metavar="DIR")
     imagenet.add_argument("--train-tar", type=Path, metavar="FILE", help="ILSVRC2012_img_train.tar")
-    imagenet.add_argument("--val-tar", type=Path, metavar="FILE", help="ILSVRC2012_img_val.tar, with --devkit or --val-labels")
-    imagenet.add_argument("--devkit", type=Path, metavar="PATH", help="ILSVRC2012_devkit_t12.tar.gz, or the folder unpacked from it")
-    imagenet.add_argument("--val-labels", type=Path, metavar="FILE", help="a wnid per line in order of file names, or FILENAME WNID")
+    imagenet.add_argument(
+        "--val-tar", type=Path, metavar="FILE", help="ILSVRC2012_img_val.tar, with --devkit or --val-labels"
+    )
+    imagenet.add_argument(
+        "--devkit", type=Path, metavar="PATH", help="ILSVRC2012_devkit_t12.tar.gz, or the folder unpacked from it"
+    )
+    imagenet.add_argument(
+        "--val-labels", type=Path, metavar="FILE", help="a wnid per line in order of file names, or FILENAME WNID"
+    )
     imagenet.add_argument("--shards", action="store_true", help="write shards (WebDataset tars) instead of folders")
-    imagenet.add_argument("--short-side", type=int, metavar="N", help="make images smaller whose shorter side has more pixels")
+    imagenet.add_argument(
+        "--short-side", type=int, metavar="N", help="make images smaller whose shorter side has more pixels"
+    )
     imagenet.add_argument("--quality", type=int, default=90, metavar="Q", help="of those, as JPEG (default 90)")
     imagenet.add_argument("--partial", action="store_true", help="only warn where images or classes are missing")
     shards = commands.add_parser("shards", help="WebDataset tars from image folders, or from other shards")

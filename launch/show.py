@@ -18,17 +18,23 @@ import yaml
 from launch import guard
 from launch.flags import add_data_flags, source
 from senet import config
-from senet.schedule import learning_rate
+from senet.train.schedule import learning_rate
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="launch.show", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="launch.show", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", help="FILE.yaml or FILE.yaml:VARIANT")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument(
-        "--json", action="store_true", help="one JSON object: config, parameters, gmacs, learning_rate (at the start of each epoch)"
+        "--json",
+        action="store_true",
+        help="one JSON object: config, parameters, gmacs, learning_rate (at the start of each epoch)",
     )
-    parser.add_argument("--batch", type=Path, metavar="FILE.png", help="draw a contact sheet of augmented images instead; needs --data")
+    parser.add_argument(
+        "--batch", type=Path, metavar="FILE.png", help="draw a contact sheet of augmented images instead; needs --data"
+    )
     add_data_flags(parser)
     args = parser.parse_intermixed_args(argv)
     settings = config.load(args.config, args.overrides)
@@ -44,13 +50,19 @@ def main(argv: list[str] | None = None) -> int:
     from senet.models import summary
 
     size = summary(settings.net, settings.data.classes, settings.data.crop)
-    rates = [learning_rate(settings.schedule, settings.optim.lr, float(epoch), settings.epochs) for epoch in range(settings.epochs)]
+    rates = [
+        learning_rate(settings.schedule, settings.optim.lr, float(epoch), settings.epochs)
+        for epoch in range(settings.epochs)
+    ]
     tree = config.to_dict(settings)
     if args.json:
         print(json.dumps({"config": tree, "parameters": size.parameters, "gmacs": size.gmacs, "learning_rate": rates}))
         return 0
     print(yaml.safe_dump(tree, sort_keys=False), end="")
-    print(f"\nparameters: {size.parameters:,}\ngmacs: {size.gmacs:.4f}   (multiply-adds, one image of {settings.data.crop} px)")
+    print(
+        f"\nparameters: {size.parameters:,}\ngmacs: {size.gmacs:.4f}   (multiply-adds, one image of "
+        f"{settings.data.crop} px)"
+    )
     print("learning rate at the start of each epoch:")
     for first, last, rate in _runs(rates):
         print(f"  {first + 1}{f'-{last + 1}' if last > first else ''}: {rate:.6g}")

@@ -12,11 +12,13 @@ import argparse
 from pathlib import Path
 
 from launch import guard
-from senet.status import newest_step, read
+from senet.run.status import newest_step, read
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="launch.status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="launch.status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path, metavar="OUT", help="run folder")
     out = parser.parse_args(argv).out
     status = read(out)

@@ -1,8 +1,8 @@
 """Submit a training to Slurm: it requeues itself until it is done.
 
-    python -m launch.submit configs/imagenet/se_resnet50.yaml --nodes 2 --gpus 8 --time 24:00:00 --data DIR --out runs/se50 [key=value ...]
-    python -m launch.submit configs/ablations/ratio.yaml --array --gpus 8 --time 24:00:00      # a job for each variant, in OUT/VARIANT
-    python -m launch.submit CONFIG ... -- --largest-batch 32 --track wandb                     # after --: flags of launch.train
+    python -m launch.submit configs/imagenet/se_resnet50.yaml --nodes 2 --gpus 8 --time 24:00:00 --data DIR
+    python -m launch.submit configs/ablations/ratio.yaml --array --gpus 8 --time 24:00:00  # a job a variant
+    python -m launch.submit CONFIG ... -- --largest-batch 32 --track wandb  # after --: flags of launch.train
 
 Config and batch are checked first; the script goes to OUT/slurm/; slurm/site.sh says the rest about the cluster.
 """
@@ -21,8 +21,8 @@ from launch.flags import run_name
 from senet import config
 from senet.config import divide_batch
 from senet.errors import UsageError
-from senet.status import newest_step, read
-from senet.submit import EARLY, ROOT, Job, alive, need, read_site, script, seconds, send
+from senet.run.status import newest_step, read
+from senet.slurm import EARLY, ROOT, Job, alive, need, read_site, script, seconds, send
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,7 +38,9 @@ def main(argv: list[str] | None = None) -> int:
 
     need(("sbatch", "squeue"))
     if at_work := alive(args.out):
-        raise UsageError(f"{args.out}: job {at_work} is at work in it; wait for its end, or scancel {at_work.partition(' ')[0]}")
+        raise UsageError(
+            f"{args.out}: job {at_work} is at work in it; wait for its end, or scancel {at_work.partition(' ')[0]}"
+        )
     if not job.array if args.array else _done(args.out):
         print(f"{args.out}: finished; nothing to submit (another --out starts anew)")
         return 0
@@ -47,24 +49,40 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="launch.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="launch.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", help="FILE.yaml or FILE.yaml:VARIANT")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config, as in optim.lr=0.3")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="default 1")
-    parser.add_argument("--gpus", type=int, required=True, metavar="G", help="a node; a process each. 0: train on the CPU")
+    parser.add_argument(
+        "--gpus", type=int, required=True, metavar="G", help="a node; a process each. 0: train on the CPU"
+    )
     parser.add_argument("--procs", type=int, metavar="P", help="processes a node, where --gpus is 0 (default 1)")
-    parser.add_argument("--cpus", type=int, metavar="C", help="cores a process (default: the site file's, else the cluster's)")
-    parser.add_argument("--time", required=True, help="limit of one start, as 24:00:00; the training may take many of them")
-    parser.add_argument("--lead", type=int, default=300, metavar="SECONDS", help="how long before its end a start saves (default 300)")
+    parser.add_argument(
+        "--cpus", type=int, metavar="C", help="cores a process (default: the site file's, else the cluster's)"
+    )
+    parser.add_argument(
+        "--time", required=True, help="limit of one start, as 24:00:00; the training may take many of them"
+    )
+    parser.add_argument(
+        "--lead", type=int, default=300, metavar="SECONDS", help="how long before its end a start saves (default 300)"
+    )
     parser.add_argument("--data", type=Path, metavar="DIR", help="data set (default: the site file's)")
     parser.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG)")
-    parser.add_argument("--array", action="store_true", help="a job for each variant in the file that is not finished, in OUT/VARIANT")
+    parser.add_argument(
+        "--array", action="store_true", help="a job for each variant in the file that is not finished, in OUT/VARIANT"
+    )
     parser.add_argument("--at-once", type=int, metavar="K", help="with --array: most jobs that run at a time")
     parser.add_argument("--partition", help="default, as for the next two: the site file's, else the cluster's")
     parser.add_argument("--account")
     parser.add_argument("--qos")
-    parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="another option: --sbatch=--constraint=h100")
-    parser.add_argument("--site", type=Path, default=ROOT / "slurm/site.sh", metavar="FILE", help="default: slurm/site.sh")
+    parser.add_argument(
+        "--sbatch", action="append", default=[], metavar="OPTION", help="another option: --sbatch=--constraint=h100"
+    )
+    parser.add_argument(
+        "--site", type=Path, default=ROOT / "slurm/site.sh", metavar="FILE", help="default: slurm/site.sh"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the script; write and submit nothing")
     args = parser.parse_intermixed_args(words)
     if args.nodes < 1 or args.gpus < 0 or min(args.procs or 1, args.cpus or 1, args.at_once or 1, args.lead) < 1:
@@ -81,7 +99,10 @@ def _job(args: argparse.Namespace, passed: list[str]) -> Job:
     """Raises UsageError for whatever would fail only after the queue."""
     limit = seconds(args.time)
     if limit < 2 * args.lead + EARLY:
-        raise UsageError(f"--time {args.time}: too short to end {args.lead} s early and still get on; give more time, or a shorter --lead")
+        raise UsageError(
+            f"--time {args.time}: too short to end {args.lead} s early and still get on; give more "
+            "time, or a shorter --lead"
+        )
     site = read_site(args.site)
     data = args.data or (Path(site.data) if site.data else None)
     # The script's own `set --` has these: absolute, for it changes to the root of the checkout.
@@ -103,7 +124,11 @@ def _job(args: argparse.Namespace, passed: list[str]) -> Job:
     if data is None and settings.data.set != "synthetic":
         raise UsageError("no data set: give --data DIR, or set data= in the site file")
 
-    asked = {"partition": args.partition or site.partition, "account": args.account or site.account, "qos": args.qos or site.qos}
+    asked = {
+        "partition": args.partition or site.partition,
+        "account": args.account or site.account,
+        "qos": args.qos or site.qos,
+    }
     return Job(
         name=f"senet-{run_name(args.config)}",
         out=args.out,
@@ -123,9 +148,12 @@ def _job(args: argparse.Namespace, passed: list[str]) -> Job:
 def _check_folder(settings: config.Config, out: Path) -> None:
     """As the training will, which here would be too late. Raises UsageError."""
     file = out / "config.yaml"
-    if file.exists() and (changed := config.difference(config.from_dict(yaml.safe_load(file.read_text()), str(file)), settings)):
+    if file.exists() and (
+        changed := config.difference(config.from_dict(yaml.safe_load(file.read_text()), str(file)), settings)
+    ):
         raise UsageError(
-            f"{out} holds a run with another config ({'; '.join(changed)}); use another --out, the same settings, or -- --accept-changes"
+            f"{out} holds a run with another config ({'; '.join(changed)}); use another --out, the same settings, "
+            "or -- --accept-changes"
         )
 
 
@@ -157,7 +185,10 @@ def _submit(args: argparse.Namespace, job: Job, text: str, command: str) -> None
     print(f"  log      {_short(Path(log))}")
     print(f"  follow   tail -F {shlex.quote(_short(Path(log)))}")
     print(f"  state    squeue --jobs {number}; python -m launch.status {shown}")
-    print(f"  stop     scancel --signal=TERM --batch {number}      (it saves; plain scancel gives it the cluster's KillWait for that)")
+    print(
+        f"  stop     scancel --signal=TERM --batch {number}      (it saves; plain scancel gives it the "
+        "cluster's KillWait for that)"
+    )
     print(f"  resume   {command}")
 
 

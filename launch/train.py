@@ -1,8 +1,9 @@
 """Train a network.
 
-    torchrun --standalone --nproc-per-node=8 -m launch.train configs/imagenet/se_resnet50.yaml --data $IMAGENET [key=value ...]
+    torchrun --standalone --nproc-per-node=8 -m launch.train configs/imagenet/se_resnet50.yaml --data DIR
 
-The same command goes on from the newest checkpoint in --out. Exit codes: 0 done, 2 usage or config, 75 stopped early, 1 else.
+The same command goes on from the newest checkpoint in --out. Exit codes: 0 done, 2 usage or config, 75 stopped early, 1
+else.
 """
 
 from __future__ import annotations
@@ -13,42 +14,89 @@ from pathlib import Path
 
 from launch import guard
 from launch.flags import add_data_flags, run_name, source
-from senet import config, status
-from senet.train.stop import RESUMABLE, Stop
+from senet import config
+from senet.run import status
+from senet.run.stop import RESUMABLE, Stop
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
     """The command line, its flags checked; `launch.submit` checks with it what it passes on."""
-    parser = argparse.ArgumentParser(prog="launch.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="launch.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("config", help="FILE.yaml or FILE.yaml:VARIANT")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config, as in optim.lr=0.3")
     parser.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG)")
     add_data_flags(parser)
     parser.add_argument(
-        "--largest-batch", type=_largest, metavar="N|auto", help="most images a rank holds at once, the rest is accumulated; auto tries"
-    )
-    parser.add_argument("--save-minutes", type=float, default=15.0, metavar="M", help="checkpoint also within an epoch, every M minutes")
-    parser.add_argument("--keep", type=int, default=2, metavar="K", help="newest checkpoints kept, besides the best (default 2)")
-    parser.add_argument("--keep-every", type=int, default=0, metavar="N", help="also keep the checkpoint of every N-th epoch")
-    parser.add_argument("--keep-hours", type=float, default=0.0, metavar="H", help="also keep one checkpoint every H hours")
-    parser.add_argument("--accept-changes", action="store_true", help="go on in --out with other settings than before (not another net)")
-    parser.add_argument(
-        "--max-skips", type=int, default=10, metavar="N", help="steps in a row with gradients not finite before going back (default 10)"
+        "--largest-batch",
+        type=_largest,
+        metavar="N|auto",
+        help="most images a rank holds at once, the rest is accumulated; auto tries",
     )
     parser.add_argument(
-        "--hang-minutes", type=float, default=5.0, metavar="M", help="a step that takes longer ends the run, for torchrun to restart it"
+        "--save-minutes", type=float, default=15.0, metavar="M", help="checkpoint also within an epoch, every M minutes"
     )
-    parser.add_argument("--log-every", type=int, default=50, metavar="STEPS", help="steps between log records (default 50)")
-    parser.add_argument("--track", choices=["auto", "none", "wandb"], default="auto", help="auto: W&B when a login or WANDB_MODE is there")
-    parser.add_argument("--deterministic", action="store_true", help="on a GPU: cuDNN's deterministic algorithms, at some cost in speed")
-    speed = parser.add_argument_group("how the net is computed", "speed and the last bits of a result; a resumed run computes as before")
-    speed.add_argument("--layout", choices=["nhwc", "nchw"], help="of images in memory (default nhwc)")
-    speed.add_argument("--tail", choices=["plain", "analytic", "triton"], help="how a block ends: layer by layer, or in few passes")
-    speed.add_argument("--compile", action=argparse.BooleanOptionalAction, default=None, help="torch.compile, block by block")
-    speed.add_argument("--graph", action=argparse.BooleanOptionalAction, default=None, help="a step as one CUDA graph: for small nets")
-    speed.add_argument("--tune", action="store_true", help="time all of that for some seconds on this machine, and take the fastest")
+    parser.add_argument(
+        "--keep", type=int, default=2, metavar="K", help="newest checkpoints kept, besides the best (default 2)"
+    )
+    parser.add_argument(
+        "--keep-every", type=int, default=0, metavar="N", help="also keep the checkpoint of every N-th epoch"
+    )
+    parser.add_argument(
+        "--keep-hours", type=float, default=0.0, metavar="H", help="also keep one checkpoint every H hours"
+    )
+    parser.add_argument(
+        "--accept-changes", action="store_true", help="go on in --out with other settings than before (not another net)"
+    )
+    parser.add_argument(
+        "--max-skips",
+        type=int,
+        default=10,
+        metavar="N",
+        help="steps in a row with gradients not finite before going back (default 10)",
+    )
+    parser.add_argument(
+        "--hang-minutes",
+        type=float,
+        default=5.0,
+        metavar="M",
+        help="a step that takes longer ends the run, for torchrun to restart it",
+    )
+    parser.add_argument(
+        "--log-every", type=int, default=50, metavar="STEPS", help="steps between log records (default 50)"
+    )
+    parser.add_argument(
+        "--track",
+        choices=["auto", "none", "wandb"],
+        default="auto",
+        help="auto: W&B when a login or WANDB_MODE is there",
+    )
+    parser.add_argument(
+        "--deterministic", action="store_true", help="on a GPU: cuDNN's deterministic algorithms, at some cost in speed"
+    )
+    speed = parser.add_argument_group(
+        "how the net is computed", "speed and the last bits of a result; a resumed run computes as before"
+    )
+    speed.add_argument(
+        "--layout", choices=["channels_last", "contiguous"], help="of images in memory (default channels_last)"
+    )
+    speed.add_argument(
+        "--tail", choices=["plain", "analytic", "triton"], help="how a block ends: layer by layer, or in few passes"
+    )
+    speed.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=None, help="torch.compile, block by block"
+    )
+    speed.add_argument(
+        "--graph", action=argparse.BooleanOptionalAction, default=None, help="a step as one CUDA graph: for small nets"
+    )
+    speed.add_argument(
+        "--tune", action="store_true", help="time all of that for some seconds on this machine, and take the fastest"
+    )
     args = parser.parse_intermixed_args(words)
-    args.execution = {key: getattr(args, key) for key in ("layout", "tail", "compile", "graph") if getattr(args, key) is not None}
+    args.execution = {
+        key: getattr(args, key) for key in ("layout", "tail", "compile", "graph") if getattr(args, key) is not None
+    }
     if args.tune and args.execution:
         parser.error(f"--tune chooses --{', --'.join(args.execution)} itself; give either")
     for flag in ("save_minutes", "keep", "max_skips", "hang_minutes", "log_every"):
@@ -62,10 +110,14 @@ def main(argv: list[str] | None = None) -> int:
     settings = config.load(args.config, args.overrides)
     name = run_name(args.config)
     out = args.out or Path("runs") / name
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and (stands := status.read(out)) and stands.state == "stopped":
+    if (
+        os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        and (stands := status.read(out))
+        and stands.state == "stopped"
+    ):
         return RESUMABLE  # torchrun takes every exit for a failure, and would start again what was asked to stop
     stop = Stop(out / "stop")  # before torch, which is slow to import: a stop at that time is a stop
-    from senet.train.run import Flags, train
+    from senet.run.run import Flags, train
 
     flags = Flags(
         out=out,

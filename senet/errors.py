@@ -2,7 +2,7 @@
 
 
 class UsageError(Exception):
-    """Bad config, flag, path or file. One line: the thing, what is wrong, the remedy. Exit code 2."""
+    """BadImages config, flag, path or file. One line: the thing, what is wrong, the remedy. Exit code 2."""
 
 
 class RunError(Exception):

@@ -24,7 +24,7 @@ TINY = {
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take minutes come first, so that processes which share the files end at about the same time."""
-    long = ("slurm", "drill", "train", "track", "bench")
+    long = ("slurm", "drills", "run", "train", "track", "bench")
     items.sort(key=lambda item: long.index(part) if (part := item.path.parent.name) in long else len(long))
 
 
@@ -100,5 +100,11 @@ def environment(**more: str) -> dict[str, str]:
 
 def run(module: str, *words: object, ranks: int = 1, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(module, *words, ranks=ranks), cwd=ROOT, env=environment(**more), capture_output=True, text=True, timeout=300, check=False
+        command(module, *words, ranks=ranks),
+        cwd=ROOT,
+        env=environment(**more),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )

@@ -6,25 +6,35 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 ONLY_IN = {
-    "wandb": {"senet/track/uplink.py"},
-    "nvidia.dali": {"senet/data/dali.py", "senet/data/probe.py", "senet/bench/loader.py"},
-    "torch.distributed": {"senet/world.py"},
-    "timm": {"senet/models/zoo.py"},
-    "triton": {"senet/models/kernels.py"},
+    "wandb": {"senet/track/wandb_process.py"},
+    "nvidia.dali": {"senet/data/dali.py", "senet/prepare/dali_probe.py", "senet/bench/loader.py"},
+    "torch.distributed": {"senet/distributed.py"},
+    "timm": {"senet/models/timm.py"},
+    "triton": {"senet/execution/kernels.py"},
 }
-MAY_NOT = {
-    "senet/config.py": ("torch", "numpy", "senet.models", "senet.data", "senet.train"),
-    "senet/status.py": ("torch", "numpy", "yaml", "senet.models", "senet.data", "senet.train"),
-    "senet/submit.py": ("torch", "numpy", "senet.models", "senet.data", "senet.train"),
-    "senet/schedule.py": ("torch", "senet.models", "senet.data", "senet.train"),
-    "senet/models/": ("senet.data", "senet.train", "senet.track", "senet.world"),
-    "senet/data/": ("senet.models", "senet.train", "senet.track", "senet.world"),
-    "senet/track/": ("senet.models", "senet.data", "senet.train", "senet.world"),
-    "senet/prepare/": ("senet.models", "senet.train", "senet.track", "senet.world"),
-    "senet/plan/": ("senet.data", "senet.train", "senet.track", "senet.world"),
-    "senet/chart.py": ("torch", "numpy", "senet.config", "senet.models", "senet.data", "senet.train"),
-    "senet/": ("launch",),
+# A room may import those of the lines above it, never one beside or below it.
+LAYERS = [
+    {"senet.errors"},
+    {"senet.system"},
+    {"senet.config", "senet.plots"},
+    {"senet.models", "senet.data", "senet.distributed", "senet.track", "senet.slurm"},
+    {"senet.execution", "senet.prepare"},
+    {"senet.train", "senet.plan"},
+    {"senet.run"},
+    {"senet.diagnose", "senet.bench"},
+    {"launch"},
+]
+# What must answer in milliseconds, or on a machine without torch.
+WITHOUT = {
+    "senet/config/": ("torch", "numpy"),
+    "senet/run/status.py": ("torch", "numpy", "yaml"),
+    "senet/slurm.py": ("torch", "numpy"),
+    "senet/train/schedule.py": ("torch", "numpy"),
 }
+
+
+def room(name: str) -> str:
+    return "launch" if inside(name, "launch") else ".".join(name.split(".")[:2])
 
 
 def imported(file: Path) -> set[str]:
@@ -37,19 +47,41 @@ def imported(file: Path) -> set[str]:
     return names
 
 
-def inside(name: str, package: str) -> bool:
-    return name == package or name.startswith(package + ".")
+def inside(name: str, packages: str | tuple[str, ...]) -> bool:
+    return any(name == p or name.startswith(p + ".") for p in ([packages] if isinstance(packages, str) else packages))
 
 
-def test_imports() -> None:
+def sources() -> list[Path]:
+    return sorted((ROOT / "senet").rglob("*.py")) + sorted((ROOT / "launch").rglob("*.py"))
+
+
+def test_each_heavy_package_is_imported_in_one_place() -> None:
     breaches = []
-    for file in sorted((ROOT / "senet").rglob("*.py")) + sorted((ROOT / "launch").rglob("*.py")):
+    for file in sources():
         path = str(file.relative_to(ROOT))
         for name in imported(file):
-            breaches += [f"{path} imports {name}" for package, places in ONLY_IN.items() if inside(name, package) and path not in places]
             breaches += [
-                f"{path} imports {name}"
-                for part, barred in MAY_NOT.items()
-                if path.startswith(part) and any(inside(name, b) for b in barred)
+                f"{path}: {name}" for package, places in ONLY_IN.items() if inside(name, package) and path not in places
             ]
+            breaches += [
+                f"{path}: {name}" for part, barred in WITHOUT.items() if path.startswith(part) and inside(name, barred)
+            ]
+    assert not breaches
+
+
+def test_rooms_import_in_one_direction() -> None:
+    level = {name: number for number, names in enumerate(LAYERS) for name in names}
+    breaches = []
+    for file in sources():
+        own = room(".".join(file.relative_to(ROOT).with_suffix("").parts))
+        assert own in level or own == "senet.__init__", f"{own}: a new room; give it a place in LAYERS"
+        for name in imported(file):
+            if (
+                inside(name, ("senet", "launch"))
+                and name != "senet"
+                and (other := room(name)) != own
+                and other in level
+            ):
+                if level[other] >= level[own]:
+                    breaches.append(f"{file.relative_to(ROOT)}: {name}")
     assert not breaches

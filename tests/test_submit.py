@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from senet.errors import UsageError
-from senet.submit import Site, read_site, seconds
+from senet.slurm import Site, read_site, seconds
 from tests.conftest import ROOT, TINY, run
 
 SITE = """
@@ -80,20 +80,47 @@ def test_what_is_asked_of_slurm(tmp_path: Path, site: Path) -> None:
 
 def test_words_reach_the_training_as_they_were_typed(tmp_path: Path, site: Path) -> None:
     out, data = tmp_path / "it's $HOME", '/data/`id`; "x"\n#SBATCH --uid=0'
-    words = [ROOT / "configs/imagenet/se_resnet50.yaml", "--gpus", 8, "--time", 600, "--data", data, "--out", out, "--site", site]
+    words = [
+        ROOT / "configs/imagenet/se_resnet50.yaml",
+        "--gpus",
+        8,
+        "--time",
+        600,
+        "--data",
+        data,
+        "--out",
+        out,
+        "--site",
+        site,
+    ]
     done = submit(*words, "--dry-run", "data.mean=[0.5, 0.5, 0.5]", "--", "--largest-batch", 32)
     assert done.returncode == 0, done.stderr
     assert not [option for option in options(done.stdout) if "uid" in option]
     head, _, _ = done.stdout.partition("\nset -euo pipefail\n")
-    told = subprocess.run(["bash", "-c", head + '\nprintf "%s\\0" "$@"'], capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        ["bash", "-c", head + '\nprintf "%s\\0" "$@"'], capture_output=True, text=True, check=True
+    ).stdout
     assert told.split("\0")[:-1] == [
-        str(ROOT / "configs/imagenet/se_resnet50.yaml"), str(out), "data.mean=[0.5, 0.5, 0.5]", "--data", data, "--largest-batch", "32",
+        str(ROOT / "configs/imagenet/se_resnet50.yaml"), str(out), "data.mean=[0.5, 0.5, 0.5]",
+        "--data", data, "--largest-batch", "32",
     ]  # fmt: skip
 
 
 def test_a_script_stands_alone(tmp_path: Path, site: Path) -> None:
     for kind in ([], ["--array"]):
-        words = ["configs/ablations/ratio.yaml", "--gpus", 8, "--time", 600, "--data", "/data", "--out", tmp_path, "--site", site]
+        words = [
+            "configs/ablations/ratio.yaml",
+            "--gpus",
+            8,
+            "--time",
+            600,
+            "--data",
+            "/data",
+            "--out",
+            tmp_path,
+            "--site",
+            site,
+        ]
         done = submit(*words, *kind, "--dry-run")
         assert done.returncode == 0, done.stderr
         assert "source slurm/" not in done.stdout
@@ -114,7 +141,18 @@ def test_a_script_stands_alone(tmp_path: Path, site: Path) -> None:
     ],
 )
 def test_what_would_fail_after_the_queue_fails_at_once(site: Path, words: list[str], said: str) -> None:
-    usual = ["configs/imagenet/se_resnet50.yaml", "--gpus", 8, "--time", 600, "--data", "/data", "--site", site, "--dry-run"]
+    usual = [
+        "configs/imagenet/se_resnet50.yaml",
+        "--gpus",
+        8,
+        "--time",
+        600,
+        "--data",
+        "/data",
+        "--site",
+        site,
+        "--dry-run",
+    ]
     done = submit(*usual, *words)
     assert (done.returncode, said in done.stderr) == (2, True), done.stderr
 
@@ -144,10 +182,27 @@ def test_no_data_and_no_slurm_are_told(tmp_path: Path, site: Path) -> None:
 
 def test_an_array_has_the_variants_that_are_left(tmp_path: Path, site: Path) -> None:
     file = tmp_path / "some.yaml"
-    file.write_text(yaml.safe_dump(TINY | {"variants": {"a": {}, "b": {"epochs": 3}, "c": {"batch": 24}}}, sort_keys=False))
+    file.write_text(
+        yaml.safe_dump(TINY | {"variants": {"a": {}, "b": {"epochs": 3}, "c": {"batch": 24}}}, sort_keys=False)
+    )
     (tmp_path / "out/b").mkdir(parents=True)
     (tmp_path / "out/b/status.json").write_text(json.dumps({"state": "done", "step": 5, "epoch": 1, "epochs": 1}))
-    words = [file, "--array", "--at-once", 1, "--gpus", 0, "--procs", 2, "--time", 600, "--data", "/data", "--out", tmp_path / "out"]
+    words = [
+        file,
+        "--array",
+        "--at-once",
+        1,
+        "--gpus",
+        0,
+        "--procs",
+        2,
+        "--time",
+        600,
+        "--data",
+        "/data",
+        "--out",
+        tmp_path / "out",
+    ]
     done = submit(*words, "--site", site, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "--array=0,2%1" in options(done.stdout)

@@ -1,4 +1,6 @@
-"""A part of the GPU bench: CIFAR-10 trained by the real program, stopped by file when time is over, gone on with in the next call."""
+"""A part of the GPU bench: CIFAR-10 trained by the real program, stopped by file when time is over, gone on with in the
+next call.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,18 @@ STOPPED = 75
 def train_cifar(place: Place) -> dict[str, Any]:
     """Errors after each epoch, images/s and seconds; `unfinished` says how far it is where it was stopped."""
     out = place.out / "cifar"
-    command = [sys.executable, "-m", "launch.train", CONFIG, "--out", str(out), "--device", place.device.type, "--track", "none"]
+    command = [
+        sys.executable,
+        "-m",
+        "launch.train",
+        CONFIG,
+        "--out",
+        str(out),
+        "--device",
+        place.device.type,
+        "--track",
+        "none",
+    ]
     if place.data:
         command += ["--data", str(place.data)]
     else:
@@ -54,7 +67,13 @@ def _log(out: Path) -> dict[str, Any]:
         with contextlib.suppress(ValueError):
             record = json.loads(line)
             if record.get("kind") == "val":
-                epochs.append({name: record.get(name) for name in ("epoch", "train_top1_error", "top1_error", "loss", "seconds")})
+                epochs.append(
+                    {name: record.get(name) for name in ("epoch", "train_top1_error", "top1_error", "loss", "seconds")}
+                )
             elif record.get("kind") == "train":
                 speeds.append(record["images_per_second"])
-    return {"epochs": epochs, "images_per_second": sorted(speeds)[len(speeds) // 2] if speeds else None, "folder": str(Path(out).name)}
+    return {
+        "epochs": epochs,
+        "images_per_second": sorted(speeds)[len(speeds) // 2] if speeds else None,
+        "folder": str(Path(out).name),
+    }

@@ -1,4 +1,6 @@
-"""Ways to train the same net: ours, a bare loop, and the loops of others as their users run them, written anew from how they work."""
+"""Ways to train the same net: ours, a bare loop, and the loops of others as their users run them, written anew from how
+they work.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,14 @@ from torch.amp.grad_scaler import GradScaler
 from senet import config
 from senet.bench.measure import Step
 from senet.config import Config, Data, Net
-from senet.data.loader import Bad, Batch
+from senet.data.loader import BadImages, Batch
+from senet.distributed import World
 from senet.errors import UsageError
+from senet.execution.execution import Execution, Layout, Tail, prepare
 from senet.models import build
-from senet.models.execution import Execution, Layout, Tail, prepare
-from senet.train.loop import DTYPES, Trainer
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
-from senet.world import World
+from senet.train.trainer import DTYPES, Trainer
 
 LOG_EVERY = 50  # steps, as launch.train has it
 
@@ -53,7 +55,9 @@ class Setting:
 
     def config(self, net: Net) -> Config:
         data = Data(set="synthetic", classes=self.classes, crop=self.crop)
-        return config.from_dict(config.to_dict(Config(net=net, data=data, batch=self.batch)) | {"precision": self.precision})
+        return config.from_dict(
+            config.to_dict(Config(net=net, data=data, batch=self.batch)) | {"precision": self.precision}
+        )
 
     def data(self) -> tuple[Tensor, Tensor]:
         """(float32 [batch, 3, crop, crop] contiguous, int64 [batch]): noise, the same for all."""
@@ -66,7 +70,9 @@ class Setting:
 
 
 def execution(text: str) -> Execution:
-    """The Execution that a name such as `nhwc`, `nchw+compile` or `nhwc+analytic+compile` means. Raises UsageError."""
+    """The Execution that a name such as `channels_last`, `contiguous+compile` or `channels_last+analytic+compile`
+    means. Raises UsageError.
+    """
     chosen: dict[str, Any] = {}
     for word in text.split("+"):
         if word in get_args(Layout):
@@ -87,14 +93,16 @@ def label(execution: Execution) -> str:
 
 
 class Endless:
-    """A loader that gives the same micro-batches in each step, already on the device: what is left is the net and the loop."""
+    """A loader that gives the same micro-batches in each step, already on the device: what is left is the net and the
+    loop.
+    """
 
     steps, waited = 1 << 40, 0.0
     images, fingerprint, classes = 1 << 40, "", ()
     description: Mapping[str, Any] = {}
 
     def __init__(self, *micro: Batch) -> None:
-        self.micro, self.micro_batches, self.bad = micro, len(micro), Bad(0)
+        self.micro, self.accumulation_steps, self.bad = micro, len(micro), BadImages(0)
 
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
         while True:
@@ -109,10 +117,12 @@ class Endless:
 
 def ours(net: Net, setting: Setting, how: Execution) -> Step:
     """The real Trainer, with the looks that a run takes at its sums every so many steps."""
-    config, here = setting.config(net), World(0, 1, setting.device)
+    config, world = setting.config(net), World(0, 1, setting.device)
     torch.manual_seed(0)
     module = prepare(build(net, setting.classes).to(setting.device), how)
-    trainer = Trainer(config, here, here.wrap(module), sgd(module, config.optim), lambda phase, step: None, how.graph)
+    trainer = Trainer(
+        config, world, world.distribute(module), sgd(module, config.optim), lambda phase, step: None, how.graph
+    )
     images, labels = setting.data()
     meter = Meter(setting.device)
     # As our loaders give them: channels_last, rounded already to what the net computes in.
@@ -128,7 +138,7 @@ def looked_at(trainer: Trainer, loader: Any, meter: Meter) -> Step:
     def step() -> None:
         if next(steps) % LOG_EVERY == 0:
             meter.read()
-            trainer.unfinite()
+            trainer.nonfinite_steps()
 
     return step
 
@@ -160,7 +170,9 @@ def plain_loop(module: nn.Module, optimiser: torch.optim.Optimizer, setting: Set
 
 
 def timm_style(name: str, setting: Setting, compiled: bool) -> Step:
-    """timm's model in a loop like its train.py: AMP, channels_last, torch's own SGD, the loss read by the host in each step."""
+    """timm's model in a loop like its train.py: AMP, channels_last, torch's own SGD, the loss read by the host in each
+    step.
+    """
     torch.manual_seed(0)
     module = build(Net(timm=name), setting.classes).to(setting.device).to(memory_format=torch.channels_last).train()
     decayed = [p for p in module.parameters() if p.ndim > 1]
@@ -188,8 +200,9 @@ def timm_style(name: str, setting: Setting, compiled: bool) -> Step:
 
 
 def nvidia_style(net: Net, setting: Setting) -> Step:
-    """Our net in a loop like that of NVIDIA's examples: images come as NCHW float32 and are made channels_last in each step, a static
-    loss scale under AMP, and in each step the host waits for the device and reads the loss."""
+    """Our net in a loop like that of NVIDIA's examples: images come as NCHW float32 and are made channels_last in each
+    step, a static loss scale under AMP, and in each step the host waits for the device and reads the loss.
+    """
     torch.manual_seed(0)
     module = build(net, setting.classes).to(setting.device).to(memory_format=torch.channels_last).train()
     spared = [p for name, p in module.named_parameters() if "bn" in name]

@@ -15,17 +15,21 @@ from senet import config
 from senet.bench.contestants import execution, ours
 from senet.bench.measure import Effort, Spread, Step, interleave, reason, until
 from senet.bench.parts import Place, shallow
-from senet.train.loop import DTYPES
-from senet.world import synchronise
+from senet.distributed import synchronise
+from senet.train.trainer import DTYPES
 
-# -------------------------------------------------------------------------------------------------------------------------- sync
+# ----------------------------------------------------------------------------------------------------------------- sync
 
 
 def sync(place: Place) -> dict[str, Any]:
     """Steps of the real loop while waiting for the device is an error, for each way of computing."""
     loaded = config.load("configs/cifar10/se_resnet20.yaml")
     setting = replace(place.setting(loaded, 64), crop=32)
-    hows = ["nhwc", "nhwc+analytic+compile", "nhwc+triton", "nhwc+graph"] if place.device.type == "cuda" else ["nhwc", "nhwc+analytic"]
+    hows = (
+        ["channels_last", "channels_last+analytic+compile", "channels_last+triton", "channels_last+graph"]
+        if place.device.type == "cuda"
+        else ["channels_last", "channels_last+analytic"]
+    )
     rows = []
     for how in hows:
         for precision in ("bf16", "fp16", "fp32") if place.device.type == "cuda" else ("fp32",):
@@ -45,14 +49,20 @@ def sync(place: Place) -> dict[str, Any]:
             finally:
                 if place.device.type == "cuda":
                     torch.cuda.set_sync_debug_mode("default")
-    return {"rows": rows, "passed": all(row["failure"] is None for row in rows), "meaningful": place.device.type == "cuda"}
+    return {
+        "rows": rows,
+        "passed": all(row["failure"] is None for row in rows),
+        "meaningful": place.device.type == "cuda",
+    }
 
 
-# ----------------------------------------------------------------------------------------------------------- grouped convolutions
+# ------------------------------------------------------------------------------------------------- grouped convolutions
 
 
 def grouped(place: Place) -> dict[str, Any]:
-    """Forward, input gradient and weight gradient of the grouped 3x3 convolutions, in both layouts, beside their bytes' time."""
+    """Forward, input gradient and weight gradient of the grouped 3x3 convolutions, in both layouts, beside their bytes'
+    time.
+    """
     shapes = {  # channels in and out, groups, side in, stride
         "se_resnext50 stage2": (128, 128, 32, 56, 1),
         "se_resnext50 stage3": (256, 256, 32, 28, 1),
@@ -67,13 +77,15 @@ def grouped(place: Place) -> dict[str, Any]:
     chosen = list(shapes.items())[:: 4 if place.tiny else 1]
     best, rows = place.best(), []
     for name, (inputs, outputs, groups, side, stride) in chosen:
-        for layout, order in (("nhwc", torch.channels_last), ("nchw", torch.contiguous_format)):
+        for layout, order in (("channels_last", torch.channels_last), ("contiguous", torch.contiguous_format)):
             dtype = DTYPES[place.precision]
             x = torch.randn(batch, inputs, side, side, device=place.device, dtype=dtype).contiguous(memory_format=order)
-            w = torch.randn(outputs, inputs // groups, 3, 3, device=place.device, dtype=dtype).contiguous(memory_format=order)
-            grad = torch.randn(batch, outputs, side // stride, side // stride, device=place.device, dtype=dtype).contiguous(
+            w = torch.randn(outputs, inputs // groups, 3, 3, device=place.device, dtype=dtype).contiguous(
                 memory_format=order
             )
+            grad = torch.randn(
+                batch, outputs, side // stride, side // stride, device=place.device, dtype=dtype
+            ).contiguous(memory_format=order)
             floor = (x.nbytes + grad.nbytes) / best.bandwidth
             works = _directions(x, w, grad, groups, stride)
             found = interleave(
@@ -84,7 +96,16 @@ def grouped(place: Place) -> dict[str, Any]:
             for kind, timing in found.items():
                 ms = 1000 * Spread.of(timing.seconds).median if timing.seconds else None
                 share = 1000 * floor / ms if ms else None
-                rows.append({"conv": name, "layout": layout, "direction": kind, "ms": ms, "of_bandwidth": share, "failure": timing.failure})
+                rows.append(
+                    {
+                        "conv": name,
+                        "layout": layout,
+                        "direction": kind,
+                        "ms": ms,
+                        "of_bandwidth": share,
+                        "failure": timing.failure,
+                    }
+                )
     return {"batch": batch, "precision": place.precision, "rows": rows, "best": asdict(best)}
 
 
@@ -104,14 +125,18 @@ def _directions(x: Tensor, w: Tensor, grad: Tensor, groups: int, stride: int) ->
     }
 
 
-# ----------------------------------------------------------------------------------------------------------------------- profile
+# -------------------------------------------------------------------------------------------------------------- profile
 
 
 def profiles(place: Place) -> dict[str, Any]:
     """Where the time of SE-ResNet-50's step goes, by kernel, for the plain way and a fused one."""
     loaded = config.load("configs/imagenet/se_resnet50.yaml:v1.5")
     setting = place.setting(loaded)
-    hows = ["nhwc", "nhwc+triton", "nhwc+analytic+compile"] if place.device.type == "cuda" else ["nhwc"]
+    hows = (
+        ["channels_last", "channels_last+triton", "channels_last+analytic+compile"]
+        if place.device.type == "cuda"
+        else ["channels_last"]
+    )
     found = {}
     for how in hows:
         try:
@@ -161,7 +186,20 @@ def kind_of(kernel: str) -> str:
         "fused tail (Triton)": ("statistics_kernel", "join_kernel", "sums_kernel", "gradient_kernel"),
         "optimiser, checks": ("multi_tensor", "foreach", "sgd"),
         "batch normalisation": ("batch_norm", "bn_fw", "bn_bw", "batchnorm"),
-        "convolutions": ("conv", "gemm", "wgrad", "dgrad", "xmma", "cutlass", "implicit", "cudnn", "nhwckrsc", "nchwto", "nhwcto", "mm_"),
+        "convolutions": (
+            "conv",
+            "gemm",
+            "wgrad",
+            "dgrad",
+            "xmma",
+            "cutlass",
+            "implicit",
+            "cudnn",
+            "nhwckrsc",
+            "nchwto",
+            "nhwcto",
+            "mm_",
+        ),
         "pooling": ("pool",),
         "reductions": ("reduce", "softmax", "nll"),
         "element by element": ("elementwise", "aten::", "add", "mul", "relu"),

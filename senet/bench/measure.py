@@ -1,4 +1,6 @@
-"""Times of things that do the same work in different ways, taken in turns, so that a slow minute of the machine meets all of them."""
+"""Times of things that do the same work in different ways, taken in turns, so that a slow minute of the machine meets
+all of them.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from typing import NoReturn
 
 import torch
 
-from senet.world import synchronise
+from senet.distributed import synchronise
 
 Step = Callable[[], object]  # one training step; it may return before the device is done
 
@@ -60,13 +62,16 @@ class Effort:
     rounds: int = 5
     seconds: float = 1.0  # about, of each contestant in each round
     warmup: int = 3  # steps before the first round, besides the very first
-    deadline: float = math.inf  # of time.monotonic(): contestants not built in time for their rounds are left out, rounds after it too
+    deadline: float = (
+        math.inf
+    )  # of time.monotonic(): contestants not built in time for their rounds are left out, rounds after it too
 
 
 def interleave(makers: Mapping[str, Callable[[], Step]], device: torch.device, effort: Effort) -> dict[str, Timing]:
     """Build each contestant, then time all of them in turns, beginning each round with another one.
 
-    One that fails (out of memory, a compiler's error) is left out of the rounds, with its reason, and costs the others nothing.
+    One that fails (out of memory, a compiler's error) is left out of the rounds, with its reason, and costs the others
+    nothing.
     """
     made: dict[str, Step] = {}
     steps: dict[str, tuple[Step, int]] = {}

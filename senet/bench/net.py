@@ -1,7 +1,9 @@
-"""Training steps of whole nets on images that are already there: images/s, what SE costs, how near the roofline, against others' loops.
+"""Training steps of whole nets on images that are already there: images/s, what SE costs, how near the roofline,
+against others' loops.
 
-All that is compared runs in this process in turns: our loop with the net and with the same net without SE, each in every way of computing
-it that is asked for; with --peers also timm's model in a loop like timm's, eager and compiled, and our net in a loop like NVIDIA's.
+All that is compared runs in this process in turns: our loop with the net and with the same net without SE, each in
+every way of computing it that is asked for; with --peers also timm's model in a loop like timm's, eager and compiled,
+and our net in a loop like NVIDIA's.
 """
 
 from __future__ import annotations
@@ -15,15 +17,15 @@ from typing import Any
 
 import torch
 
-from senet import chart, config
+from senet import config, plots
 from senet.bench import table
 from senet.bench.contestants import TIMM, Setting, execution, label, nvidia_style, ours, timm_style
 from senet.bench.measure import Effort, Spread, Step, Timing, interleave, ratios
 from senet.bench.probe import probe
 from senet.errors import UsageError
-from senet.models.execution import Execution
-from senet.models.traffic import Device, Stack, Traffic, itemsize, trace
-from senet.train.loop import DTYPES
+from senet.execution.execution import Execution
+from senet.plan.traffic import Device, Stack, Traffic, itemsize, trace
+from senet.train.trainer import DTYPES
 
 NETS = (
     "configs/imagenet/se_resnet50.yaml:v1.5",
@@ -49,17 +51,34 @@ HEADER = (
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "configs", nargs="*", default=list(NETS), metavar="CONFIG", help="FILE.yaml or FILE.yaml:VARIANT, with SE or without"
+        "configs",
+        nargs="*",
+        default=list(NETS),
+        metavar="CONFIG",
+        help="FILE.yaml or FILE.yaml:VARIANT, with SE or without",
     )
-    parser.add_argument("--executions", nargs="+", default=["nhwc", "nchw"], metavar="HOW", help="nhwc, nchw, nhwc+analytic+compile, ...")
+    parser.add_argument(
+        "--executions",
+        nargs="+",
+        default=["channels_last", "contiguous"],
+        metavar="HOW",
+        help="channels_last, contiguous, channels_last+analytic+compile, ...",
+    )
     parser.add_argument("--precision", choices=list(DTYPES), help="default: bf16 on a GPU, else fp32")
-    parser.add_argument("--batch", type=int, metavar="N", help="images a step (default: 256 on a GPU, 1024 for CIFAR; 8 on a CPU)")
+    parser.add_argument(
+        "--batch", type=int, metavar="N", help="images a step (default: 256 on a GPU, 1024 for CIFAR; 8 on a CPU)"
+    )
     parser.add_argument("--crop", type=int, metavar="PIXELS", help="side of the images (default: the config's)")
     parser.add_argument(
-        "--peers", nargs="*", choices=PEERS, help="to compare with (default: all; on a CPU not timm-compiled, slow to compile)"
+        "--peers",
+        nargs="*",
+        choices=PEERS,
+        help="to compare with (default: all; on a CPU not timm-compiled, slow to compile)",
     )
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of each contestant, in turns (default 5)")
-    parser.add_argument("--seconds", type=float, default=1.0, metavar="S", help="about, of each contestant in each round (default 1)")
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, metavar="S", help="about, of each contestant in each round (default 1)"
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--png", type=Path, metavar="FILE", help="also draw the images/s")
 
@@ -87,14 +106,16 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         if row["failure"]:
             print(f"{row['net']} {row['how']}: not measured: {row['failure']}")
     if args.png:
-        chart.save(bars(rows, best), args.png)
+        plots.save(bars(rows, best), args.png)
     return {"device": asdict(best), "versions": {"torch": torch.__version__}, "rows": rows, "rounds": args.rounds}
 
 
 def choose(name: str) -> torch.device:
     """auto, cpu or cuda as a device. Raises UsageError."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: no CUDA device is visible; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu")
+        raise UsageError(
+            "--device cuda: no CUDA device is visible; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu"
+        )
     return torch.device("cpu" if name == "cpu" or not torch.cuda.is_available() else "cuda")
 
 
@@ -104,7 +125,13 @@ def short(name: str) -> str:
 
 
 def measure(
-    name: str, net: config.Net, setting: Setting, hows: Sequence[Execution], peers: Sequence[str], effort: Effort, best: Device
+    name: str,
+    net: config.Net,
+    setting: Setting,
+    hows: Sequence[Execution],
+    peers: Sequence[str],
+    effort: Effort,
+    best: Device,
 ) -> list[dict[str, Any]]:
     """A row for each contestant around one net: itself, its plain counterpart, and the peers."""
     plain = replace(net, se=None)
@@ -127,7 +154,13 @@ def measure(
 
 
 def _row(
-    name: str, kind: str, how: str, timings: dict[tuple[str, str], Timing], counts: dict[str, Traffic], setting: Setting, best: Device
+    name: str,
+    kind: str,
+    how: str,
+    timings: dict[tuple[str, str], Timing],
+    counts: dict[str, Traffic],
+    setting: Setting,
+    best: Device,
 ) -> dict[str, Any]:
     timing = timings[kind, how]
     row: dict[str, Any] = {"net": short(name), "config": name, "kind": kind, "how": how, "failure": timing.failure}
@@ -136,7 +169,12 @@ def _row(
     if timing.failure or not timing.seconds:
         return row
     speed = timing.rate(setting.batch)
-    row |= {"images_per_second": asdict(speed), "ms": 1000 * setting.batch / speed.median, "seconds": timing.seconds, "cpu": timing.cpu}
+    row |= {
+        "images_per_second": asdict(speed),
+        "ms": 1000 * setting.batch / speed.median,
+        "seconds": timing.seconds,
+        "cpu": timing.cpu,
+    }
     if kind in ("net", "plain"):
         stacks: tuple[Stack, ...] = ("eager", "analytic")
         for stack in stacks:
@@ -154,12 +192,19 @@ def cells(rows: Sequence[dict[str, Any]]) -> list[list[object]]:
     """The lines of the table under HEADER."""
     lines = []
     for row in rows:
-        who = {"plain": f"{row['net']} without SE", "timm": f"timm's {TIMM.get(row['net'], '')}"}.get(row["kind"], row["net"])
+        who = {"plain": f"{row['net']} without SE", "timm": f"timm's {TIMM.get(row['net'], '')}"}.get(
+            row["kind"], row["net"]
+        )
         if row["failure"]:
             lines.append([who, row["how"], "not measured", None, None, None, None, None, None])
             continue
-        ratios = [Spread(**row[key]).text() if row.get(key) else None for key in ("x_plain", "x_timm", "x_timm_compiled", "x_nvidia")]
-        lines.append([who, row["how"], Spread(**row["images_per_second"]).text(), row["ms"], row.get("of_analytic"), *ratios])
+        ratios = [
+            Spread(**row[key]).text() if row.get(key) else None
+            for key in ("x_plain", "x_timm", "x_timm_compiled", "x_nvidia")
+        ]
+        lines.append(
+            [who, row["how"], Spread(**row["images_per_second"]).text(), row["ms"], row.get("of_analytic"), *ratios]
+        )
     return lines
 
 
@@ -171,9 +216,10 @@ def bars(rows: Sequence[dict[str, Any]], best: Device) -> Any:
         speed = row.get("images_per_second")
         where = row["how"] if row["kind"] in ("net", "plain") else ("compiled" if "compiled" in row["how"] else "eager")
         values = {"value": speed["median"], "low": speed["low"], "high": speed["high"]} if speed else {"value": None}
-        drawn.append(chart.Bar(f"{row['net']} {where}", group=kind, limit=row.get("limit_analytic"), **values))
+        drawn.append(plots.Bar(f"{row['net']} {where}", group=kind, limit=row.get("limit_analytic"), **values))
     first = rows[0]
     note = (
-        f"{best.name}, {first['precision']}, batch {first['batch']}, {first['crop']} px, torch {torch.__version__}; mark: analytic roofline"
+        f"{best.name}, {first['precision']}, batch {first['batch']}, {first['crop']} px, torch "
+        f"{torch.__version__}; mark: analytic roofline"
     )
-    return chart.bars("Training images a second, synthetic data", drawn, chart.Axis("images/s"), note)
+    return plots.bars("Training images a second, synthetic data", drawn, plots.Axis("images/s"), note)

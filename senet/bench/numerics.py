@@ -1,4 +1,6 @@
-"""A part of the GPU bench: how wrong the fused tails are, against the plain block in float64 and beside the plain block as precise."""
+"""A part of the GPU bench: how wrong the fused tails are, against the plain block in float64 and beside the plain block
+as precise.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,23 @@ from torch import Tensor, nn
 from senet.bench.measure import reason
 from senet.bench.parts import Place
 from senet.config import SE, Net
-from senet.models.execution import Execution, Layout, prepare
+from senet.execution.execution import Execution, Layout, prepare
 from senet.models.resnet import Block, Branch
-from senet.train.loop import DTYPES
+from senet.train.trainer import DTYPES
 
-DOUBT = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.01}  # so near zero, rounding decides whether ReLU passes a gradient: none is given there
+DOUBT = {
+    "fp32": 1e-3,
+    "bf16": 0.05,
+    "fp16": 0.01,
+}  # so near zero, rounding decides whether ReLU passes a gradient: none is given there
 
 
 def numerics(place: Place) -> dict[str, Any]:
-    """Errors of output and gradients for shapes, precisions, layouts, with SE and without, and with a mean far from zero.
+    """Errors of output and gradients for shapes, precisions, layouts, with SE and without, and with a mean far from
+    zero.
 
-    An error is a norm: of the difference, as a share of what is right. A tail passes where it is at most twice as wrong as the plain
-    block, or wrong by a few roundings.
+    An error is a norm: of the difference, as a share of what is right. A tail passes where it is at most twice as wrong
+    as the plain block, or wrong by a few roundings.
     """
     gpu = place.device.type == "cuda"
     torch.backends.cudnn.allow_tf32 = False
@@ -78,17 +85,25 @@ class _Case:
             exact = copy.deepcopy(self.block).double()
             before = exact.se(copy.deepcopy(bn).double()(self.inner.double())) + self.shortcut.double()
             self.grad[before.abs() < DOUBT[precision]] = 0
-        self.truth = self._results("plain", "nhwc", torch.float64)
+        self.truth = self._results("plain", "channels_last", torch.float64)
         self.plain = {layout: self._errors("plain", layout) for layout in get_args(Layout)}
 
     def row(self, tail: str, layout: str) -> dict[str, Any]:
-        row: dict[str, Any] = self.facts | {"tail": tail, "layout": layout, "plain": self.plain[layout], "failure": None}
+        row: dict[str, Any] = self.facts | {
+            "tail": tail,
+            "layout": layout,
+            "plain": self.plain[layout],
+            "failure": None,
+        }
         try:
             error = self._errors(tail, layout)
         except Exception as failure:
             return row | {"error": None, "passed": False, "failure": reason(failure)}
         few = 4 * torch.finfo(self.dtype).eps
-        return row | {"error": error, "passed": all(error[name] <= max(2 * self.plain[layout][name], few) for name in error)}
+        return row | {
+            "error": error,
+            "passed": all(error[name] <= max(2 * self.plain[layout][name], few) for name in error),
+        }
 
     def _errors(self, tail: str, layout: str) -> dict[str, float]:
         found = self._results(tail, layout, self.dtype)
@@ -99,9 +114,11 @@ class _Case:
     def _results(self, tail: str, layout: str, dtype: torch.dtype) -> dict[str, Tensor]:
         """Output and gradients, as float64."""
         low = dtype in (torch.bfloat16, torch.float16)
-        order = torch.channels_last if layout == "nhwc" else torch.contiguous_format
+        order = torch.channels_last if layout == "channels_last" else torch.contiguous_format
         block = copy.deepcopy(self.block).to(torch.float32 if low else dtype).train()
-        inner, shortcut = (part.to(dtype).clone(memory_format=order).requires_grad_() for part in (self.inner, self.shortcut))
+        inner, shortcut = (
+            part.to(dtype).clone(memory_format=order).requires_grad_() for part in (self.inner, self.shortcut)
+        )
         block.branch.given = _Given(inner)
         prepare(block, replace(Execution(), layout=layout, tail=tail))  # type: ignore[arg-type]
         with torch.autocast(inner.device.type, self.dtype, enabled=low):

@@ -1,4 +1,5 @@
-"""The parts of the GPU bench, each a function of its circumstances that returns plain data. Each runs in a process of its own.
+"""The parts of the GPU bench, each a function of its circumstances that returns plain data. Each runs in a process of
+its own.
 
 With `tiny` a part does the same with sizes that any machine can hold, to see that it works.
 """
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from senet import config, provenance
+from senet import config
 from senet.bench import net as nets
 from senet.bench import step
 from senet.bench.contestants import Setting, execution, label, ours
@@ -25,13 +26,14 @@ from senet.bench.net import short
 from senet.bench.probe import probe
 from senet.config import Config, Data, Net
 from senet.data import Source, has_dali, train_loader
+from senet.distributed import World, synchronise
+from senet.execution.execution import choices, prepare
 from senet.models import build
-from senet.models.execution import choices, prepare
-from senet.models.traffic import Device
-from senet.train.loop import DTYPES, Trainer
+from senet.plan.traffic import Device
+from senet.run import provenance
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
-from senet.world import World, synchronise
+from senet.train.trainer import DTYPES, Trainer
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,12 @@ def machine(place: Place) -> dict[str, Any]:
     found: dict[str, Any] = {"best": asdict(place.best()), "versions": provenance.versions(), **provenance.machine()}
     if place.device.type == "cuda":
         facts = torch.cuda.get_device_properties(place.device)
-        found |= {"gpu": facts.name, "memory": facts.total_memory, "cudnn": torch.backends.cudnn.version(), "cuda": torch.version.cuda}
+        found |= {
+            "gpu": facts.name,
+            "memory": facts.total_memory,
+            "cudnn": torch.backends.cudnn.version(),
+            "cuda": torch.version.cuda,
+        }
     return found | {"commit": provenance.code()[0]}
 
 
@@ -99,7 +106,11 @@ def compiles(place: Place) -> dict[str, Any]:
     loaded = config.load("configs/cifar10/se_resnet20.yaml")
     net = replace(loaded.net, blocks=(1,), widths=(16,)) if place.tiny else shallow(loaded.net)
     setting = replace(place.setting(loaded, 128), crop=32)
-    hows = [how for how in choices(build(net, 10).to(place.device), place.device) if how.compile and how.layout == "nhwc"]
+    hows = [
+        how
+        for how in choices(build(net, 10).to(place.device), place.device)
+        if how.compile and how.layout == "channels_last"
+    ]
     rows = []
     for how in hows[-1:] if place.tiny else hows:
         began = time.perf_counter()
@@ -119,7 +130,16 @@ def graph(place: Place) -> dict[str, Any]:
     name = "configs/cifar10/se_resnet20.yaml"
     loaded = config.load(name)
     setting = replace(place.setting(loaded, 128), crop=32)
-    hows = ["nhwc"] if place.device.type == "cpu" else ["nhwc", "nhwc+graph", "nhwc+analytic+compile", "nhwc+analytic+compile+graph"]
+    hows = (
+        ["channels_last"]
+        if place.device.type == "cpu"
+        else [
+            "channels_last",
+            "channels_last+graph",
+            "channels_last+analytic+compile",
+            "channels_last+analytic+compile+graph",
+        ]
+    )
     makers: dict[str, Callable[[], Step]] = {how: partial(ours, loaded.net, setting, execution(how)) for how in hows}
     found = interleave(makers, place.device, place.effort)
     rows = []
@@ -142,10 +162,12 @@ def loop(place: Place) -> dict[str, Any]:
     loaded = config.load("configs/cifar10/se_resnet20.yaml")
     settings = step.synthetic(loaded, 8 if place.tiny else 128, place.precision)
     rows = []
-    for how in ["nhwc", *(["nhwc+analytic+compile"] if place.device.type == "cuda" else [])]:
+    for how in ["channels_last", *(["channels_last+analytic+compile"] if place.device.type == "cuda" else [])]:
         try:
             with until(place.deadline):
-                found = step.compare(settings, place.device, execution(how), 3 if place.tiny else 60, 1 if place.tiny else 50)
+                found = step.compare(
+                    settings, place.device, execution(how), 3 if place.tiny else 60, 1 if place.tiny else 50
+                )
                 rows.append({"how": how, "failure": None, **found})
         except Exception as error:
             rows.append({"how": how, "failure": reason(error)})
@@ -176,7 +198,7 @@ def loaders(place: Place) -> dict[str, Any]:
 
 def _fed(settings: Config, source: Source, place: Place) -> dict[str, Any]:
     """Images/s of a loader by itself, of the net on a batch that stays, and of the net fed by the loader."""
-    here, batch = World(0, 1, place.device), settings.batch
+    world, batch = World(0, 1, place.device), settings.batch
     loader = train_loader(settings.data, source, batch, batch, 0, 0, 1, place.device, DTYPES[settings.precision])
     try:
 
@@ -187,8 +209,8 @@ def _fed(settings: Config, source: Source, place: Place) -> dict[str, Any]:
             return count * batch / (time.perf_counter() - began)
 
         torch.manual_seed(0)
-        net = prepare(build(settings.net, settings.data.classes).to(place.device), execution("nhwc"))
-        trainer = Trainer(settings, here, here.wrap(net), sgd(net, settings.optim), lambda phase, step: None)
+        net = prepare(build(settings.net, settings.data.classes).to(place.device), execution("channels_last"))
+        trainer = Trainer(settings, world, world.distribute(net), sgd(net, settings.optim), lambda phase, step: None)
         meter = Meter(place.device)
         alone, together = [], []
         for number in range(2 if place.tiny else 4):
@@ -197,7 +219,9 @@ def _fed(settings: Config, source: Source, place: Place) -> dict[str, Any]:
     finally:
         loader.close()
     setting = Setting(place.device, batch, settings.data.crop, settings.data.classes, settings.precision)
-    timing = interleave({"net": lambda: ours(settings.net, setting, execution("nhwc"))}, place.device, place.effort)["net"]
+    timing = interleave(
+        {"net": lambda: ours(settings.net, setting, execution("channels_last"))}, place.device, place.effort
+    )["net"]
     return {
         "pixels": loader.description["backend"],
         "loader": asdict(Spread.of(alone[1:])),  # the first pass is a warm-up

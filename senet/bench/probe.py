@@ -1,4 +1,6 @@
-"""What this machine reaches at best: bytes a second in a copy, FLOP a second in a matrix product. A roofline is drawn with them."""
+"""What this machine reaches at best: bytes a second in a copy, FLOP a second in a matrix product. A roofline is drawn
+with them.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,8 @@ from functools import partial
 
 import torch
 
-from senet.models.traffic import Device
-from senet.world import synchronise
+from senet.distributed import synchronise
+from senet.plan.traffic import Device
 
 
 def probe(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> Device:
@@ -24,7 +26,9 @@ def probe(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> Dev
     product = 2 * side**3 / _best(partial(torch.mm, a, b), device, seconds)
     name = torch.cuda.get_device_name(device) if gpu else f"CPU, {torch.get_num_threads()} threads"
     kind = str(dtype).removeprefix("torch.")
-    return Device(name, copied, product, f"measured: copy of {4 * elements >> 20} MiB, {kind} product of {side} x {side}")
+    return Device(
+        name, copied, product, f"measured: copy of {4 * elements >> 20} MiB, {kind} product of {side} x {side}"
+    )
 
 
 def _best(work: Callable[[], object], device: torch.device, seconds: float) -> float:

@@ -15,30 +15,44 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from senet import config, world
+from senet import config, distributed
 from senet.bench.contestants import Endless
 from senet.data.loader import Batch
+from senet.distributed import synchronise
+from senet.execution.execution import Execution, prepare
 from senet.models import build
-from senet.models.execution import Execution, prepare
-from senet.train.loop import Trainer
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
-from senet.world import synchronise
+from senet.train.trainer import Trainer
 
-WIDTH = {"float": 4, "double": 8, "c10::BFloat16": 2, "c10::Half": 2, "long int": 8, "long": 8, "int": 4, "unsigned char": 1, "bool": 1}
+WIDTH = {
+    "float": 4,
+    "double": 8,
+    "c10::BFloat16": 2,
+    "c10::Half": 2,
+    "long int": 8,
+    "long": 8,
+    "int": 4,
+    "unsigned char": 1,
+    "bool": 1,
+}
 
 
 def main(settings: dict[str, Any], out: Path) -> None:
-    """`settings`: config (as plain data), device, parts (micro-batches of the global batch over all ranks), steps, timed."""
-    here = world.start(settings["device"])
+    """`settings`: config (as plain data), device, parts (micro-batches of the global batch over all ranks), steps,
+    timed.
+    """
+    world = distributed.start(settings["device"])
     try:
         loaded = config.from_dict(settings["config"])
         torch.manual_seed(0)
-        net = prepare(build(loaded.net, loaded.data.classes).to(here.device), Execution())
-        trainer = Trainer(loaded, here, here.wrap(net, loaded.compress), sgd(net, loaded.optim), lambda phase, step: None)
-        meter = Meter(here.device)
-        parts = _parts(loaded, settings["parts"], here.device)[here.rank :: here.size] if here.size > 1 else None
-        loader: Any = Endless(*(parts or _parts(loaded, settings["parts"], here.device)))
+        net = prepare(build(loaded.net, loaded.data.classes).to(world.device), Execution())
+        trainer = Trainer(
+            loaded, world, world.distribute(net, loaded.compress), sgd(net, loaded.optim), lambda phase, step: None
+        )
+        meter = Meter(world.device)
+        parts = _parts(loaded, settings["parts"], world.device)[world.rank :: world.size] if world.size > 1 else None
+        loader: Any = Endless(*(parts or _parts(loaded, settings["parts"], world.device)))
 
         net.train()
         for number, batch in enumerate(loader.micro):
@@ -57,20 +71,30 @@ def main(settings: dict[str, Any], out: Path) -> None:
             next(steps)
             synchronise()
             times.append(time.perf_counter() - began)
-        torch.save({"gradients": gradients, "parameters": parameters}, out / f"rank{here.rank}.pt")
+        torch.save({"gradients": gradients, "parameters": parameters}, out / f"rank{world.rank}.pt")
         digest = hashlib.sha256(parameters.numpy().tobytes()).hexdigest()
         buckets = _buckets(trainer.model)
-        facts = {"digest": digest, "collectives": seen, "seconds": times, "buckets": buckets, "trainable": gradients.numel()}
-        (out / f"rank{here.rank}.json").write_text(json.dumps(facts))
+        facts = {
+            "digest": digest,
+            "collectives": seen,
+            "seconds": times,
+            "buckets": buckets,
+            "trainable": gradients.numel(),
+        }
+        (out / f"rank{world.rank}.json").write_text(json.dumps(facts))
     finally:
-        here.close()
+        world.close()
 
 
 def _parts(settings: config.Config, parts: int, device: torch.device) -> list[Batch]:
     """The global batch in equal micro-batches, the same on any number of ranks."""
     generator = torch.Generator().manual_seed(1)
     crop = settings.data.crop
-    images = torch.randn(settings.batch, 3, crop, crop, generator=generator).to(device).contiguous(memory_format=torch.channels_last)
+    images = (
+        torch.randn(settings.batch, 3, crop, crop, generator=generator)
+        .to(device)
+        .contiguous(memory_format=torch.channels_last)
+    )
     labels = torch.randint(settings.data.classes, (settings.batch,), generator=generator).to(device)
     return [Batch(*pair) for pair in zip(images.chunk(parts), labels.chunk(parts), strict=True)]
 

@@ -1,4 +1,6 @@
-"""What a checkpoint costs the training: how long a save holds it up, beside a bare copy of the same tensors in the same minute."""
+"""What a checkpoint costs the training: how long a save holds it up, beside a bare copy of the same tensors in the same
+minute.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,20 @@ from typing import Any
 import torch
 
 from senet import config
+from senet.distributed import synchronise
 from senet.models import build
+from senet.run.preflight import checkpoint_bytes
+from senet.run.saver import Saver, snapshot
 from senet.train.optimiser import sgd
-from senet.train.preflight import checkpoint_bytes
-from senet.train.saver import Saver, snapshot
-from senet.world import synchronise
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", default="configs/imagenet/se_resnet50.yaml", help="whose net is saved (default: SE-ResNet-50)")
-    parser.add_argument("--rounds", type=int, default=15, metavar="N", help="interleaved pairs of a copy and a save (default 15)")
+    parser.add_argument(
+        "--config", default="configs/imagenet/se_resnet50.yaml", help="whose net is saved (default: SE-ResNet-50)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=15, metavar="N", help="interleaved pairs of a copy and a save (default 15)"
+    )
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where to write (default: a temporary folder)")
 
 
@@ -47,9 +53,17 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     ratios = [stall / copy for stall, copy in zip(stalls, copies, strict=True)]
     size = checkpoint_bytes(net)
     print(f"{args.config}: {size / 1e6:.0f} MB on the {device}, {args.rounds} rounds, median (range)")
-    for name, values in (("a bare copy", copies), ("a save holds training up", stalls), ("until it is on disk", writes)):
-        print(f"  {name:26}{1000 * statistics.median(values):8.1f} ms ({1000 * min(values):.1f}-{1000 * max(values):.1f})")
-    print(f"  {'stall over copy, by pairs':26}{statistics.median(ratios):8.2f}    ({min(ratios):.2f}-{max(ratios):.2f})")
+    for name, values in (
+        ("a bare copy", copies),
+        ("a save holds training up", stalls),
+        ("until it is on disk", writes),
+    ):
+        print(
+            f"  {name:26}{1000 * statistics.median(values):8.1f} ms ({1000 * min(values):.1f}-{1000 * max(values):.1f})"
+        )
+    print(
+        f"  {'stall over copy, by pairs':26}{statistics.median(ratios):8.2f}    ({min(ratios):.2f}-{max(ratios):.2f})"
+    )
     return {
         "megabytes": size / 1e6,
         "device": str(device),

@@ -1,7 +1,9 @@
-"""One rank and two, by torchrun: the same global batch must give the same gradients and parameters; what is sent is counted.
+"""One rank and two, by torchrun: the same global batch must give the same gradients and parameters; what is sent is
+counted.
 
-One process takes the batch in two micro-batches, of which each of two ranks takes one: BN sees the same images either way. Ranks on one
-machine without GPUs share its cores, so two of them are no faster than one, and their times say nothing about scaling.
+One process takes the batch in two micro-batches, of which each of two ranks takes one: BN sees the same images either
+way. Ranks on one machine without GPUs share its cores, so two of them are no faster than one, and their times say
+nothing about scaling.
 """
 
 from __future__ import annotations
@@ -33,15 +35,25 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--crop", type=int, default=64, metavar="PIXELS", help="side of the images (default 64)")
     parser.add_argument("--steps", type=int, default=3, metavar="N", help="before parameters are compared (default 3)")
     parser.add_argument("--timed", type=int, default=5, metavar="N", help="steps (default 5)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: a GPU for each rank (default cpu)")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cpu", help="cuda: a GPU for each rank (default cpu)"
+    )
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Run both, compare, print, return it as plain data. Raises RunError when a rank fails."""
     loaded = config.load(args.config)
     data = replace(loaded.data, set="synthetic", crop=args.crop, pad=0)
-    chosen = replace(loaded, net=replace(loaded.net, dropout=0.0), data=data, batch=args.batch * args.ranks, precision="fp32")
-    settings = {"config": config.to_dict(chosen), "device": args.device, "parts": args.ranks, "steps": args.steps, "timed": args.timed}
+    chosen = replace(
+        loaded, net=replace(loaded.net, dropout=0.0), data=data, batch=args.batch * args.ranks, precision="fp32"
+    )
+    settings = {
+        "config": config.to_dict(chosen),
+        "device": args.device,
+        "parts": args.ranks,
+        "steps": args.steps,
+        "timed": args.timed,
+    }
     with tempfile.TemporaryDirectory() as folder:
         one = _run(settings, 1, Path(folder) / "one")
         many = _run(settings, args.ranks, Path(folder) / "many")
@@ -66,7 +78,8 @@ def _run(settings: dict[str, Any], ranks: int, out: Path) -> list[dict[str, Any]
     if done.returncode:
         raise RunError(f"{ranks} ranks: exit code {done.returncode}\n{done.stderr[-2000:]}")
     return [
-        json.loads((out / f"rank{rank}.json").read_text()) | torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in range(ranks)
+        json.loads((out / f"rank{rank}.json").read_text()) | torch.load(out / f"rank{rank}.pt", weights_only=True)
+        for rank in range(ranks)
     ]
 
 
@@ -95,12 +108,18 @@ def _compare(one: list[dict[str, Any]], many: list[dict[str, Any]]) -> dict[str,
 def _print(result: dict[str, Any]) -> None:
     ranks, same = result["ranks"], {True: "the same", False: "DIFFERENT"}
     kinds = sorted({kind for kind, _ in result["collectives"]})
-    print(f"{result['config']}, {result['batch']} images of {result['crop']} px a rank, {result['device']}, torch {torch.__version__}")
+    print(
+        f"{result['config']}, {result['batch']} images of {result['crop']} px a rank, {result['device']}, "
+        f"torch {torch.__version__}"
+    )
     rows = [
         [f"gradients, {ranks} ranks against one process", f"{result['gradient_difference']:.1e} of the greatest"],
         ["parameters after some steps, likewise", f"{result['parameter_difference']:.1e} of the greatest"],
         ["parameters of all ranks, by hash", same[result["ranks_equal"]]],
-        ["collectives a step", f"{len(result['collectives'])} ({', '.join(kinds)}); buckets of gradients: {result['buckets']}"],
+        [
+            "collectives a step",
+            f"{len(result['collectives'])} ({', '.join(kinds)}); buckets of gradients: {result['buckets']}",
+        ],
         ["bytes a step", f"{result['collective_bytes']:,}; gradients are {result['gradient_bytes']:,}"],
         ["collectives a step, one process", str(result["collectives_alone"])],
         ["ms a step, one process with all images", Spread(**_ms(result["seconds_one"])).text()],

@@ -1,8 +1,9 @@
 """What our loop costs: its step over that of a bare PyTorch loop, with the same net and the same batches, in pairs.
 
-The bare loop does forward, backward and fused SGD, and nothing else. Ours also counts loss and errors, leaves out steps that are not
-finite, keeps its place, sets the learning rate, and reads its sums at each logging interval. Both take their batches from a loader of their
-own of the same kind. Turns are short, and a difference is taken between neighbours, so that what else the machine does falls on both.
+The bare loop does forward, backward and fused SGD, and nothing else. Ours also counts loss and errors, leaves out steps
+that are not finite, keeps its place, sets the learning rate, and reads its sums at each logging interval. Both take
+their batches from a loader of their own of the same kind. Turns are short, and a difference is taken between
+neighbours, so that what else the machine does falls on both.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from senet.bench.net import choose
 from senet.config import Config
 from senet.data import Source, train_loader
 from senet.data.loader import Batch, TrainLoader
+from senet.distributed import World, synchronise
+from senet.execution.execution import Execution, prepare
 from senet.models import build
-from senet.models.execution import Execution, prepare
-from senet.train.loop import DTYPES, Trainer
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
-from senet.world import World, synchronise
+from senet.train.trainer import DTYPES, Trainer
 
 GOAL = 1.0  # percent
 HEADER = ("", "bare, ms", "ours, ms", "difference, us", "percent", "+-", "middle half of pairs, percent")
@@ -37,11 +38,15 @@ HEADER = ("", "bare, ms", "ours, ms", "difference, us", "percent", "+-", "middle
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", nargs="?", default="configs/cifar10/se_resnet20.yaml", metavar="CONFIG")
-    parser.add_argument("--execution", default="nhwc", metavar="HOW", help="of the net in both loops (default nhwc)")
+    parser.add_argument(
+        "--execution", default="channels_last", metavar="HOW", help="of the net in both loops (default channels_last)"
+    )
     parser.add_argument("--precision", choices=list(DTYPES), default="fp32")
     parser.add_argument("--batch", type=int, metavar="N", help="images a step (default: the config's)")
     parser.add_argument("--pairs", type=int, default=100, metavar="N", help="of turns (default 100)")
-    parser.add_argument("--turn", type=int, default=2, metavar="STEPS", help="in a row before it is the other's turn (default 2)")
+    parser.add_argument(
+        "--turn", type=int, default=2, metavar="STEPS", help="in a row before it is the other's turn (default 2)"
+    )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of PyTorch, on a CPU (default 1)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
 
@@ -71,7 +76,8 @@ def synthetic(loaded: Config, batch: int, precision: Any) -> Config:
 
 
 def compare(settings: Config, device: torch.device, how: Execution, pairs: int, turn: int) -> dict[str, Any]:
-    """Both loops in `pairs` of turns of `turn` steps, in wall time and CPU time; the difference is the median of the pairs'.
+    """Both loops in `pairs` of turns of `turn` steps, in wall time and CPU time; the difference is the median of the
+    pairs'.
 
     `error_percent` is the standard error of that median, were the pairs drawn from a normal distribution.
     """
@@ -104,7 +110,9 @@ def cells(result: dict[str, Any]) -> list[list[object]]:
     return lines
 
 
-def turns(loops: dict[str, Step], device: torch.device, pairs: int, turn: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+def turns(
+    loops: dict[str, Step], device: torch.device, pairs: int, turn: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Seconds and CPU-seconds a step of each turn, by loop."""
     wall: dict[str, list[float]] = {name: [] for name in loops}
     cpu: dict[str, list[float]] = {name: [] for name in loops}
@@ -127,15 +135,19 @@ def turns(loops: dict[str, Step], device: torch.device, pairs: int, turn: int) -
 
 
 def _loader(settings: Config, device: torch.device) -> TrainLoader:
-    return train_loader(settings.data, Source(), settings.batch, settings.batch, settings.seed, 0, 1, device, DTYPES[settings.precision])
+    return train_loader(
+        settings.data, Source(), settings.batch, settings.batch, settings.seed, 0, 1, device, DTYPES[settings.precision]
+    )
 
 
 def ours(settings: Config, device: torch.device, how: Execution) -> Step:
     """The real Trainer over the real loader."""
     torch.manual_seed(0)
-    here = World(0, 1, device)
+    world = World(0, 1, device)
     net = prepare(build(settings.net, settings.data.classes).to(device), how)
-    trainer = Trainer(settings, here, here.wrap(net), sgd(net, settings.optim), lambda phase, step: None, how.graph)
+    trainer = Trainer(
+        settings, world, world.distribute(net), sgd(net, settings.optim), lambda phase, step: None, how.graph
+    )
     return looked_at(trainer, _loader(settings, device), Meter(device))
 
 

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from senet import chart
+from senet import plots
 from senet.bench import net, step, table
 from senet.bench.contestants import execution
 from senet.bench.measure import Spread
-from senet.models.traffic import Device, stack_of
 from senet.plan import gpus
 from senet.plan.rates import Row
+from senet.plan.traffic import Device, stack_of
 
 Found = dict[str, dict[str, Any]]  # state of each part that was tried
 
@@ -54,7 +54,13 @@ def write(out: Path, names: Sequence[str]) -> dict[str, Any]:
         "measured": planner([] if tiny else rows, done.get("machine")),
         "machine": done.get("machine"),
     }
-    pages = [_head(done.get("machine"), tiny), _goals(reached), *_pages(done), _measured(result["measured"]), _failures(found, names)]
+    pages = [
+        _head(done.get("machine"), tiny),
+        _goals(reached),
+        *_pages(done),
+        _measured(result["measured"]),
+        _failures(found, names),
+    ]
     (out / "summary.json").write_text(json.dumps(result | {"tiny": tiny, "rows": rows}, indent=1))
     (out / "summary.md").write_text("\n\n".join(page for page in pages if page) + "\n")
     _draw(out, done, rows)
@@ -68,7 +74,9 @@ def goals(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     reached = []
     for goal in GOALS:
         value = best.get(goal.key)
-        spread = None if value is None else Spread(**value) if isinstance(value, dict) else Spread(value, value, value, 1)
+        spread = (
+            None if value is None else Spread(**value) if isinstance(value, dict) else Spread(value, value, value, 1)
+        )
         reached.append(
             {
                 "goal": goal.what,
@@ -83,7 +91,9 @@ def goals(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def planner(rows: Sequence[dict[str, Any]], machine: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The fastest of each net and stack, as rows for senet/plan/measured.yaml; none where launch.plan does not know the GPU."""
+    """The fastest of each net and stack, as rows for senet/plan/measured.yaml; none where launch.plan does not know the
+    GPU.
+    """
     gpu = gpus.called((machine or {}).get("gpu", ""))
     fastest: dict[tuple[str, str], Row] = {}
     for row in rows:
@@ -100,7 +110,7 @@ def planner(rows: Sequence[dict[str, Any]], machine: dict[str, Any] | None) -> l
     return [asdict(row) for row in fastest.values()]
 
 
-# ------------------------------------------------------------------------------------------------------------------------- text
+# ----------------------------------------------------------------------------------------------------------------- text
 
 
 def _head(machine: dict[str, Any] | None, tiny: bool) -> str:
@@ -109,17 +119,21 @@ def _head(machine: dict[str, Any] | None, tiny: bool) -> str:
         best = machine["best"]
         versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
         lines.append(
-            f"{best['name']}: {best['bandwidth'] / 1e12:.3g} TB/s, {best['matmul'] / 1e12:.4g} TFLOP/s ({best['source']}); {versions}."
+            f"{best['name']}: {best['bandwidth'] / 1e12:.3g} TB/s, {best['matmul'] / 1e12:.4g} TFLOP/s "
+            f"({best['source']}); {versions}."
         )
         lines.append(
-            f"Commit {machine['commit'][:12] or 'unknown'}. Medians of interleaved rounds (range); ratios from pairs of one round."
+            f"Commit {machine['commit'][:12] or 'unknown'}. Medians of interleaved rounds (range); ratios "
+            "from pairs of one round."
         )
     return "\n\n".join(lines)
 
 
 def _goals(reached: Sequence[dict[str, Any]]) -> str:
     verdict = {True: "reached", False: "NOT reached", None: "-"}
-    rows = [(goal["goal"], f">= {goal['least']}", goal["shown"], goal["how"], verdict[goal["reached"]]) for goal in reached]
+    rows = [
+        (goal["goal"], f">= {goal['least']}", goal["shown"], goal["how"], verdict[goal["reached"]]) for goal in reached
+    ]
     return "## Goals\n\n" + table.markdown(("", "goal", "measured", "computed", ""), rows)
 
 
@@ -127,7 +141,9 @@ def _pages(done: dict[str, Any]) -> list[str]:
     """The tables of what is there, in order."""
     pages = []
     for name, result in done.items():
-        write_page: Callable[[dict[str, Any]], str] | None = next((page for prefix, page in PAGES.items() if name.startswith(prefix)), None)
+        write_page: Callable[[dict[str, Any]], str] | None = next(
+            (page for prefix, page in PAGES.items() if name.startswith(prefix)), None
+        )
         if write_page is not None:
             pages.append(f"## {name}\n\n{write_page(result)}")
     return pages
@@ -138,7 +154,12 @@ def _nets(result: dict[str, Any]) -> str:
     note = f"{rows[0]['precision']}, batch {rows[0]['batch']}, {rows[0]['crop']} px, synthetic images on the device."
     memory = [f"{row['kind']} {row['how']} {row['memory'] / 2**30:.1f}" for row in rows if row.get("memory")]
     failures = [f"{row['kind']} {row['how']}: {row['failure']}." for row in rows if row["failure"]]
-    lines = [table.markdown(net.HEADER, net.cells(rows)), note, *([f"GiB a step: {', '.join(memory)}."] if memory else []), *failures]
+    lines = [
+        table.markdown(net.HEADER, net.cells(rows)),
+        note,
+        *([f"GiB a step: {', '.join(memory)}."] if memory else []),
+        *failures,
+    ]
     return "\n\n".join(lines)
 
 
@@ -147,7 +168,13 @@ def _numerics(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         key = (row["tail"], row["precision"], row["shift"])
         entry = worst.setdefault(
-            key, {"cases": 0, "passed": 0, "error": dict.fromkeys(row["plain"], 0.0), "plain": dict.fromkeys(row["plain"], 0.0)}
+            key,
+            {
+                "cases": 0,
+                "passed": 0,
+                "error": dict.fromkeys(row["plain"], 0.0),
+                "plain": dict.fromkeys(row["plain"], 0.0),
+            },
         )
         entry["cases"] += 1
         entry["passed"] += row["passed"]
@@ -158,7 +185,15 @@ def _numerics(result: dict[str, Any]) -> str:
     for (tail, precision, shift), entry in worst.items():
         errors = [f"{entry['error'][name]:.1e} / {entry['plain'][name]:.1e}" for name in ("out", "input", "parameters")]
         lines.append((tail, precision, f"{shift:.0f}", *errors, f"{entry['passed']} of {entry['cases']}"))
-    header = ("tail", "precision", "mean, std", "output / plain", "input gradient / plain", "parameter gradients / plain", "passed")
+    header = (
+        "tail",
+        "precision",
+        "mean, std",
+        "output / plain",
+        "input gradient / plain",
+        "parameter gradients / plain",
+        "passed",
+    )
     failures = sorted({row["failure"] for row in result["rows"] if row["failure"]})
     return "\n\n".join(
         [
@@ -184,7 +219,12 @@ def _graph(result: dict[str, Any]) -> str:
 
 
 def _loop(result: dict[str, Any]) -> str:
-    lines = [[f"{row['how']}, {cells[0]}", *cells[1:]] for row in result["rows"] if not row["failure"] for cells in step.cells(row)]
+    lines = [
+        [f"{row['how']}, {cells[0]}", *cells[1:]]
+        for row in result["rows"]
+        if not row["failure"]
+        for cells in step.cells(row)
+    ]
     note = f"se_resnet20, {result['precision']}, batch {result['batch']}, both loops fed by a loader."
     failures = [f"{row['how']}: {row['failure']}" for row in result["rows"] if row["failure"]]
     return "\n\n".join([table.markdown(step.HEADER, lines), note, *failures])
@@ -199,7 +239,9 @@ def _profile(result: dict[str, Any]) -> str:
         total = found["busy_ms"] or 1.0
         kinds = [(kind, f"{ms:.2f}", f"{100 * ms / total:.0f} %") for kind, ms in found["kinds"].items()]
         top = [(row["kernel"][:90], f"{row['calls']:.0f}", f"{row['ms']:.2f}") for row in found["top"][:12]]
-        head = f"{how}: {found['ms_a_step']:.1f} ms a step, {found['busy_ms']:.1f} ms of kernels, batch {result['batch']}"
+        head = (
+            f"{how}: {found['ms_a_step']:.1f} ms a step, {found['busy_ms']:.1f} ms of kernels, batch {result['batch']}"
+        )
         pages += [head, table.markdown(("kind", "ms", "share"), kinds), table.markdown(("kernel", "calls", "ms"), top)]
     return "\n\n".join(pages)
 
@@ -210,7 +252,9 @@ def _grouped(result: dict[str, Any]) -> str:
         cell = f"{row['ms']:.3f} ({row['of_bandwidth']:.2f})" if row["ms"] else row["failure"]
         lines.setdefault((row["conv"], row["layout"]), []).append(cell)
     header = ("3x3, grouped", "layout", "forward", "input gradient", "weight gradient")
-    note = f"ms (share of the bandwidth that its input and output need), {result['precision']}, batch {result['batch']}."
+    note = (
+        f"ms (share of the bandwidth that its input and output need), {result['precision']}, batch {result['batch']}."
+    )
     return table.markdown(header, [(*key, *cells) for key, cells in lines.items()]) + "\n\n" + note
 
 
@@ -224,7 +268,10 @@ def _loaders(result: dict[str, Any]) -> str:
     for row in result["rows"]:
         speeds = [Spread(**row[key]).text() if row.get(key) else None for key in ("loader", "net", "together")]
         lines.append((row.get("pixels", row["backend"]), *speeds, row["failure"] or ""))
-    note = f"{result['net']}, batch {result['batch']}, {result['crop']} px, {result['images']} drawn JPEGs of 500 x 375; images/s."
+    note = (
+        f"{result['net']}, batch {result['batch']}, {result['crop']} px, {result['images']} drawn JPEGs "
+        "of 500 x 375; images/s."
+    )
     return table.markdown(("loader", "alone", "net alone", "net fed by it", ""), lines) + "\n\n" + note
 
 
@@ -232,8 +279,15 @@ def _cifar(result: dict[str, Any]) -> str:
     epochs = result["epochs"]
     shown = [row for number, row in enumerate(epochs) if number % max(1, len(epochs) // 12) == 0 or row is epochs[-1]]
     lines = [(row["epoch"], row["train_top1_error"], row["top1_error"], f"{row['seconds']:.0f}") for row in shown]
-    note = f"{result['config']}, {result['data']}: {result['images_per_second']} images/s; {result['unfinished'] or 'finished'}."
-    return table.markdown(("epoch", "training error", "test top-1 error", "seconds since the last start"), lines) + "\n\n" + note
+    note = (
+        f"{result['config']}, {result['data']}: {result['images_per_second']} images/s; "
+        f"{result['unfinished'] or 'finished'}."
+    )
+    return (
+        table.markdown(("epoch", "training error", "test top-1 error", "seconds since the last start"), lines)
+        + "\n\n"
+        + note
+    )
 
 
 PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -253,7 +307,9 @@ PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def _measured(rows: Sequence[dict[str, Any]]) -> str:
     lines = "\n".join(f"- {json.dumps(row)}" for row in rows)
-    return f"## Rows for launch.plan: `ours` in senet/plan/measured.yaml\n\n```yaml\nours:\n{lines}\n```" if rows else ""
+    return (
+        f"## Rows for launch.plan: `ours` in senet/plan/measured.yaml\n\n```yaml\nours:\n{lines}\n```" if rows else ""
+    )
 
 
 def _failures(found: Found, names: Sequence[str]) -> str:
@@ -268,29 +324,34 @@ def _failures(found: Found, names: Sequence[str]) -> str:
     return "## Not measured\n\n" + "\n\n".join(pages) if pages else ""
 
 
-# ----------------------------------------------------------------------------------------------------------------------- charts
+# --------------------------------------------------------------------------------------------------------------- charts
 
 
 def _draw(out: Path, done: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     if rows and "machine" in done:
         imagenet = [row for row in rows if "resnet110" not in row["net"]]
-        chart.save(net.bars(_distinct(imagenet), Device(**done["machine"]["best"])), out / "nets.png")
+        plots.save(net.bars(_distinct(imagenet), Device(**done["machine"]["best"])), out / "nets.png")
     if "profile" in done:
         bars = [
-            chart.Bar(kind, ms, how)
+            plots.Bar(kind, ms, how)
             for kind in _kinds(done["profile"])
             for how, found in done["profile"]["executions"].items()
             if (ms := (found.get("kinds") or {}).get(kind)) is not None
         ]
         if bars:
-            chart.save(chart.bars("Where a step of SE-ResNet-50 goes", bars, chart.Axis("ms of kernels a step")), out / "profile.png")
+            plots.save(
+                plots.bars("Where a step of SE-ResNet-50 goes", bars, plots.Axis("ms of kernels a step")),
+                out / "profile.png",
+            )
     if "cifar" in done and len(done["cifar"]["epochs"]) > 1:
         lines = [
-            chart.Line(label, [(row["epoch"], row[key]) for row in done["cifar"]["epochs"] if row[key] is not None])
+            plots.Line(label, [(row["epoch"], row[key]) for row in done["cifar"]["epochs"] if row[key] is not None])
             for label, key in (("training", "train_top1_error"), ("test", "top1_error"))
         ]
-        page = chart.lines(f"SE-ResNet-20, {done['cifar']['data']}", lines, chart.Axis("epoch"), chart.Axis("top-1 error, %", low=0))
-        chart.save(page, out / "cifar.png")
+        page = plots.lines(
+            f"SE-ResNet-20, {done['cifar']['data']}", lines, plots.Axis("epoch"), plots.Axis("top-1 error, %", low=0)
+        )
+        plots.save(page, out / "cifar.png")
 
 
 def _kinds(result: dict[str, Any]) -> list[str]:

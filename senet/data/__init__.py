@@ -17,18 +17,20 @@ from numpy.typing import NDArray
 from senet.config import Augment, Data
 from senet.data import cifar
 from senet.data.augment import Augmentation
-from senet.data.draws import Ints
 from senet.data.index import find
-from senet.data.loader import Bad, Batch, Finish, Raw, TrainLoader, ValLoader
-from senet.data.memory import Memory, synthetic
-from senet.data.order import Order, val_batches
+from senet.data.loader import BadImages, Batch, DevicePipeline, Raw, TrainLoader, ValLoader
+from senet.data.memory import InMemory, synthetic
+from senet.data.philox import Ints
+from senet.data.sampler import Order, val_batches
 from senet.data.samples import Samples
 from senet.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Source:
-    """The circumstances of loading: nothing in here changes which pixels of which image are in which batch, but for `backend`."""
+    """The circumstances of loading: nothing in here changes which pixels of which image are in which batch, but for
+    `backend`.
+    """
 
     root: Path | None = None
     backend: str = "auto"  # of image folders: dali, vision, or auto: DALI where it is installed
@@ -47,7 +49,16 @@ class Backend(Protocol):
 
 
 class _Loader:
-    def __init__(self, data: Data, images: int, fingerprint: str, classes: tuple[str, ...], backend: Backend, bad: Bad, finish: Finish):
+    def __init__(
+        self,
+        data: Data,
+        images: int,
+        fingerprint: str,
+        classes: tuple[str, ...],
+        backend: Backend,
+        bad: BadImages,
+        finish: DevicePipeline,
+    ):
         self.images, self.fingerprint, self.classes = images, fingerprint, classes
         self.backend, self.bad, self.finish = backend, bad, finish
         shown = {"crop": data.crop, "mean": list(data.mean), "std": list(data.std)}
@@ -66,15 +77,15 @@ class _Loader:
 class _Train(_Loader):
     def __init__(self, order: Order, *common: Any) -> None:
         super().__init__(*common)
-        self.steps, self.micro_batches = order.steps, order.micro_batches
+        self.steps, self.accumulation_steps = order.steps, order.accumulation_steps
 
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
-        first = (epoch * self.steps + step) * self.micro_batches
-        return self.finish(lambda: self.backend.batches(first, (self.steps - step) * self.micro_batches))
+        first = (epoch * self.steps + step) * self.accumulation_steps
+        return self.finish(lambda: self.backend.batches(first, (self.steps - step) * self.accumulation_steps))
 
     def names(self, step: int) -> list[str]:
-        first = step * self.micro_batches
-        return [name for number in range(first, first + self.micro_batches) for name in self.backend.names(number)]
+        first = step * self.accumulation_steps
+        return [name for number in range(first, first + self.accumulation_steps) for name in self.backend.names(number)]
 
 
 class _Val(_Loader):
@@ -90,36 +101,51 @@ def train_loader(
     data: Data,
     source: Source,
     batch: int,
-    at_once: int,
+    micro_batch: int,
     seed: int,
     rank: int,
     world: int,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> TrainLoader:
-    """The training images: global batches of `batch`, of which this rank sees its part, `at_once` images at a time.
+    """The training images: global batches of `batch`, of which this rank sees its part, `micro_batch` images at a time.
 
-    `dtype` is what the net computes in (see Finish).
+    `dtype` is what the net computes in (see DevicePipeline).
 
     Raises UsageError for what is wrong with the data set, its path or the flags.
     """
     augment = data.augment
-    if (augment.mixup or augment.cutmix) and at_once % 2:
-        raise UsageError(f"data.augment: mixup and cutmix need pairs, but a rank takes {at_once} images at once; change batch")
-    finish = Finish(data, device, Augmentation(data, seed) if augment != Augment() else None, dtype)
+    if (augment.mixup or augment.cutmix) and micro_batch % 2:
+        raise UsageError(
+            f"data.augment: mixup and cutmix need pairs, but a rank takes {micro_batch} images at once; change batch"
+        )
+    finish = DevicePipeline(data, device, Augmentation(data, seed) if augment != Augment() else None, dtype)
     if data.set == "folder":
         index = find(_root(source), "train", data.classes)
-        order = Order(len(index), batch, at_once, seed, rank, world, augment.repeats, index.labels if augment.balance else None)
+        order = Order(
+            len(index),
+            batch,
+            micro_batch,
+            seed,
+            rank,
+            world,
+            augment.repeats,
+            index.labels if augment.balance else None,
+        )
         bad = _bad(source, len(index))
         backend = _decoder(Samples(index, data, order), source, device, bad)
         return _Train(order, data, len(index), index.fingerprint, index.classes, backend, bad, finish)
     pixels, labels = _in_memory(data, source, "train", seed)
-    order = Order(len(labels), batch, at_once, seed, rank, world, augment.repeats, labels if augment.balance else None)
-    backend = Memory(pixels, labels, data, order, [], device)
-    return _Train(order, data, len(labels), _fingerprint(pixels, labels), (), backend, Bad(0), finish)
+    order = Order(
+        len(labels), batch, micro_batch, seed, rank, world, augment.repeats, labels if augment.balance else None
+    )
+    backend = InMemory(pixels, labels, data, order, [], device)
+    return _Train(order, data, len(labels), _fingerprint(pixels, labels), (), backend, BadImages(0), finish)
 
 
-def val_loader(data: Data, source: Source, rank: int, world: int, device: torch.device, dtype: torch.dtype = torch.float32) -> ValLoader:
+def val_loader(
+    data: Data, source: Source, rank: int, world: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> ValLoader:
     """The validation images (CIFAR: the test set), this rank's part of them. Raises UsageError likewise."""
     if source.val_batch < 1:
         raise UsageError(f"--val-batch {source.val_batch}: must be at least 1")
@@ -128,15 +154,33 @@ def val_loader(data: Data, source: Source, rank: int, world: int, device: torch.
         dealt = val_batches(len(index), source.val_batch, rank, world)
         bad = _bad(source, len(index))
         backend = _decoder(Samples(index, data, None, tuple(dealt)), source, device, bad)
-        return _Val(len(dealt), data, len(index), index.fingerprint, index.classes, backend, bad, Finish(data, device, None, dtype))
+        return _Val(
+            len(dealt),
+            data,
+            len(index),
+            index.fingerprint,
+            index.classes,
+            backend,
+            bad,
+            DevicePipeline(data, device, None, dtype),
+        )
     pixels, labels = _in_memory(data, source, "test", 1)
     dealt = val_batches(len(labels), source.val_batch, rank, world)
-    backend = Memory(pixels, labels, data, None, dealt, device)
-    return _Val(len(dealt), data, len(labels), _fingerprint(pixels, labels), (), backend, Bad(0), Finish(data, device, None, dtype))
+    backend = InMemory(pixels, labels, data, None, dealt, device)
+    return _Val(
+        len(dealt),
+        data,
+        len(labels),
+        _fingerprint(pixels, labels),
+        (),
+        backend,
+        BadImages(0),
+        DevicePipeline(data, device, None, dtype),
+    )
 
 
-def _bad(source: Source, images: int) -> Bad:
-    return Bad(max(100, images // 1000) if source.max_bad is None else source.max_bad)
+def _bad(source: Source, images: int) -> BadImages:
+    return BadImages(max(100, images // 1000) if source.max_bad is None else source.max_bad)
 
 
 def _fingerprint(pixels: NDArray[np.uint8], labels: Ints) -> str:
@@ -145,7 +189,9 @@ def _fingerprint(pixels: NDArray[np.uint8], labels: Ints) -> str:
 
 def _root(source: Source) -> Path:
     if source.root is None:
-        raise UsageError("--data DIR is needed: the folder of the data set (python -m launch.prepare demo DIR makes one to try)")
+        raise UsageError(
+            "--data DIR is needed: the folder of the data set (python -m launch.prepare demo DIR makes one to try)"
+        )
     return source.root
 
 
@@ -155,7 +201,9 @@ def _in_memory(data: Data, source: Source, split: str, seed: int) -> Any:
     if data.set == "synthetic":
         return synthetic(data, data.train_images if split == "train" else data.val_images, seed)
     if data.classes != {"cifar10": 10, "cifar100": 100}[data.set]:
-        raise UsageError(f"data.classes: {data.classes} does not fit {data.set}; set data.classes={data.set.removeprefix('cifar')}")
+        raise UsageError(
+            f"data.classes: {data.classes} does not fit {data.set}; set data.classes={data.set.removeprefix('cifar')}"
+        )
     return cifar.read(_root(source), data.set, split, source.checksum)
 
 
@@ -164,16 +212,19 @@ def has_dali() -> bool:
     return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
 
 
-def _decoder(samples: Samples, source: Source, device: torch.device, bad: Bad) -> Backend:
+def _decoder(samples: Samples, source: Source, device: torch.device, bad: BadImages) -> Backend:
     if source.workers is not None and source.workers < 1:
         raise UsageError(f"--workers {source.workers}: must be at least 1")
     workers = source.workers or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     if source.backend == "dali" and not has_dali():
-        raise UsageError("--backend dali: nvidia-dali-cuda130 is not installed; pip install -r requirements.txt, or use --backend vision")
+        raise UsageError(
+            "--backend dali: nvidia-dali-cuda130 is not installed; pip install -r requirements.txt, "
+            "or use --backend vision"
+        )
     if source.backend != "vision" and has_dali():
         from senet.data.dali import Dali
 
         return Dali(samples, device, workers, bad)
-    from senet.data.vision import Vision
+    from senet.data.pillow import Vision
 
     return Vision(samples, workers, bad)

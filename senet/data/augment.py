@@ -1,7 +1,7 @@
 """Augmentation of whole batches on the device: rotation, colour, erasing, mixup and cutmix, alike for all backends.
 
-What is random is drawn on the host from (seed, epoch, key), so it is the same on any number of ranks. Everything that is done to colours
-is one 3x4 matrix for each image, and its result is clipped once.
+What is random is drawn on the host from (seed, epoch, key), so it is the same on any number of ranks. Everything that
+is done to colours is one 3x4 matrix for each image, and its result is clipped once.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from senet.config import Data
-from senet.data.draws import Floats, Ints, Purpose, crops, uniforms
+from senet.data.philox import Floats, Ints, Purpose, crops, uniforms
 
 GREY = torch.tensor([0.299, 0.587, 0.114])
-# Principal components of ImageNet's colours (Krizhevsky et al. 2012, section 4.1), as fb.resnet.torch gives them; of pixels in 0..1.
+# Principal components of ImageNet's colours (Krizhevsky et al. 2012, section 4.1), as fb.resnet.torch gives them; of
+# pixels in 0..1.
 VALUES = np.array([0.2175, 0.0188, 0.0045])
 VECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
 YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
@@ -26,7 +27,7 @@ ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 3.3)  # Zhong et al. 2020 (170
 TRIES = 16  # to draw from a Beta distribution
 
 
-class Drawn(NamedTuple):
+class AugmentParams(NamedTuple):
     """What was drawn for b images; None where the config does not ask for it."""
 
     angles: Tensor | None = None  # [b] radians
@@ -36,8 +37,8 @@ class Drawn(NamedTuple):
     weights: Tensor | None = None  # [b] of the image itself when it is mixed with its neighbour
     pasted: Tensor | None = None  # [b, 4] boxes taken from the neighbour; empty where mixup mixes
 
-    def to(self, device: torch.device) -> Drawn:
-        return Drawn(*(None if part is None else part.to(device, non_blocking=True) for part in self))
+    def to(self, device: torch.device) -> AugmentParams:
+        return AugmentParams(*(None if part is None else part.to(device, non_blocking=True) for part in self))
 
 
 class Augmentation:
@@ -46,14 +47,16 @@ class Augmentation:
     def __init__(self, data: Data, seed: int) -> None:
         self.data, self.augment, self.seed = data, data.augment, seed
 
-    def draw(self, epoch: int, keys: Ints, side: int) -> Drawn:
+    def draw(self, epoch: int, keys: Ints, side: int) -> AugmentParams:
         """For images of `side` x `side` pixels."""
         augment = self.augment
         angles = factors = shifts = erased = weights = pasted = None
         if augment.rotate:
             angles = _tensor(np.deg2rad(augment.rotate) * self._signed(epoch, keys, 1, Purpose.ROTATE)[:, 0])
         if any(augment.color_jitter):
-            factors = _tensor(np.array([1, 1, 1, 0]) + np.array(augment.color_jitter) * self._signed(epoch, keys, 4, Purpose.COLOR))
+            factors = _tensor(
+                np.array([1, 1, 1, 0]) + np.array(augment.color_jitter) * self._signed(epoch, keys, 4, Purpose.COLOR)
+            )
         if augment.lighting or augment.pixel_jitter:
             shift = augment.pixel_jitter * self._signed(epoch, keys, 3, Purpose.SHIFT)
             shifts = _tensor(shift + 255 * (augment.lighting * self._normal(epoch, keys) * VALUES) @ VECTORS.T)
@@ -62,7 +65,7 @@ class Augmentation:
         if augment.mixup or augment.cutmix:
             weight, box = self._mixed(epoch, keys, side)
             weights, pasted = _tensor(weight), torch.from_numpy(box)
-        return Drawn(angles, factors, shifts, erased, weights, pasted)
+        return AugmentParams(angles, factors, shifts, erased, weights, pasted)
 
     def _signed(self, epoch: int, keys: Ints, count: int, purpose: Purpose) -> Floats:
         return 2 * uniforms(self.seed, epoch, keys, count, purpose) - 1
@@ -82,7 +85,9 @@ class Augmentation:
         """DeVries and Taylor 2017 (1708.04552): a square with its centre anywhere in the image."""
         if not self.augment.cutout:
             return []
-        corner = (side * uniforms(self.seed, epoch, keys, 2, Purpose.CUTOUT)).astype(np.int64) - self.augment.cutout // 2
+        corner = (side * uniforms(self.seed, epoch, keys, 2, Purpose.CUTOUT)).astype(
+            np.int64
+        ) - self.augment.cutout // 2
         return [np.concatenate([corner, np.full_like(corner, self.augment.cutout)], 1)]
 
     def _mixed(self, epoch: int, keys: Ints, side: int) -> tuple[Floats, Ints]:
@@ -98,7 +103,7 @@ class Augmentation:
         box = np.concatenate([np.maximum(low, 0), high - np.maximum(low, 0)], 1)
         return np.where(cuts, 1 - box[:, 2] * box[:, 3] / side**2, share), box
 
-    def change(self, pixels: Tensor, drawn: Drawn) -> Tensor:
+    def change(self, pixels: Tensor, drawn: AugmentParams) -> Tensor:
         """Float pixels [b, H, W, 3] in 0..255, turned and coloured."""
         if drawn.angles is not None:
             pixels = _rotate(pixels, drawn.angles)
@@ -106,7 +111,7 @@ class Augmentation:
             pixels = _colour(pixels, drawn.factors, drawn.shifts)
         return pixels
 
-    def mix(self, images: Tensor, drawn: Drawn) -> Tensor:
+    def mix(self, images: Tensor, drawn: AugmentParams) -> Tensor:
         """Normalised images [b, 3, H, W] with parts erased (to the mean colour), mixed with their neighbours."""
         if drawn.erased is not None:
             for boxes in drawn.erased.unbind(1):
@@ -120,7 +125,9 @@ class Augmentation:
 
 
 def neighbours(batch: Tensor) -> Tensor:
-    """What image 2k mixes with is image 2k + 1, and the other way round: pairs that are the same on any number of ranks."""
+    """What image 2k mixes with is image 2k + 1, and the other way round: pairs that are the same on any number of
+    ranks.
+    """
     return batch.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from senet.data.draws import Ints
+from senet.data.philox import Ints
 from senet.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,10 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
     "cifar100": (
         Layout(
             "cifar-100-python",
-            {"train": (("train", "16019d7e3df5f24257cddd939b257f8d"),), "test": (("test", "f0ef6b0ae62326f3e7ffdfab6717acfc"),)},
+            {
+                "train": (("train", "16019d7e3df5f24257cddd939b257f8d"),),
+                "test": (("test", "f0ef6b0ae62326f3e7ffdfab6717acfc"),),
+            },
             b"fine_labels",
             100,
         ),
@@ -67,7 +70,8 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
 def read(root: Path, name: str, split: str, checksum: bool = True) -> tuple[NDArray[np.uint8], Ints]:
     """(uint8 [N, 32, 32, 3], int64 [N]) of a split, train or test.
 
-    Raises UsageError for a missing folder or file, a wrong checksum, a wrong size, or a pickle with anything but arrays in it.
+    Raises UsageError for a missing folder or file, a wrong checksum, a wrong size, or a pickle with anything but arrays
+    in it.
     """
     layouts = LAYOUTS[name]
     for layout in layouts:
@@ -93,7 +97,9 @@ def _read_file(path: Path, md5: str | None, layout: Layout) -> tuple[NDArray[np.
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}); unpack the archive again") from None
     if md5 is not None and (found := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
-        raise UsageError(f"{path}: checksum {found} instead of {md5}: damaged or changed; unpack it again, or say --no-checksum")
+        raise UsageError(
+            f"{path}: checksum {found} instead of {md5}: damaged or changed; unpack it again, or say --no-checksum"
+        )
     if isinstance(layout.label, bytes):
         try:
             batch = Plain(io.BytesIO(content), encoding="bytes").load()
@@ -103,7 +109,9 @@ def _read_file(path: Path, md5: str | None, layout: Layout) -> tuple[NDArray[np.
         return pixels.reshape(-1, PIXELS), labels
     record = layout.label + PIXELS
     if not content or len(content) % record:
-        raise UsageError(f"{path}: {len(content)} bytes are not whole records of {record}: truncated; unpack the archive again")
+        raise UsageError(
+            f"{path}: {len(content)} bytes are not whole records of {record}: truncated; unpack the archive again"
+        )
     records = np.frombuffer(content, np.uint8).reshape(-1, record)
     return records[:, layout.label :], records[:, layout.label - 1]
 

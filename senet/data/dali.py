@@ -1,7 +1,9 @@
-"""Image folders and shards through NVIDIA DALI: decoding on the GPU where there is one, else on the CPU. The only importer of nvidia.dali.
+"""Image folders and shards through NVIDIA DALI: decoding on the GPU where there is one, else on the CPU. The only
+importer of nvidia.dali.
 
-A pipeline has no state that matters: it is fed with bytes and boxes by a function of the batch's number. So it can be built anew at
-any position, after a resume or without an image that killed it (one undecodable image ends a DALI pipeline for good).
+A pipeline has no state that matters: it is fed with bytes and boxes by a function of the batch's number. So it can be
+built anew at any position, after a resume or without an image that killed it (one undecodable image ends a DALI
+pipeline for good).
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ from nvidia.dali.auto_aug.core import augmentation, signed_bin
 from nvidia.dali.auto_aug.core._select import select
 
 from senet.config import Augment
-from senet.data.draws import Ints
-from senet.data.loader import Bad, Raw
-from senet.data.order import NUMBER
+from senet.data.loader import BadImages, Raw
+from senet.data.philox import Ints
 from senet.data.pixels import size
 from senet.data.policy import BINS, FILL, OPERATIONS, SIGNED, levels, operations
+from senet.data.sampler import NUMBER
 from senet.data.samples import Samples
 
 DEPTH = 2  # batches that a pipeline prepares in advance
@@ -40,7 +42,7 @@ class File(NamedTuple):
 class Dali:
     """Batches of `samples` from any number on. `bad` collects what cannot be decoded."""
 
-    def __init__(self, samples: Samples, device: torch.device, workers: int, bad: Bad) -> None:
+    def __init__(self, samples: Samples, device: torch.device, workers: int, bad: BadImages) -> None:
         self.samples, self.device, self.workers, self.bad = samples, device, workers, bad
         self.readers = ThreadPoolExecutor(workers, thread_name_prefix="reader")
         self.pipe: Any = None
@@ -87,7 +89,9 @@ class Dali:
     def _build(self, first: int) -> None:
         self.asked = first
         self.pending.clear()
-        self.pipe = self._pipeline(self._next, batch_size=self.samples.largest, num_threads=self.workers, prefetch_queue_depth=DEPTH)
+        self.pipe = self._pipeline(
+            self._next, batch_size=self.samples.largest, num_threads=self.workers, prefetch_queue_depth=DEPTH
+        )
         self.pipe.build()
 
     def _pipeline(self, source: Any, **settings: Any) -> Any:
@@ -113,7 +117,9 @@ class Dali:
         raise StopIteration
 
     def _arguments(self, number: int, keys: Ints, files: list[File]) -> tuple[list[Any], ...]:
-        """File contents and boxes; in training ends of the resize, sides and what a policy chose, in validation sizes and corners."""
+        """File contents and boxes; in training ends of the resize, sides and what a policy chose, in validation sizes
+        and corners.
+        """
         contents = [np.frombuffer(file.content, np.uint8) for file in files]
         sizes = np.array([file.size for file in files], np.int64)
         if self.samples.order is None:
@@ -164,11 +170,15 @@ class Dali:
     def _try(self, number: int, key: Ints, file: File) -> str:
         """Why one image, cut as in batch `number`, cannot be decoded; empty if it can.
 
-        Only part of an image is decoded for training. That part decides, not what was found in an earlier epoch: a run that resumes
-        knows of no earlier epoch.
+        Only part of an image is decoded for training. That part decides, not what was found in an earlier epoch: a run
+        that resumes knows of no earlier epoch.
         """
         arguments = self._arguments(number, key, [file])
-        alone = {"exec_dynamic": False, "exec_async": False, "exec_pipelined": False}  # it must not ask for more than it is fed
+        alone = {
+            "exec_dynamic": False,
+            "exec_async": False,
+            "exec_pipelined": False,
+        }  # it must not ask for more than it is fed
         try:
             self._pipeline(lambda: arguments, batch_size=1, num_threads=1, prefetch_queue_depth=1, **alone).run()
         except RuntimeError as error:
@@ -237,7 +247,14 @@ def _operations(policy: str) -> list[Any]:
 
 def _train_image(content: Any, corner: Any, shape: Any, low: Any, high: Any, side: Any) -> Any:
     image = fn.decoders.image_slice(
-        content, corner, shape, axes=(0, 1), normalized_anchor=False, normalized_shape=False, device=_decoder(), adjust_orientation=False
+        content,
+        corner,
+        shape,
+        axes=(0, 1),
+        normalized_anchor=False,
+        normalized_shape=False,
+        device=_decoder(),
+        adjust_orientation=False,
     )
     return fn.resize(image, size=side, roi_start=low, roi_end=high, interp_type=types.INTERP_LINEAR, antialias=True)
 

@@ -1,10 +1,11 @@
 """Which images a split has, where the bytes of each are, and its label: image folders and shards (tars) alike.
 
-Two layouts, told apart by what is there: ROOT/train/CLASS/*.JPEG, or WebDataset shards ROOT/train/*.tar or ROOT/*train*.tar. Either way
-images are in order of label and name, so a data set gives the same batches from folders and from shards.
+Two layouts, told apart by what is there: ROOT/train/CLASS/*.JPEG, or WebDataset shards ROOT/train/*.tar or
+ROOT/*train*.tar. Either way images are in order of label and name, so a data set gives the same batches from folders
+and from shards.
 
-Listing 1.28 million images takes a while on a network file system. `Index.save` keeps the list in ROOT/index-train.npz; it is used as
-long as the folders or shards it was made from have not changed.
+Listing 1.28 million images takes a while on a network file system. `Index.save` keeps the list in ROOT/index-train.npz;
+it is used as long as the folders or shards it was made from have not changed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from senet.data.draws import Ints
+from senet.data.philox import Ints
 from senet.errors import UsageError
 
 ENDINGS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
@@ -35,7 +36,9 @@ log = logging.getLogger(__name__)
 
 
 class Names(Sequence[str]):
-    """Many short strings in one buffer: a list of 1.28 million takes three times the memory, and more in each forked process."""
+    """Many short strings in one buffer: a list of 1.28 million takes three times the memory, and more in each forked
+    process.
+    """
 
     def __init__(self, blob: NDArray[np.uint8], starts: Ints, ends: Ints) -> None:
         self.blob, self.starts, self.ends = blob, starts, ends
@@ -44,7 +47,11 @@ class Names(Sequence[str]):
     def of(cls, names: Iterable[str]) -> Names:
         parts = [os.fsencode(name) for name in names]
         ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
-        return cls(np.frombuffer(b"".join(parts), np.uint8), np.concatenate([np.zeros(1, np.int64), ends])[:-1][: len(parts)], ends)
+        return cls(
+            np.frombuffer(b"".join(parts), np.uint8),
+            np.concatenate([np.zeros(1, np.int64), ends])[:-1][: len(parts)],
+            ends,
+        )
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -103,7 +110,12 @@ class Index:
 
     def save(self, file: Path, stamp: dict[str, Any]) -> None:
         """Write the list; `stamp` is what `load` must find unchanged."""
-        columns: dict[str, Any] = {"blob": self.names.blob, "starts": self.names.starts, "ends": self.names.ends, "labels": self.labels}
+        columns: dict[str, Any] = {
+            "blob": self.names.blob,
+            "starts": self.names.starts,
+            "ends": self.names.ends,
+            "labels": self.labels,
+        }
         if self.places is not None:
             columns["places"] = self.places
         head = {"classes": self.classes, "archives": self.archives, "stamp": stamp}
@@ -148,8 +160,8 @@ _open = lru_cache(maxsize=256)(_Handle)
 def find(root: Path, split: str, classes: int) -> Index:
     """The images of ROOT's `split` (train or val), without those that an audit found undecodable.
 
-    Raises UsageError for a missing folder, an empty class, another number of classes than the config says, and other classes in the
-    other split.
+    Raises UsageError for a missing folder, an empty class, another number of classes than the config says, and other
+    classes in the other split.
     """
     index = listing(root, split)
     if index.classes and len(index.classes) != classes:
@@ -158,7 +170,9 @@ def find(root: Path, split: str, classes: int) -> Index:
             f"give the right --data, or data.classes={len(index.classes)}"
         )
     if index.labels.max() >= classes:
-        raise UsageError(f"{root}: has labels up to {index.labels.max()}, but data.classes is {classes}; set data.classes to fit")
+        raise UsageError(
+            f"{root}: has labels up to {index.labels.max()}, but data.classes is {classes}; set data.classes to fit"
+        )
     return without(index, _audited(root, split))
 
 
@@ -214,19 +228,24 @@ def scan_folder(root: Path, split: str) -> Index:
         with os.scandir(base / name) as entries:
             files = [e.name for e in entries if e.name.lower().endswith(ENDINGS) and not e.name.startswith(".")]
         if not files:
-            raise UsageError(f"{base / name}: an empty class folder: no {', '.join(ENDINGS)} in it; add images or remove it")
+            raise UsageError(
+                f"{base / name}: an empty class folder: no {', '.join(ENDINGS)} in it; add images or remove it"
+            )
         names += [f"{split}/{name}/{file}" for file in sorted(files, key=_order)]
         labels += [label] * len(files)
     other = root / ("val" if split == "train" else "train")
     if other.is_dir() and (differ := sorted(set(class_folders(other)[0]) ^ set(classes))):
         raise UsageError(
-            f"{root}: train/ and val/ have other classes: {', '.join(differ[:5])}{' ...' if len(differ) > 5 else ''}; make them alike"
+            f"{root}: train/ and val/ have other classes: "
+            f"{', '.join(differ[:5])}{' ...' if len(differ) > 5 else ''}; make them alike"
         )
     return Index(root, Names.of(names), np.array(labels, np.int64), tuple(classes))
 
 
 def scan_shards(root: Path, shards: list[Path]) -> Index:
-    """List WebDataset shards: members KEY.jpg (or another image) and KEY.cls, a label in digits. Raises UsageError for anything else."""
+    """List WebDataset shards: members KEY.jpg (or another image) and KEY.cls, a label in digits. Raises UsageError for
+    anything else.
+    """
     found: list[tuple[int, str, int, int, int]] = []  # label, name, archive, first byte, bytes
     for number, path in enumerate(shards):
         images: dict[str, tuple[str, int, int]] = {}
@@ -244,26 +263,42 @@ def scan_shards(root: Path, shards: list[Path]) -> Index:
         except (tarfile.TarError, OSError, ValueError) as error:
             raise UsageError(f"{path}: not a readable shard ({error}); expected a tar of KEY.jpg and KEY.cls") from None
         if lacking := images.keys() ^ labels.keys():
-            raise UsageError(f"{path}: {min(lacking).strip('/')}: an image without a label (.cls), or the other way round; mend the shard")
+            raise UsageError(
+                f"{path}: {min(lacking).strip('/')}: an image without a label (.cls), or the other "
+                "way round; mend the shard"
+            )
         found += [(labels[key], name, number, start, size) for key, (name, start, size) in images.items()]
     if not found:
-        raise UsageError(f"{shards[0].parent}: no images in its {len(shards)} shards; expected members KEY.jpg and KEY.cls")
+        raise UsageError(
+            f"{shards[0].parent}: no images in its {len(shards)} shards; expected members KEY.jpg and KEY.cls"
+        )
     found.sort(key=lambda image: (image[0], _order(image[1])))
     if found[0][0] < 0:
         raise UsageError(f"{root}: {found[0][1]}: label {found[0][0]} in a .cls; labels start at 0")
     archives = tuple(str(path.relative_to(root)) for path in shards)
     numbers = np.array([image[:1] + image[2:] for image in found], np.int64)
-    return Index(root, Names.of(image[1] for image in found), numbers[:, 0].copy(), read_classes(root), archives, numbers[:, 1:].copy())
+    return Index(
+        root,
+        Names.of(image[1] for image in found),
+        numbers[:, 0].copy(),
+        read_classes(root),
+        archives,
+        numbers[:, 1:].copy(),
+    )
 
 
 def read_classes(root: Path) -> tuple[str, ...]:
-    """The names in ROOT/classes.txt, a line each in order of label; none without the file, as in shards that others made."""
+    """The names in ROOT/classes.txt, a line each in order of label; none without the file, as in shards that others
+    made.
+    """
     file = root / "classes.txt"
     return tuple(file.read_text().split("\n")[:-1]) if file.exists() else ()
 
 
 def key(name: str) -> str:
-    """What an image is called wherever it is kept: CLASS/STEM, without the dots and blanks that mean something in shards."""
+    """What an image is called wherever it is kept: CLASS/STEM, without the dots and blanks that mean something in
+    shards.
+    """
     return _AWKWARD.sub("_", "/".join(name.rpartition(".")[0].split("/")[-2:]))
 
 
@@ -277,12 +312,16 @@ def without(index: Index, bad: dict[str, str]) -> Index:
     if not bad:
         return index
     keep = np.array([name not in bad for name in index.names], bool)
-    log.warning("%s: %d images left out that an audit found undecodable (audit.json names them)", index.root, int((~keep).sum()))
+    log.warning(
+        "%s: %d images left out that an audit found undecodable (audit.json names them)", index.root, int((~keep).sum())
+    )
     return index.subset(np.flatnonzero(keep))
 
 
 def _audited(root: Path, split: str) -> dict[str, str]:
-    """What ROOT/audit.json found undecodable in a split: name -> reason; files that were replaced since then do not count."""
+    """What ROOT/audit.json found undecodable in a split: name -> reason; files that were replaced since then do not
+    count.
+    """
     file = root / "audit.json"
     try:
         found = json.loads(file.read_text())["splits"].get(split, {}).get("undecodable", {})
@@ -290,7 +329,9 @@ def _audited(root: Path, split: str) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UsageError(f"{file}: damaged; remove it, or make it anew: python -m launch.prepare audit {root}") from None
+        raise UsageError(
+            f"{file}: damaged; remove it, or make it anew: python -m launch.prepare audit {root}"
+        ) from None
 
 
 def _unchanged(path: Path, entry: dict[str, Any]) -> bool:

@@ -11,18 +11,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from senet.config import Data
-from senet.data.draws import Ints, uniforms
 from senet.data.loader import Raw
-from senet.data.order import NUMBER, Order
+from senet.data.philox import Ints, uniforms
+from senet.data.sampler import NUMBER, Order
 
 POOL = 256  # different synthetic images
 
 
-class Memory:
+class InMemory:
     """Batches of a set whose pixels [n, H, W, 3] are on the device. With fewer pixels than labels, images repeat."""
 
     def __init__(
-        self, pixels: NDArray[np.uint8], labels: Ints, data: Data, order: Order | None, dealt: list[Ints], device: torch.device
+        self,
+        pixels: NDArray[np.uint8],
+        labels: Ints,
+        data: Data,
+        order: Order | None,
+        dealt: list[Ints],
+        device: torch.device,
     ) -> None:
         self.pixels = torch.from_numpy(pixels).to(device)
         self.labels = torch.from_numpy(labels).to(device)
@@ -72,7 +78,9 @@ class Memory:
 
 
 def synthetic(data: Data, images: int, seed: int) -> tuple[NDArray[np.uint8], Ints]:
-    """A pool of random pixels and labels for `images` images that take them in turn: for measuring speed, nothing to learn."""
+    """A pool of random pixels and labels for `images` images that take them in turn: for measuring speed, nothing to
+    learn.
+    """
     generator = np.random.Generator(np.random.PCG64(seed))
     pixels = generator.integers(0, 256, (min(images, POOL), data.crop, data.crop, 3), np.uint8)
     return pixels, np.arange(images, dtype=np.int64) * 2654435761 % data.classes

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from senet.config import Data
-from senet.data.draws import Floats, Ints, crops, uniforms
+from senet.data.philox import Floats, Ints, crops, uniforms
 
 STARTS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers that start a frame and hold its size
 FORMATS = ("PNG", "WEBP", "BMP", "TIFF", "PPM")  # besides JPEG: what both backends decode
@@ -39,8 +39,8 @@ LARGEST = 178_956_970  # pixels: where PIL suspects a decompression bomb
 def size(content: bytes) -> tuple[int, int]:
     """(height, width) in pixels from the head of an image file, by its content, whatever it is called.
 
-    Raises ValueError or OSError for what is no image, too large, or a JPEG without its end: decoders differ in what they make of a
-    truncated one, and one that decodes only a part may not notice.
+    Raises ValueError or OSError for what is no image, too large, or a JPEG without its end: decoders differ in what
+    they make of a truncated one, and one that decodes only a part may not notice.
     """
     if content[:2] == b"\xff\xd8":
         height, width = _jpeg_size(content)
@@ -64,7 +64,9 @@ def size(content: bytes) -> tuple[int, int]:
 
 
 def decode(content: bytes) -> Image.Image:
-    """An image that has a `size`, as stored, in RGB. Raises ValueError, OSError or SyntaxError for what cannot be decoded."""
+    """An image that has a `size`, as stored, in RGB. Raises ValueError, OSError or SyntaxError for what cannot be
+    decoded.
+    """
     image: Image.Image = Image.open(io.BytesIO(content), formats=("JPEG", *FORMATS))
     turned = _tiff_orientation(image)
     image.load()
@@ -131,7 +133,9 @@ def random_cut(data: Data, seed: int, epoch: int, keys: Ints, sizes: Ints) -> Cu
 
 
 def val_size(data: Data, height: int, width: int) -> tuple[int, int]:
-    """(height, width) of a validation image whose shorter side has become `data.resize`, rounded as torchvision does."""
+    """(height, width) of a validation image whose shorter side has become `data.resize`, rounded as
+    torchvision does.
+    """
     short, long = min(height, width), max(height, width)
     longer = int(data.resize * long / short)
     return (data.resize, longer) if height <= width else (longer, data.resize)

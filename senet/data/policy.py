@@ -1,7 +1,9 @@
-"""AutoAugment, RandAugment and TrivialAugment: which operations an image gets, and how strong, and the operations in PIL.
+"""AutoAugment, RandAugment and TrivialAugment: which operations an image gets, and how strong, and the operations in
+PIL.
 
-Cubuk et al. 2018 (1805.09501), Cubuk et al. 2019 (1909.13719), Müller and Hutter 2021 (2103.10158). The operations and their strengths
-are torchvision's, those of the papers; unlike torchvision's both backends interpolate bilinearly and fill with grey, as the authors' code.
+Cubuk et al. 2018 (1805.09501), Cubuk et al. 2019 (1909.13719), Müller and Hutter 2021 (2103.10158). The operations and
+their strengths are torchvision's, those of the papers; unlike torchvision's both backends interpolate bilinearly and
+fill with grey, as the authors' code.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
 from senet.config import Augment
-from senet.data.draws import Floats, Ints, Purpose, uniforms
+from senet.data.philox import Floats, Ints, Purpose, uniforms
 
 SIGNED = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color", "contrast", "sharpness")
 OPERATIONS = ("identity", *SIGNED, "posterize", "solarize", "auto_contrast", "equalize", "invert")
@@ -71,7 +73,9 @@ POLICIES = [
 
 @dataclass(frozen=True)
 class Choice:
-    """For each of b images n operations in turn: places in OPERATIONS, bins of strength and signs (1: negative), all int32 [b, n]."""
+    """For each of b images n operations in turn: places in OPERATIONS, bins of strength and signs (1: negative), all
+    int32 [b, n].
+    """
 
     operations: NDArray[np.int32]
     bins: NDArray[np.int32]
@@ -79,7 +83,9 @@ class Choice:
 
 
 def levels(policy: str) -> dict[str, Floats]:
-    """The strength of each operation by bin: shear, shift as a share of the side, degrees, 1 +- factor, bits kept, threshold."""
+    """The strength of each operation by bin: shear, shift as a share of the side, degrees, 1 +- factor, bits kept,
+    threshold.
+    """
     bins = BINS[policy]
     wide = policy == "trivialaugment"
     shear, shift, angle, factor, bits = (0.99, 32 / 224, 135.0, 0.99, 6) if wide else (0.3, 150 / 331, 30.0, 0.9, 4)
@@ -114,7 +120,9 @@ def _autoaugment(draws: Floats) -> Choice:
     bins = np.array([[int(operation[2]) for operation in pair] for pair in POLICIES], np.int32)
     which = (draws[:, 0] * len(POLICIES)).astype(np.int64)
     happens = draws[:, 1:3] < chances[which]
-    return Choice(np.where(happens, names[which], 0).astype(np.int32), bins[which], (draws[:, 3:5] < 0.5).astype(np.int32))
+    return Choice(
+        np.where(happens, names[which], 0).astype(np.int32), bins[which], (draws[:, 3:5] < 0.5).astype(np.int32)
+    )
 
 
 class Operations:
@@ -125,7 +133,9 @@ class Operations:
 
     def __call__(self, image: Image.Image, choice: Choice, place: int) -> Image.Image:
         """`image`, RGB, after what `choice` has for the image at `place`."""
-        for operation, bin_, sign in zip(choice.operations[place], choice.bins[place], choice.signs[place], strict=True):
+        for operation, bin_, sign in zip(
+            choice.operations[place], choice.bins[place], choice.signs[place], strict=True
+        ):
             name = OPERATIONS[operation]
             level = float(self.levels[name][bin_]) if name in self.levels else 0.0
             image = apply(image, name, -level if sign and name in SIGNED else level)
@@ -143,7 +153,9 @@ def apply(image: Image.Image, name: str, level: float) -> Image.Image:
             "translate_x": (1, 0, -level * width, 0, 1, 0),
             "translate_y": (1, 0, 0, 0, 1, -level * height),
         }[name]
-        return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=(FILL,) * 3)
+        return image.transform(
+            image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=(FILL,) * 3
+        )
     if name == "rotate":
         return image.rotate(level, Image.Resampling.BILINEAR, fillcolor=(FILL,) * 3)
     if name == "posterize":

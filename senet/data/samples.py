@@ -9,11 +9,11 @@ from typing import TypeVar
 import numpy as np
 
 from senet.config import Data, crop_at
-from senet.data.draws import Ints
 from senet.data.index import Index
-from senet.data.order import NUMBER, Order
+from senet.data.philox import Ints
 from senet.data.pixels import Cut, random_cut, val_corner, val_size
 from senet.data.policy import Choice, choose
+from senet.data.sampler import NUMBER, Order
 from senet.errors import RunError
 
 T = TypeVar("T")
@@ -22,7 +22,9 @@ ATTEMPTS = 50  # to find an image that can be decoded
 
 @dataclass(frozen=True)
 class Samples:
-    """Batch `number`, counted from the start of the run, is a pure function of it; validation begins again after its last."""
+    """Batch `number`, counted from the start of the run, is a pure function of it; validation begins again after its
+    last.
+    """
 
     index: Index
     data: Data
@@ -32,7 +34,7 @@ class Samples:
     @property
     def largest(self) -> int:
         """Images in a batch, at most."""
-        return self.order.at_once if self.order else max((len(part) for part in self.dealt), default=0)
+        return self.order.micro_batch if self.order else max((len(part) for part in self.dealt), default=0)
 
     def keys(self, number: int) -> Ints:
         return self.order.keys(*self.order.place(number)) if self.order else self.dealt[number % len(self.dealt)]
@@ -44,8 +46,9 @@ class Samples:
     def fill(self, number: int, load: Callable[[Ints], Sequence[T | None]]) -> tuple[Ints, list[T]]:
         """The keys of a batch and what `load` made of them, None for images that it cannot decode.
 
-        Those are left out of a validation. In training others take their places, so that no batch is shorter than the schedule says;
-        which ones depends on (seed, epoch, key) alone, and so does the whole batch, whoever meets it and when.
+        Those are left out of a validation. In training others take their places, so that no batch is shorter than the
+        schedule says; which ones depends on (seed, epoch, key) alone, and so does the whole batch, whoever meets it and
+        when.
         """
         keys = self.keys(number)
         loaded = list(load(keys))
@@ -61,7 +64,10 @@ class Samples:
                 loaded[place] = item
         full = [item for item in loaded if item is not None]
         if len(full) < len(keys):
-            raise RunError(f"{ATTEMPTS} images in a row cannot be decoded, the last one {self.path(keys[empty[0]])}; check the data")
+            raise RunError(
+                f"{ATTEMPTS} images in a row cannot be decoded, the last one "
+                f"{self.path(keys[empty[0]])}; check the data"
+            )
         return keys, full
 
     def path(self, key: int) -> str:

@@ -10,19 +10,23 @@ from torch import Tensor, nn
 from senet import config
 from senet.models.resnet import ResNet
 from senet.models.se import SEBlock
-from senet.models.zoo import untrained
+from senet.models.timm import untrained
 
 __all__ = ["SEBlock", "Summary", "build", "summary"]
 
 
 def build(net: config.Net, classes: int) -> nn.Module:
-    """The network of a config, with fresh weights: [N, 3, H, W] -> logits [N, classes]. Raises UsageError for an unknown timm name."""
+    """The network of a config, with fresh weights: [N, 3, H, W] -> logits [N, classes]. Raises UsageError for an
+    unknown timm name.
+    """
     return ResNet(net, classes) if net.timm is None else untrained(net.timm, classes)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Trainable parameters (BN statistics not counted) and multiply-adds of convolutions and FC layers for one image."""
+    """Trainable parameters (BN statistics not counted) and multiply-adds of convolutions and FC layers for
+    one image.
+    """
 
     parameters: int
     macs: int

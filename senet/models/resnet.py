@@ -37,7 +37,7 @@ class Block(nn.Module):
         self.se = slot(outputs, se, place == "standard")
         self.se_identity = slot(outputs, se, place == "identity")
         self.se_post = slot(outputs, se, place == "post")
-        self.tail: Callable[[Block, Tensor], Tensor] | None = None  # see `senet.models.execution.prepare`
+        self.tail: Callable[[Block, Tensor], Tensor] | None = None  # see `senet.execution.execution.prepare`
 
     def _shortcut(self, net: config.Net, inputs: int, outputs: int, stride: int) -> nn.Module:
         if inputs == outputs and stride == 1:
@@ -70,10 +70,14 @@ class PreactivationBlock(Block):
 
 
 def basic(net: config.Net, inputs: int, width: int, stride: int, se: config.SE | None) -> Branch:
-    """Two 3x3 convolutions. In a pre-activation block the first BN and ReLU stand before the branch, and none after it."""
+    """Two 3x3 convolutions. In a pre-activation block the first BN and ReLU stand before the branch, and
+    none after it.
+    """
     outputs = width * net.expansion
     layers = Branch()
-    layers.add(conv1=conv(inputs, width, 3, stride), bn1=nn.BatchNorm2d(width), relu1=nn.ReLU(), conv2=conv(width, outputs, 3))
+    layers.add(
+        conv1=conv(inputs, width, 3, stride), bn1=nn.BatchNorm2d(width), relu1=nn.ReLU(), conv2=conv(width, outputs, 3)
+    )
     if not net.preactivation:
         layers.add(bn2=nn.BatchNorm2d(outputs))
     return layers
@@ -154,7 +158,9 @@ class ResNet(nn.Module):
 
 
 def initialise(module: nn.Module, zero_init: bool) -> None:
-    """He's initialisation of convolutions (section 5.1: ref. 66); the last BN of each branch at 0 only where asked for."""
+    """He's initialisation of convolutions (section 5.1: ref. 66); the last BN of each branch at 0 only where
+    asked for.
+    """
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")

@@ -11,10 +11,11 @@ GATES = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
 
 
 class SEBlock(nn.Module):
-    """Scale each channel by a gate computed from all of them: squeeze, two FC layers around a ReLU, gate (equations 2-4).
+    """Scale each channel by a gate computed from all of them: squeeze, two FC layers around a ReLU, gate (equations
+    2-4).
 
-    The FC layers are 1x1 convolutions, as in the released models; their width between is C // ratio to the letter, at least 1.
-    With `squeeze: none` (table 16) the gates keep the map's height and width.
+    The FC layers are 1x1 convolutions, as in the released models; their width between is C // ratio to the letter, at
+    least 1. With `squeeze: none` (table 16) the gates keep the map's height and width.
     """
 
     def __init__(self, channels: int, se: config.SE) -> None:

@@ -1,1 +1,3 @@
-"""What a training run takes: time, money, storage, network, cores; computed before anything is rented. See `launch.plan`."""
+"""What a training run takes: time, money, storage, network, cores; computed before anything is rented. See
+`launch.plan`.
+"""

@@ -9,7 +9,10 @@ from senet.config import Config
 from senet.plan import scale
 from senet.plan.planner import Plan, curve, dividing
 
-WARM, LAYERWISE = 8192, 32768  # batches above which warm-up with a scaled rate is needed (Goyal et al.), and layer-wise rates
+WARM, LAYERWISE = (
+    8192,
+    32768,
+)  # batches above which warm-up with a scaled rate is needed (Goyal et al.), and layer-wise rates
 PAPER = 0.6 / 1024  # learning rate an image of a batch (section 5.1)
 EFFICIENT, AIM = 0.70, 0.80
 
@@ -25,12 +28,18 @@ def _batch(config: Config, plan: Plan) -> Iterator[str]:
     if refusal := dividing(config, plan.wish.gpus):
         yield f"the trainer refuses this: {refusal}"
     if config.batch > LAYERWISE:
-        yield f"batch {config.batch:,} is above 32k: SGD loses accuracy there without layer-wise rates (LARS), which this trainer has not"
+        yield (
+            f"batch {config.batch:,} is above 32k: SGD loses accuracy there without layer-wise rates (LARS), "
+            "which this trainer has not"
+        )
     elif config.batch > WARM and config.schedule.warmup == "none":
         yield f"batch {config.batch:,} is above 8k: warm up, as in schedule.warmup=linear schedule.warmup_epochs=5"
     ruled = PAPER * config.batch
     if config.data.set == "folder" and config.data.classes == 1000 and not 0.5 <= config.optim.lr / ruled <= 2:
-        yield f"optim.lr {config.optim.lr:g} is far from the linear rule: 0.6 at batch 1,024 makes {ruled:.3g} at {config.batch:,}"
+        yield (
+            f"optim.lr {config.optim.lr:g} is far from the linear rule: 0.6 at batch 1,024 makes "
+            f"{ruled:.3g} at {config.batch:,}"
+        )
 
 
 def _pace(config: Config, plan: Plan) -> Iterator[str]:
@@ -38,21 +47,27 @@ def _pace(config: Config, plan: Plan) -> Iterator[str]:
     if plan.efficiency < EFFICIENT:
         enough = _enough(plan)
         better = enough if enough and enough * wish.gpus <= LAYERWISE else None
-        fewer = max((n for n, _, share in curve(config, wish)["global"] if n < wish.gpus and share >= AIM), default=None)
+        fewer = max(
+            (n for n, _, share in curve(config, wish)["global"] if n < wish.gpus and share >= AIM), default=None
+        )
         remedies = [f"batch={better * wish.gpus} with its learning rate"] if better else []
         remedies += [f"{fewer} GPU{'s' * (fewer > 1)} instead"] if fewer else []
         bounded = plan.rate.floor > plan.rate.each * plan.batch_per_gpu
-        why = "the host cannot start kernels fast enough" if bounded else f"{plan.batch_per_gpu:.4g} images a GPU are few"
+        why = (
+            "the host cannot start kernels fast enough" if bounded else f"{plan.batch_per_gpu:.4g} images a GPU are few"
+        )
         cure = f"; {' or '.join(remedies)} would reach {100 * AIM:.0f} %" if remedies else ""
         yield f"efficiency {100 * plan.efficiency:.0f} %: {why}{cure}"
     if step.exposed > 0.1 * step.total:
         yield (
-            f"communication that nothing hides takes {100 * step.exposed / step.total:.0f} % of a step: a faster network, gradients in "
+            f"communication that nothing hides takes {100 * step.exposed / step.total:.0f} % of a step: a faster "
+            "network, gradients in "
             "bf16, or more images a GPU"
         )
     if plan.network.needed > plan.network.given / 2:
         yield (
-            f"gradients need {plan.network.needed:.2g} GB/s of a node's network, more than half of {plan.network.given:g}: "
+            f"gradients need {plan.network.needed:.2g} GB/s of a node's network, more than half of "
+            f"{plan.network.given:g}: "
             "more images a GPU, gradients in bf16, or a faster network"
         )
     if config.precision == "fp32":
@@ -65,7 +80,11 @@ def _enough(plan: Plan) -> int | None:
     """Images a GPU, a power of two, with which the GPUs are used well; None where memory holds no such batch."""
     for power in range(14):
         batch = 2**power
-        total = scale.step(plan.rate.compute(batch), 0, scale.Cluster(1), plan.rate.fixed).total + plan.step.exposed + plan.step.jitter
+        total = (
+            scale.step(plan.rate.compute(batch), 0, scale.Cluster(1), plan.rate.fixed).total
+            + plan.step.exposed
+            + plan.step.jitter
+        )
         if plan.rate.each * batch / total >= AIM:
             return batch if batch <= plan.memory.largest_batch else None
     return None
@@ -75,15 +94,22 @@ def _supply(config: Config, plan: Plan) -> Iterator[str]:
     wish, data = plan.wish, plan.data
     if wish.storage is not None and data.storage > wish.storage:
         smaller = f"shrink the set (launch.prepare imagenet --shards --short-side {max(256, config.data.resize)})"
-        yield f"storage: the first epoch wants {data.storage:.2g} GB/s and there are {wish.storage:g}; {smaller} or copy it to each node"
+        yield (
+            f"storage: the first epoch wants {data.storage:.2g} GB/s and there are {wish.storage:g}; {smaller} "
+            "or copy it to each node"
+        )
     if plan.bound == "decoding":
         yield (
-            f"decoding bounds: {wish.cores} cores a node{' and the GPU decoders' if data.decode_on_gpu is not None else ''} give "
+            f"decoding bounds: {wish.cores} cores a "
+            f"node{' and the GPU decoders' if data.decode_on_gpu is not None else ''} give "
             f"{data.limit:,.0f} images/s; more cores, or smaller images (--short-side {max(256, config.data.resize)})"
         )
     elif data.cores and wish.cores is None and not data.decode_on_gpu:
         needed = data.cores["this loader"]
-        yield f"{wish.gpu} has no decoder that is known to keep up: {math.ceil(needed)} cores a node decode; --cores N checks yours"
+        yield (
+            f"{wish.gpu} has no decoder that is known to keep up: {math.ceil(needed)} cores a node decode; "
+            "--cores N checks yours"
+        )
 
 
 def _memory(plan: Plan) -> Iterator[str]:
@@ -93,6 +119,7 @@ def _memory(plan: Plan) -> Iterator[str]:
     elif plan.batch_per_gpu > memory.largest_batch:
         fits = next((n for n in range(int(memory.largest_batch), 0, -1) if plan.batch_per_gpu % n == 0), 1)
         yield (
-            f"{plan.batch_per_gpu:.4g} images a GPU need about {memory.gigabytes:.0f} GB of {memory.given:g}: --largest-batch {fits} "
+            f"{plan.batch_per_gpu:.4g} images a GPU need about {memory.gigabytes:.0f} GB of {memory.given:g}: "
+            f"--largest-batch {fits} "
             "accumulates gradients instead"
         )

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from senet.errors import UsageError
-from senet.models.traffic import Device, itemsize
+from senet.plan.traffic import Device, itemsize
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,16 @@ GPUS = {
         7165,
         "half and copy assumed; decoding as in MLPerf v4.0: at least that, six CPU threads a GPU, some cached",
     ),
-    "a100": GPU(80, 250, 125, 1.75, 240, 22, 7000, "half and copy assumed; decoding by NVIDIA's blog, three quarters of it by the engine"),
+    "a100": GPU(
+        80,
+        250,
+        125,
+        1.75,
+        240,
+        22,
+        7000,
+        "half and copy assumed; decoding by NVIDIA's blog, three quarters of it by the engine",
+    ),
     "v100": GPU(16, 100, 14, 0.8, 130, 5, None, "assumed"),
     "l40s": GPU(48, 250, 125, 0.8, 40, 5, None, "assumed"),
     "rtx4090": GPU(24, 140, 70, 0.93, 20, 1.2, None, "assumed"),
@@ -72,4 +81,6 @@ def find(name: str) -> GPU:
     if name.lower() in GPUS:
         return GPUS[name.lower()]
     near = difflib.get_close_matches(name.lower(), GPUS, n=1, cutoff=0.6)
-    raise UsageError(f"--gpu {name}: not known; " + (f"did you mean {near[0]}? " if near else "") + f"known: {', '.join(GPUS)}")
+    raise UsageError(
+        f"--gpu {name}: not known; " + (f"did you mean {near[0]}? " if near else "") + f"known: {', '.join(GPUS)}"
+    )

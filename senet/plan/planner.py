@@ -7,15 +7,24 @@ from dataclasses import dataclass
 
 from senet.config import Config, crop_at, divide_batch
 from senet.errors import UsageError
-from senet.models.traffic import Stack, Traffic, itemsize
 from senet.plan import rates, scale
 from senet.plan.gpus import GPU, find
 from senet.plan.rates import Rate
 from senet.plan.scale import Cluster, Step
+from senet.plan.traffic import Stack, Traffic, itemsize
 
-DECODERS = {"torchvision": 356, "DALI": 540, "this loader": 580}  # JPEGs of 500 x 375 a CPU-second, cropped and resized to 224
-FIRST_EPOCH = 0.64  # of the steady rate (MLPerf v4.0, one node H200: 40.5k of 63.6k images/s): compilation, tuning, cold caches
-START, START_NODE = 45.0, 0.3  # s before the first step (MLPerf v4.0: 42-59 s on 1 to 8 nodes, 90-187 s on 316 to 448), and more a node
+DECODERS = {
+    "torchvision": 356,
+    "DALI": 540,
+    "this loader": 580,
+}  # JPEGs of 500 x 375 a CPU-second, cropped and resized to 224
+FIRST_EPOCH = (
+    0.64  # of the steady rate (MLPerf v4.0, one node H200: 40.5k of 63.6k images/s): compilation, tuning, cold caches
+)
+START, START_NODE = (
+    45.0,
+    0.3,
+)  # s before the first step (MLPerf v4.0: 42-59 s on 1 to 8 nodes, 90-187 s on 316 to 448), and more a node
 FORWARD = 1 / 3  # of a training step's time, for validation
 FAILURES = 419 / (54 * 24 * 16384)  # a GPU-hour: Llama 3's unexpected interruptions in 54 days on 16,384 H100
 STALL, RESTART = 2.0, 120.0  # s that a checkpoint costs at most, and a restart from one; assumed
@@ -24,7 +33,7 @@ USABLE = 0.92  # of a GPU's memory
 
 
 @dataclass(frozen=True)
-class Wish:
+class Request:
     """What is to be rented. None: the usual for the GPU, or not said."""
 
     gpus: int
@@ -73,7 +82,7 @@ class Failures:
 
 @dataclass(frozen=True)
 class Plan:
-    wish: Wish
+    wish: Request
     epochs: int
     batch: int
     batch_per_gpu: float
@@ -103,12 +112,14 @@ class Plan:
         return None if self.wish.price is None else self.gpu_hours * self.wish.price
 
 
-def plan(config: Config, wish: Wish) -> Plan:
+def plan(config: Config, wish: Request) -> Plan:
     """Raises UsageError for what is not known or out of range."""
     for name in ("gpus", "per_node", "price", "storage", "network", "cores", "images", "image_kb"):
         value = getattr(wish, name)
         if value is not None and value <= 0:
-            raise UsageError(f"--{name.replace('_', '-').replace('per-node', 'gpus-per-node')} {value}: must be positive")
+            raise UsageError(
+                f"--{name.replace('_', '-').replace('per-node', 'gpus-per-node')} {value}: must be positive"
+            )
     device, seen = find(wish.gpu), rates.traffic(config)
     rate = rates.rate(config, wish.gpu, wish.stack)
     here = cluster(wish, device)
@@ -148,7 +159,7 @@ def plan(config: Config, wish: Wish) -> Plan:
     )
 
 
-def cluster(wish: Wish, device: GPU, gpus: int | None = None) -> Cluster:
+def cluster(wish: Request, device: GPU, gpus: int | None = None) -> Cluster:
     network = device.network * wish.per_node if wish.network is None else wish.network
     return Cluster(gpus or wish.gpus, wish.per_node, device.link, network)
 
@@ -162,8 +173,10 @@ def _step(rate: Rate, seen: Traffic, stack: Stack, here: Cluster, per_gpu: float
     return scale.step(rate.compute(per_gpu * area), gradients(seen, stack), here, rate.fixed)
 
 
-def curve(config: Config, wish: Wish, most: int = 2048) -> dict[str, list[tuple[int, float, float]]]:
-    """(GPUs, images/s, efficiency) for powers of two up to `most`: with the config's batch, and with this plan's batch on each GPU."""
+def curve(config: Config, wish: Request, most: int = 2048) -> dict[str, list[tuple[int, float, float]]]:
+    """(GPUs, images/s, efficiency) for powers of two up to `most`: with the config's batch, and with this plan's batch
+    on each GPU.
+    """
     device, seen = find(wish.gpu), rates.traffic(config)
     rate = rates.rate(config, wish.gpu, wish.stack)
     found: dict[str, list[tuple[int, float, float]]] = {"global": [], "each": []}
@@ -176,23 +189,28 @@ def curve(config: Config, wish: Wish, most: int = 2048) -> dict[str, list[tuple[
     return found
 
 
-# -------------------------------------------------------------------------------------------------------------------- the parts
+# ------------------------------------------------------------------------------------------------------------ the parts
 
 
-def _images(config: Config, wish: Wish) -> int:
+def _images(config: Config, wish: Request) -> int:
     data = config.data
     if wish.images is not None:
         return wish.images
     if data.set == "folder" and data.classes != 1000:
-        raise UsageError(f"--images N is needed: a folder with {data.classes} classes is not ImageNet; say how many training images it has")
+        raise UsageError(
+            f"--images N is needed: a folder with {data.classes} classes is not ImageNet; say how many "
+            "training images it has"
+        )
     return {"folder": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "synthetic": data.train_images}[data.set]
 
 
 def _validation(config: Config, images: int) -> float:
-    return {"cifar10": 10_000, "cifar100": 10_000, "synthetic": config.data.val_images}.get(config.data.set, images * 50_000 / 1_281_167)
+    return {"cifar10": 10_000, "cifar100": 10_000, "synthetic": config.data.val_images}.get(
+        config.data.set, images * 50_000 / 1_281_167
+    )
 
 
-def _data(config: Config, wish: Wish, device: GPU, pace: float) -> Data:
+def _data(config: Config, wish: Request, device: GPU, pace: float) -> Data:
     images = _images(config, wish)
     if config.data.set != "folder":
         return Data(images, 0.0, 0.0, 0, {}, None, math.inf)
@@ -208,11 +226,13 @@ def _data(config: Config, wish: Wish, device: GPU, pace: float) -> Data:
 
 
 def missing(epoch: int, nodes: int) -> float:
-    """The share of its images that a node has not read before `epoch` (from 0): each node sees another Kth of the set in each epoch."""
+    """The share of its images that a node has not read before `epoch` (from 0): each node sees another Kth of the set
+    in each epoch.
+    """
     return (1 - 1 / nodes) ** epoch
 
 
-def _epochs(config: Config, rate: Rate, seen: Traffic, wish: Wish, here: Cluster, data: Data) -> tuple[float, bool]:
+def _epochs(config: Config, rate: Rate, seen: Traffic, wish: Request, here: Cluster, data: Data) -> tuple[float, bool]:
     """Seconds of all training epochs, and whether storage sets the pace for most of them."""
     seconds = slow = 0.0
     for epoch in range(config.epochs):
@@ -228,7 +248,9 @@ def _epochs(config: Config, rate: Rate, seen: Traffic, wish: Wish, here: Cluster
 
 
 def failures(gpus: int, hours: float) -> Failures:
-    """Young's interval sqrt(2 C MTBF) between checkpoints of cost C, and what is lost: C/interval + interval/2 MTBF + restart/MTBF."""
+    """Young's interval sqrt(2 C MTBF) between checkpoints of cost C, and what is lost: C/interval + interval/2 MTBF +
+    restart/MTBF.
+    """
     mtbf = 1 / (FAILURES * gpus)
     interval = math.sqrt(2 * STALL * mtbf * 3600)
     loss = STALL / interval + (interval / 2 + RESTART) / (mtbf * 3600)
@@ -240,7 +262,9 @@ def _memory(config: Config, seen: Traffic, device: GPU, per_gpu: float) -> Memor
     each = itemsize(config.precision)
     fixed = RESERVED + seen.parameters * (12 + (2 if each == 2 else 0))
     image = seen.kept(each) + 4 * 3 * config.data.crop**2
-    return Memory((fixed + per_gpu * image) / 1e9, device.memory, max(0, int((USABLE * device.memory * 1e9 - fixed) / image)))
+    return Memory(
+        (fixed + per_gpu * image) / 1e9, device.memory, max(0, int((USABLE * device.memory * 1e9 - fixed) / image))
+    )
 
 
 def dividing(config: Config, gpus: int) -> str | None:

@@ -1,4 +1,6 @@
-"""How long one image takes one GPU: measured by this project, by others, or their fraction of the roofline carried over to another net."""
+"""How long one image takes one GPU: measured by this project, by others, or their fraction of the roofline carried over
+to another net.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +13,27 @@ from typing import Literal
 
 import yaml
 
-from senet import config, strict
-from senet.config import Config, Net
+from senet import config
+from senet.config import Config, Net, files
 from senet.errors import UsageError
-from senet.models.traffic import Stack, Traffic, itemsize, trace
 from senet.plan.gpus import GPUS, device, find
 from senet.plan.scale import FIXED, JITTER
+from senet.plan.traffic import Stack, Traffic, itemsize, trace
 
 FILE = Path(__file__).parent / "measured.yaml"
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 GOAL, GOAL_SPREAD = 0.75, 0.13  # of the roofline, and as a share of it, where nobody measured such a stack
 CALIBRATING = 100  # images a GPU: below that a row of many GPUs tells more of the fixed part than of the net
-LAUNCH: dict[Stack, float] = {"eager": 3 * 6e-6, "compiled": 2 * 6e-6, "analytic": 2 * 6e-6, "triton": 2 * 6e-6, "epilogue": 2 * 2e-6}
-"""Seconds that the host needs for one operation of the forward pass and its two backward: PyTorch about 6 us a kernel, Inductor has a
-third fewer, CUDA graphs take 2 us. Assumed. It bounds small nets and small batches."""
+LAUNCH: dict[Stack, float] = {
+    "eager": 3 * 6e-6,
+    "compiled": 2 * 6e-6,
+    "analytic": 2 * 6e-6,
+    "triton": 2 * 6e-6,
+    "epilogue": 2 * 2e-6,
+}
+"""Seconds that the host needs for one operation of the forward pass and its two backward: PyTorch about 6 us a kernel,
+Inductor has a third fewer, CUDA graphs take 2 us. Assumed. It bounds small nets and small batches.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Rate:
-    """One image takes one GPU `each` seconds, more or less a share `spread`; a step takes it `fixed` more, and never less than `floor`."""
+    """One image takes one GPU `each` seconds, more or less a share `spread`; a step takes it `fixed` more, and never
+    less than `floor`.
+    """
 
     each: float
     spread: float
@@ -63,9 +74,14 @@ def rows(file: Path = FILE) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
     """Measured by this project, and by others. Raises UsageError."""
     try:
         tree = yaml.safe_load(file.read_text())
-        ours, others = (tuple(strict.convert(row, Row, f"row {row}", str(file)) for row in tree[part] or []) for part in ("ours", "others"))
+        ours, others = (
+            tuple(files.convert(row, Row, f"row {row}", str(file)) for row in tree[part] or [])
+            for part in ("ours", "others")
+        )
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise UsageError(f"{file}: cannot be read ({type(error).__name__}: {error}); it is part of this project, restore it") from None
+        raise UsageError(
+            f"{file}: cannot be read ({type(error).__name__}: {error}); it is part of this project, restore it"
+        ) from None
     for row in (*ours, *others):
         if row.gpu not in GPUS or row.rate <= 0 or row.batch < 1 or row.gpus < 1:
             raise UsageError(f"{file}: {row}: no such GPU, or a number out of range; known: {', '.join(GPUS)}")
@@ -112,9 +128,15 @@ def rate(settings: Config, gpu: str, stack: Stack, file: Path = FILE) -> Rate:
         same = _telling([row for row in known if matches(row, settings, gpu, stack)])
         if same:
             each = statistics.geometric_mean(_each(row) for row in same)
-            told = "; ".join(f"{row.source}: {row.rate:,.0f} images/s on {row.gpus} with {row.batch} each" for row in same)
+            told = "; ".join(
+                f"{row.source}: {row.rate:,.0f} images/s on {row.gpus} with {row.batch} each" for row in same
+            )
             return Rate(each, 0.05, FIXED, floor, basis, told, best / each)
-    alike = [row for row in (*ours, *others) if row.stack == stack and itemsize(row.precision) == itemsize(settings.precision)]
+    alike = [
+        row
+        for row in (*ours, *others)
+        if row.stack == stack and itemsize(row.precision) == itemsize(settings.precision)
+    ]
     fraction, spread, told = _fraction(settings.net, gpu, _telling(alike))
     return Rate(best / fraction, spread, FIXED, floor, "modelled", told, fraction)
 
@@ -127,16 +149,19 @@ def matches(row: Row, settings: Config, gpu: str, stack: Stack) -> bool:
 
 
 def _telling(known: list[Row]) -> list[Row]:
-    """The rows that tell of one GPU: its own, else those of many with large batches, where the rest of a step counts little."""
+    """The rows that tell of one GPU: its own, else those of many with large batches, where the rest of a step counts
+    little.
+    """
     return [row for row in known if row.gpus == 1] or [row for row in known if row.batch >= CALIBRATING]
 
 
 def _fraction(net: Net, gpu: str, known: list[Row]) -> tuple[float, float, str]:
     """The fraction of the roofline to expect, its spread as a share, and what it rests on.
 
-    Fractions of measured rows are taken apart into an effect of the net and one of the GPU (their logarithms add up, by least
-    squares); a net or GPU that nobody measured gets the mean effect, and the spread of the effects, at least that of a goal, is its
-    doubt. Cards without a fast link do better than those with, at a slower memory: they count only where no other does.
+    Fractions of measured rows are taken apart into an effect of the net and one of the GPU (their logarithms add up, by
+    least squares); a net or GPU that nobody measured gets the mean effect, and the spread of the effects, at least that
+    of a goal, is its doubt. Cards without a fast link do better than those with, at a slower memory: they count only
+    where no other does.
     """
     serious = [row for row in known if GPUS[row.gpu].link > 100 or GPUS[gpu].link <= 100]
     if not serious:
@@ -157,7 +182,11 @@ def _fraction(net: Net, gpu: str, known: list[Row]) -> tuple[float, float, str]:
         doubt += max(statistics.pvariance(nets.values()), GOAL_SPREAD**2)
     fraction = math.exp(nets.get(_kin(net), statistics.mean(nets.values())) + devices[gpu])
     sources = ", ".join(dict.fromkeys(row.source.partition(",")[0] for row in known))
-    return fraction, max(0.05, math.sqrt(doubt)), f"{fraction:.2f} of the roofline, from {len(known)} rates of {sources}"
+    return (
+        fraction,
+        max(0.05, math.sqrt(doubt)),
+        f"{fraction:.2f} of the roofline, from {len(known)} rates of {sources}",
+    )
 
 
 def _roof(row: Row) -> float:

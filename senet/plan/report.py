@@ -7,12 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from senet import chart
+from senet import plots
 from senet.config import Config
-from senet.models import traffic
-from senet.plan import gpus, planner, rates, scale
+from senet.plan import gpus, planner, rates, scale, traffic
 from senet.plan.advice import advice
-from senet.plan.planner import Plan, Wish, curve
+from senet.plan.planner import Plan, Request, curve
 
 
 def page(config: Config, name: str, plan: Plan) -> str:
@@ -20,19 +19,31 @@ def page(config: Config, name: str, plan: Plan) -> str:
     here = planner.cluster(wish, gpus.find(wish.gpu))
     rate, found = plan.rate, list(advice(config, plan))
     lines = [
-        f"{name} on {wish.gpus:,} {wish.gpu.upper()} in {here.nodes:,} node{'s' * (here.nodes > 1)}, {config.precision}, {wish.stack}",
+        f"{name} on {wish.gpus:,} {wish.gpu.upper()} in {here.nodes:,} node{'s' * (here.nodes > 1)}, "
+        f"{config.precision}, {wish.stack}",
         _row(
             "net",
-            f"{plan.parameters / 1e6:.1f} M parameters, {plan.gmacs:.2f} G multiply-adds, {plan.megabytes:.0f} MB of traffic an image",
+            f"{plan.parameters / 1e6:.1f} M parameters, {plan.gmacs:.2f} G multiply-adds, {plan.megabytes:.0f} "
+            "MB of traffic an image",
         ),
-        _row("one GPU", f"{1 / rate.each:,.0f} images/s with large batches, ± {100 * rate.spread:.0f} %; {rate.basis}: {rate.said}"),
+        _row(
+            "one GPU",
+            f"{1 / rate.each:,.0f} images/s with large batches, ± {100 * rate.spread:.0f} %; {rate.basis}: {rate.said}",
+        ),
         "",
         *_pace(plan, here),
         "",
         *_data(plan, here.nodes),
         _row("network", _network(plan, here)),
-        _row("memory", f"about {_gigabytes(plan)} of {plan.memory.given:g} GB a GPU; up to {plan.memory.largest_batch:,} images at once"),
-        _row("failures", f"one in {plan.failures.mtbf_hours:,.0f} h, {plan.failures.expected:.2g} in this run; {_lost(plan)}"),
+        _row(
+            "memory",
+            f"about {_gigabytes(plan)} of {plan.memory.given:g} GB a GPU; up to "
+            f"{plan.memory.largest_batch:,} images at once",
+        ),
+        _row(
+            "failures",
+            f"one in {plan.failures.mtbf_hours:,.0f} h, {plan.failures.expected:.2g} in this run; {_lost(plan)}",
+        ),
         _row("checkpoints", f"every {plan.failures.interval_minutes:.0f} min (Young){_epoch(plan)}"),
         "",
     ]
@@ -42,15 +53,30 @@ def page(config: Config, name: str, plan: Plan) -> str:
 def _pace(plan: Plan, here: scale.Cluster) -> list[str]:
     wish, step = plan.wish, plan.step
     each = plan.images_per_second / wish.gpus
-    said = f"{1e3 * step.total:.1f} ms for {plan.batch:,} images, {plan.batch_per_gpu:.4g} a GPU; efficiency {100 * plan.efficiency:.0f} %"
-    lines = [_row("images/s", f"{plan.images_per_second:,.0f} in all, {each:,.0f} a GPU; bound by the {plan.bound}"), _row("step", said)]
-    for what, seconds in (("compute", step.compute), ("fixed", step.fixed), ("communication", step.exposed), ("slowest rank", step.jitter)):
+    said = (
+        f"{1e3 * step.total:.1f} ms for {plan.batch:,} images, {plan.batch_per_gpu:.4g} a GPU; efficiency "
+        f"{100 * plan.efficiency:.0f} %"
+    )
+    lines = [
+        _row("images/s", f"{plan.images_per_second:,.0f} in all, {each:,.0f} a GPU; bound by the {plan.bound}"),
+        _row("step", said),
+    ]
+    for what, seconds in (
+        ("compute", step.compute),
+        ("fixed", step.fixed),
+        ("communication", step.exposed),
+        ("slowest rank", step.jitter),
+    ):
         hidden = (
-            f"   ({1e3 * (step.all_reduce - step.exposed):.2f} ms more are hidden)" if what == "communication" and here.gpus > 1 else ""
+            f"   ({1e3 * (step.all_reduce - step.exposed):.2f} ms more are hidden)"
+            if what == "communication" and here.gpus > 1
+            else ""
         )
         lines.append(_row("", f"{what:14}{1e3 * seconds:8.2f} ms {100 * seconds / step.total:4.0f} %{hidden}"))
     parts = f"training {_time(plan.training_hours)}, validation {_time(plan.validation_hours)}"
-    money = f", ${plan.cost:,.2f} at ${plan.wish.price:g} each" if plan.cost is not None else " (--price $ makes it money)"
+    money = (
+        f", ${plan.cost:,.2f} at ${plan.wish.price:g} each" if plan.cost is not None else " (--price $ makes it money)"
+    )
     return [
         *lines,
         _row("time", f"{_time(plan.hours)} for {plan.epochs} epochs of {plan.steps_per_epoch:,} steps ({parts})"),
@@ -86,7 +112,10 @@ def _time(hours: float) -> str:
 def _epoch(plan: Plan) -> str:
     minutes = 60 * plan.training_hours / max(plan.epochs, 1)
     enough = minutes <= plan.failures.interval_minutes
-    return f"; an epoch takes {minutes:.1f} min and saves at its end, {'which is enough' if enough else 'so set --save-minutes'}"
+    return (
+        f"; an epoch takes {minutes:.1f} min and saves at its end, "
+        f"{'which is enough' if enough else 'so set --save-minutes'}"
+    )
 
 
 def _data(plan: Plan, nodes: int) -> list[str]:
@@ -100,7 +129,10 @@ def _data(plan: Plan, nodes: int) -> list[str]:
     keeps = {None: "no decoder on this GPU is known to keep up", True: "or the GPU's own decoder, which keeps up"}
     keeps[False] = "the GPU's own decoder does not keep up"
     return [
-        _row("data", f"{data.images:,} images, {data.gigabytes:,.0f} GB; {data.storage:.2g} GB/s of storage in the first epoch"),
+        _row(
+            "data",
+            f"{data.images:,} images, {data.gigabytes:,.0f} GB; {data.storage:.2g} GB/s of storage in the first epoch",
+        ),
         _row("", f"{cache}, where a node has memory for it"),
         _row("decoding", f"{cores} cores a node; {keeps[data.decode_on_gpu]}"),
     ]
@@ -124,30 +156,37 @@ def draw(config: Config, name: str, plan: Plan, file: Path) -> None:
     wish = plan.wish
     found = curve(config, wish)
     each, whole = f"{plan.batch_per_gpu:.4g} images a GPU", f"{config.batch:,} images in all"
-    gpu_axis = chart.Axis("GPUs", "log2", high=2048)
+    gpu_axis = plots.Axis("GPUs", "log2", high=2048)
     paces = [
-        chart.Line(each, [(n, pace) for n, pace, _ in found["each"]]),
-        chart.Line(whole, [(n, pace) for n, pace, _ in found["global"]]),
-        chart.Line("no loss", [(n, n / plan.rate.each) for n, _, _ in found["each"]], dashed=True),
+        plots.Line(each, [(n, pace) for n, pace, _ in found["each"]]),
+        plots.Line(whole, [(n, pace) for n, pace, _ in found["global"]]),
+        plots.Line("no loss", [(n, n / plan.rate.each) for n, _, _ in found["each"]], dashed=True),
     ]
     shares = [
-        chart.Line(each, [(n, 100 * share) for n, _, share in found["each"]]),
-        chart.Line(whole, [(n, 100 * share) for n, _, share in found["global"]]),
+        plots.Line(each, [(n, 100 * share) for n, _, share in found["each"]]),
+        plots.Line(whole, [(n, 100 * share) for n, _, share in found["global"]]),
     ]
     theirs = _measured(config, wish)
     if theirs:
-        paces.append(chart.Line("measured", [(row.gpus, row.rate) for row in theirs], dots=True))
+        paces.append(plots.Line("measured", [(row.gpus, row.rate) for row in theirs], dots=True))
     title = f"{name}, {wish.gpu.upper()}, {config.precision}, {wish.stack}"
-    note = f"One GPU: {plan.rate.basis}, {plan.rate.fraction:.2f} of the roofline, ± {100 * plan.rate.spread:.0f} %. More GPUs: modelled."
-    left = chart.lines(title, [line for line in paces if line.points], gpu_axis, chart.Axis("images a second", "log10"), note)
-    percent = chart.Axis("percent of one GPU with large batches", low=0, high=100)
-    right = chart.lines("efficiency", [line for line in shares if line.points], gpu_axis, percent, " ")
-    chart.save(chart.beside(left, right), file)
+    note = (
+        f"One GPU: {plan.rate.basis}, {plan.rate.fraction:.2f} of the roofline, ± {100 * plan.rate.spread:.0f} "
+        "%. More GPUs: modelled."
+    )
+    left = plots.lines(
+        title, [line for line in paces if line.points], gpu_axis, plots.Axis("images a second", "log10"), note
+    )
+    percent = plots.Axis("percent of one GPU with large batches", low=0, high=100)
+    right = plots.lines("efficiency", [line for line in shares if line.points], gpu_axis, percent, " ")
+    plots.save(plots.beside(left, right), file)
 
 
-def _measured(config: Config, wish: Wish) -> list[rates.Row]:
+def _measured(config: Config, wish: Request) -> list[rates.Row]:
     ours, others = rates.rows()
-    return [row for row in (*ours, *others) if rates.matches(row, config, wish.gpu.lower(), wish.stack) and row.gpus <= 2048]
+    return [
+        row for row in (*ours, *others) if rates.matches(row, config, wish.gpu.lower(), wish.stack) and row.gpus <= 2048
+    ]
 
 
 EXPLANATION = """\
@@ -155,11 +194,12 @@ How a plan is made. Each number's source is in brackets; what has none is assume
 
 {traffic}
 
-Roofline: a convolution takes the longer of its arithmetic and its traffic, the rest its traffic. A rate is the roofline times a fraction:
-the net's own where it was measured on this GPU, else what the effects of net and GPU in measured rates come to. The rates are in
-{file}; this project's own come first. By now all are others' [NVIDIA DeepLearningExamples; timm; MLPerf Training v4.0], or, where
-nobody measured a stack, a goal of {goal}. NVIDIA's own loop loses 16 to 18 % from one GPU to eight in AMP (3 to 5 % in TF32): probably the
-host's doing, and not in the model.
+Roofline: a convolution takes the longer of its arithmetic and its traffic, the rest its traffic. A rate is the
+roofline times a fraction: the net's own where it was measured on this GPU, else what the effects of net and GPU in
+measured rates come to. The rates are in {file}; this project's own come first. By now all are others' [NVIDIA
+DeepLearningExamples; timm; MLPerf Training v4.0], or, where nobody measured a stack, a goal of {goal}. NVIDIA's own
+loop loses 16 to 18 % from one GPU to eight in AMP (3 to 5 % in TF32): probably the host's doing, and not in the
+model.
 
 Step: {fixed:.1f} ms + b x (time of an image) + exposed communication + jitter. The first number was fitted, with H100's
 fraction, to MLPerf v4.0's systems of 8 to 3,584 GPUs, which it meets within 6 %.
@@ -167,14 +207,15 @@ fraction, to MLPerf v4.0's systems of 8 to 3,584 GPUs, which it meets within 6 %
 {step}
 Kernels: eager PyTorch starts one in about 6 us, so a step of few images takes at least that many times its operations.
 
-Epochs: the first at {first:.2f} of the pace [MLPerf v4.0 logs]. Validation: a third of training's time an image. Start: {start:.0f} s
-and {node} s a node [MLPerf v4.0 logs].
+Epochs: the first at {first:.2f} of the pace [MLPerf v4.0 logs]. Validation: a third of training's time an image.
+Start: {start:.0f} s and {node} s a node [MLPerf v4.0 logs].
 
-Data: {kb:.0f} kB an image. The order is global, so each of K nodes reads another Kth of the set in each epoch: after n epochs its page
-cache lacks (1 - 1/K)^n of it. Decoding, images a CPU-second: {decoders} [measured on one core, 500 x 375 JPEGs].
+Data: {kb:.0f} kB an image. The order is global, so each of K nodes reads another Kth of the set in each epoch: after
+n epochs its page cache lacks (1 - 1/K)^n of it. Decoding, images a CPU-second: {decoders} [measured on one core, 500
+x 375 JPEGs].
 
-Memory: inputs of convolutions and normalisations are kept, and what SE scales; 12 bytes a parameter (weight, gradient, momentum) and
-half a copy; {reserved:.1f} GB for context and workspaces.
+Memory: inputs of convolutions and normalisations are kept, and what SE scales; 12 bytes a parameter (weight,
+gradient, momentum) and half a copy; {reserved:.1f} GB for context and workspaces.
 
 Failures: {failures:.1e} a GPU-hour [Llama 3: 419 in 54 days on 16,384 H100].
 {young}
@@ -194,7 +235,7 @@ def explain() -> str:
         first=planner.FIRST_EPOCH,
         start=planner.START,
         node=planner.START_NODE,
-        kb=Wish(1).image_kb,
+        kb=Request(1).image_kb,
         decoders=", ".join(f"{name} {speed}" for name, speed in planner.DECODERS.items()),
         reserved=planner.RESERVED / 1e9,
         failures=planner.FAILURES,

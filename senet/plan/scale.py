@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-FIXED = 3.6e-3  # s, a step's part that no batch shortens; with `exposed` and `jitter` it fits MLPerf's H100 rows, 8 to 3,584 GPUs
+# s, a step's part that no batch shortens; with `exposed` and `jitter` it fits MLPerf's H100 rows, 8 to 3,584 GPUs
+FIXED = 3.6e-3
 LINK_LATENCY, NETWORK_LATENCY = 3e-6, 6e-6  # s a hop
 BACKWARD, OVERLAP = 2 / 3, 0.8  # share of backward in a step's compute, and of backward that all-reduce can hide behind
 JITTER = 0.005  # standard deviation of a rank's step, as a share; assumed
@@ -25,8 +26,9 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds: `compute` grows with the batch, `fixed` does not, `exposed` is communication not hidden behind backward, `jitter` the wait
-    for the slowest rank."""
+    """Seconds: `compute` grows with the batch, `fixed` does not, `exposed` is communication not hidden behind backward,
+    `jitter` the wait for the slowest rank.
+    """
 
     compute: float
     fixed: float
@@ -40,14 +42,17 @@ class Step:
 
 
 def all_reduce(size: float, cluster: Cluster) -> tuple[float, float]:
-    """Seconds to sum `size` bytes over all GPUs, a ring within nodes and trees between them; and the part that is latency.
+    """Seconds to sum `size` bytes over all GPUs, a ring within nodes and trees between them; and the part that is
+    latency.
 
-    With G GPUs a node, K nodes: 2 (G-1)/G size/link + 2 (K-1)/K size/network + 2 (G-1) alpha_link + 2 log2(K) alpha_network. The GPUs
-    of a node share its network, each a Gth of the gradients.
+    With G GPUs a node, K nodes: 2 (G-1)/G size/link + 2 (K-1)/K size/network + 2 (G-1) alpha_link + 2 log2(K)
+    alpha_network. The GPUs of a node share its network, each a Gth of the gradients.
     """
     inside, nodes = min(cluster.gpus, cluster.per_node), cluster.nodes
     latency = 2 * (inside - 1) * LINK_LATENCY + 2 * math.log2(nodes) * NETWORK_LATENCY
-    moved = 2 * (inside - 1) / inside * size / (cluster.link * 1e9) + 2 * (nodes - 1) / nodes * size / (cluster.network * 1e9)
+    moved = 2 * (inside - 1) / inside * size / (cluster.link * 1e9) + 2 * (nodes - 1) / nodes * size / (
+        cluster.network * 1e9
+    )
     return moved + latency, latency
 
 

@@ -14,7 +14,8 @@ from senet.errors import UsageError
 
 def md5(path: Path) -> str:
     """The MD5 sum of a file, in hex. Raises UsageError where it cannot be read."""
-    # The sums that publishers give are MD5: they find damage and mix-ups, not forgery, which is why `extract` trusts nothing.
+    # The sums that publishers give are MD5: they find damage and mix-ups, not forgery, which is why `extract` trusts
+    # nothing.
     digest = hashlib.md5(usedforsecurity=False)
     try:
         with path.open("rb") as file:
@@ -32,15 +33,18 @@ def identify(path: Path, known: Mapping[str, str]) -> str:
         if found == expected:
             return name
     expected = " or ".join(f"{name} ({value})" for name, value in known.items())
-    raise UsageError(f"{path}: MD5 {found} is not that of {expected}; fetch it again, or pass --no-checksum if it is meant to differ")
+    raise UsageError(
+        f"{path}: MD5 {found} is not that of {expected}; fetch it again, or pass --no-checksum if it is meant to differ"
+    )
 
 
 def extract(path: Path, into: Path, largest_member: int, largest_total: int) -> int:
     """Unpack a tar archive, compressed or not, into the folder `into` and return the number of its files.
 
-    Sizes are in bytes. Only plain files and folders inside `into` are accepted; owners and permissions are not taken over. Raises
-    UsageError for anything else, for a file over `largest_member`, for more than `largest_total` altogether, for a name that comes
-    twice, and for a damaged archive. What was written until then stays in `into`: give a folder that can be thrown away.
+    Sizes are in bytes. Only plain files and folders inside `into` are accepted; owners and permissions are not taken
+    over. Raises UsageError for anything else, for a file over `largest_member`, for more than `largest_total`
+    altogether, for a name that comes twice, and for a damaged archive. What was written until then stays in `into`:
+    give a folder that can be thrown away.
     """
     files = total = 0
     try:
@@ -52,7 +56,10 @@ def extract(path: Path, into: Path, largest_member: int, largest_total: int) -> 
                     continue
                 files, total = files + 1, total + member.size
                 if member.size > largest_member:
-                    raise UsageError(f"{path}: {member.name!r} has {member.size} bytes, more than the {largest_member} that are sensible")
+                    raise UsageError(
+                        f"{path}: {member.name!r} has {member.size} bytes, more than the "
+                        f"{largest_member} that are sensible"
+                    )
                 if total > largest_total:
                     raise UsageError(f"{path}: unpacks to more than the {largest_total} bytes that are sensible")
                 _write(archive, member, into / name)

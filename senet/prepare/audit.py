@@ -1,7 +1,8 @@
-"""A look at every image of a data set, by the decoders of training: which cannot be decoded, which are odd, how large they are.
+"""A look at every image of a data set, by the decoders of training: which cannot be decoded, which are odd, how large
+they are.
 
-DIR/audit.json holds all of it; training leaves out by name what is undecodable there. DIR/audit.txt is the page for people. The lists
-of images are kept too (index-train.npz), so that training need not make them.
+DIR/audit.json holds all of it; training leaves out by name what is undecodable there. DIR/audit.txt is the page for
+people. The lists of images are kept too (index-train.npz), so that training need not make them.
 """
 
 from __future__ import annotations
@@ -22,14 +23,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from senet.data import has_dali
-from senet.data.index import ENDINGS, Index, class_folders, find_shards, index_file, listing, scan_folder, scan_shards, stamp
+from senet.data.index import (
+    ENDINGS,
+    Index,
+    class_folders,
+    find_shards,
+    index_file,
+    listing,
+    scan_folder,
+    scan_shards,
+    stamp,
+)
 from senet.errors import UsageError
 from senet.prepare.findings import FINDING, Findings, duplicates, examine
 from senet.prepare.page import page
 from senet.prepare.writing import each, part_of, progress, put
 
 FORMAT = 1
-AT_ONCE = 64  # images in a job
+CHUNK = 64  # images in a job
 PIXELS = 64 << 20  # decoded at once by DALI, if it is more than one image
 IMAGENET = Path(__file__).with_name("imagenet_class_index.json")
 Job = tuple[int, Index, bool]  # the first image, its images, whether there is DALI
@@ -54,7 +65,9 @@ def audit(root: Path, processes: int | None = None) -> int:
         put(root / "audit.txt", text)
         put(root / "audit.json", json.dumps(result, indent=1).encode() + b"\n")
     except OSError as error:
-        raise UsageError(f"{error.filename or root}: {error.strerror or error}; an audit lists all of DIR, and writes into it") from None
+        raise UsageError(
+            f"{error.filename or root}: {error.strerror or error}; an audit lists all of DIR, and writes into it"
+        ) from None
     print(text.decode(), end="")
     return 0
 
@@ -77,7 +90,9 @@ def _ignored(root: Path, split: str) -> tuple[list[str], list[str]]:
         found = [entry.name for entry in entries if entry.name not in classes]
     for name in classes:
         with os.scandir(base / name) as entries:
-            found += [f"{name}/{e.name}" for e in entries if e.name.startswith(".") or not e.name.lower().endswith(ENDINGS)]
+            found += [
+                f"{name}/{e.name}" for e in entries if e.name.startswith(".") or not e.name.lower().endswith(ENDINGS)
+            ]
     names = sorted(f"{split}/{name}" for name in found)
     hidden = [name for name in names if "/." in name]
     return hidden, [name for name in names if "/." not in name]
@@ -85,7 +100,7 @@ def _ignored(root: Path, split: str) -> tuple[list[str], list[str]]:
 
 def _examine_all(split: str, findings: Findings, processes: int | None) -> None:
     index, with_dali = findings.index, has_dali()
-    spans = (np.arange(start, min(start + AT_ONCE, len(index))) for start in range(0, len(index), AT_ONCE))
+    spans = (np.arange(start, min(start + CHUNK, len(index))) for start in range(0, len(index), CHUNK))
     jobs = ((int(span[0]), part_of(index, span), with_dali) for span in spans)
     with progress(f"auditing {split}", len(index)) as bar:
         for start, rows, bad in each(_examine, jobs, processes):
@@ -140,7 +155,7 @@ def _entry(images: Index, image: int, reason: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _probe() -> Any:
-    from senet.data.probe import Probe
+    from senet.prepare.dali_probe import Probe
 
     return Probe()
 
@@ -166,14 +181,18 @@ def _result(found: dict[str, Findings]) -> dict[str, Any]:
     names = [[splits[split].name(image) for split, image in group] for group in groups]
     summaries = {}
     for number, (split, findings) in enumerate(found.items()):
-        summaries[split] = findings.summary([name for name, group in zip(names, groups, strict=True) if number in dict(group)])
+        summaries[split] = findings.summary(
+            [name for name, group in zip(names, groups, strict=True) if number in dict(group)]
+        )
     return {
         "format": FORMAT,
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "decoders": {"pil": version("pillow"), "dali": _dali_version()},
         "splits": summaries,
         "duplicates_in_both_splits": sum(len(dict(group)) > 1 for group in groups),
-        "duplicates_of_two_classes": sum(len({int(splits[s].index.labels[i]) for s, i in group}) > 1 for group in groups),
+        "duplicates_of_two_classes": sum(
+            len({int(splits[s].index.labels[i]) for s, i in group}) > 1 for group in groups
+        ),
         "class_list": _class_list(splits[0]),
     }
 
@@ -181,7 +200,7 @@ def _result(found: dict[str, Findings]) -> dict[str, Any]:
 def _dali_version() -> str | None:
     if not has_dali():
         return None
-    from senet.data.probe import VERSION
+    from senet.prepare.dali_probe import VERSION
 
     return str(VERSION)
 

@@ -28,7 +28,9 @@ class Form:
 _FIVE = tuple(f"data_batch_{number}" for number in range(1, 6))
 FORMS = {
     "cifar10": (
-        Form("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", "cifar-10-batches-py", (*_FIVE, "test_batch")),
+        Form(
+            "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", "cifar-10-batches-py", (*_FIVE, "test_batch")
+        ),
         Form(
             "cifar-10-binary.tar.gz",
             "c32a1d4ab5d03f1284b67883e8d87530",
@@ -38,24 +40,30 @@ FORMS = {
     ),
     "cifar100": (
         Form("cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85", "cifar-100-python", ("train", "test")),
-        Form("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", "cifar-100-binary", ("train.bin", "test.bin")),
+        Form(
+            "cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", "cifar-100-binary", ("train.bin", "test.bin")
+        ),
     ),
 }
 
 
 def prepare(name: str, folder: Path, source: Path | None = None, checksum: bool = True) -> str:
-    """Unpack `name`, cifar10 or cifar100, into `folder`, in the archive's own folder there; returns what was done, in a sentence.
+    """Unpack `name`, cifar10 or cifar100, into `folder`, in the archive's own folder there; returns what was done, in a
+    sentence.
 
-    From the archive `source`, or downloaded. A second call finds the first one's work. Everything is unpacked aside and moved in one
-    step, so that an interrupted call leaves no data set that looks whole. Raises UsageError for an archive that is not the published
-    one (by its MD5 sum, unless `checksum` is off, and by its files), that is not safe to unpack, or that cannot be had.
+    From the archive `source`, or downloaded. A second call finds the first one's work. Everything is unpacked aside and
+    moved in one step, so that an interrupted call leaves no data set that looks whole. Raises UsageError for an archive
+    that is not the published one (by its MD5 sum, unless `checksum` is off, and by its files), that is not safe to
+    unpack, or that cannot be had.
     """
     for form in FORMS[name]:
         if (folder / form.folder).is_dir():
             _require(form, folder)
             return f"{folder / form.folder} is there already; nothing to do"
     if source is not None and not source.is_file():
-        raise UsageError(f"{source}: no such file; --archive names {FORMS[name][0].archive} or {FORMS[name][1].archive}")
+        raise UsageError(
+            f"{source}: no such file; --archive names {FORMS[name][0].archive} or {FORMS[name][1].archive}"
+        )
     aside = folder / ".partial"
     try:
         shutil.rmtree(aside, ignore_errors=True)
@@ -75,7 +83,10 @@ def prepare(name: str, folder: Path, source: Path | None = None, checksum: bool 
         raise UsageError(f"{folder}: cannot be written: {error.strerror}") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return f"{source.name} {'verified' if checksum else 'NOT verified (--no-checksum)'}, unpacked to {folder / form.folder}"
+    return (
+        f"{source.name} {'verified' if checksum else 'NOT verified (--no-checksum)'}, unpacked to "
+        f"{folder / form.folder}"
+    )
 
 
 def _form(name: str, source: Path, unpacked: Path) -> Form:
@@ -104,7 +115,9 @@ def _download(form: Form, into: Path, checksum: bool) -> Path:
         download_url(URL + form.archive, str(into), form.archive, form.md5 if checksum else None)
     except (OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise UsageError(f"{URL}{form.archive}: download failed ({reason}); fetch it elsewhere and pass --archive FILE") from None
+        raise UsageError(
+            f"{URL}{form.archive}: download failed ({reason}); fetch it elsewhere and pass --archive FILE"
+        ) from None
     finally:
         socket.setdefaulttimeout(before)
     return into / form.archive

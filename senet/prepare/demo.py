@@ -16,13 +16,15 @@ from senet.prepare.drawing import CLASSES, jpeg
 from senet.prepare.writing import clear, each, put
 
 MARKER = "demo.json"
-AT_ONCE = 25  # pictures a job
+CHUNK = 25  # pictures a job
 VERSION = 1  # of the drawings: raise it when the same seed gives other pictures
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What defines a set: the images of each split and the seed. Equal values give equal bytes, given the same PIL and numpy."""
+    """What defines a set: the images of each split and the seed. Equal values give equal bytes, given the same PIL and
+    numpy.
+    """
 
     train: int = 2000
     val: int = 500
@@ -34,10 +36,11 @@ class Demo:
 
 
 def prepare(folder: Path, demo: Demo, processes: int | None = None, note: Callable[[str], None] = print) -> None:
-    """Write `folder`/train/CLASS/*.JPEG and `folder`/val/CLASS/*.JPEG, on as many `processes` as there are cores by default.
+    """Write `folder`/train/CLASS/*.JPEG and `folder`/val/CLASS/*.JPEG, on as many `processes` as there are cores by
+    default.
 
-    A set that is there is kept; one that was interrupted is completed. `note` is told which. Raises UsageError where another set, or
-    anything else, is in the folder, and for sizes that leave a class without images.
+    A set that is there is kept; one that was interrupted is completed. `note` is told which. Raises UsageError where
+    another set, or anything else, is in the folder, and for sizes that leave a class without images.
     """
     for split, count in (("train", demo.train), ("val", demo.val)):
         if count < len(CLASSES):
@@ -54,7 +57,7 @@ def prepare(folder: Path, demo: Demo, processes: int | None = None, note: Callab
             for name in CLASSES:
                 (folder / split / name).mkdir(parents=True, exist_ok=True)
         # A few are drawn sooner than processes start.
-        jobs = [missing[start : start + AT_ONCE] for start in range(0, len(missing), AT_ONCE)]
+        jobs = [missing[start : start + CHUNK] for start in range(0, len(missing), CHUNK)]
         for _ in each(partial(_write, folder, demo.seed), jobs, 1 if len(missing) < 100 else processes):
             pass
         for path in {_path(folder, *picture).parent for picture in missing}:

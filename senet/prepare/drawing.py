@@ -1,7 +1,7 @@
 """The pictures of the demo set: five shapes times two textures, so that a net must see both form and detail.
 
-Everything else about a picture (size, colours, light, place, scale, turn, clutter, noise, JPEG quality) is drawn alike for all classes:
-colour tells nothing. No class changes under a horizontal flip.
+Everything else about a picture (size, colours, light, place, scale, turn, clutter, noise, JPEG quality) is drawn alike
+for all classes: colour tells nothing. No class changes under a horizontal flip.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ CLASSES = tuple(f"{shape}_{texture}" for shape in SHAPES for texture in TEXTURES
 
 
 def jpeg(name: str, rng: np.random.Generator) -> bytes:
-    """A JPEG file that shows class `name`, one of CLASSES; most sides are 120 to 260 pixels, one picture in twenty is twice as large."""
+    """A JPEG file that shows class `name`, one of CLASSES; most sides are 120 to 260 pixels, one picture in twenty is
+    twice as large.
+    """
     pixels = draw(name, rng)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=int(rng.integers(75, 96)))
@@ -101,7 +103,9 @@ def _outside(shape: str, y: Plane, x: Plane) -> Plane:
 
 
 def _texture(texture: str, y: Plane, x: Plane, period: float) -> Plane:
-    """How much ink, 0 to 1, on a pattern of period 1 whose period is `period` pixels; ink and paper cover about as much."""
+    """How much ink, 0 to 1, on a pattern of period 1 whose period is `period` pixels; ink and paper cover about as
+    much.
+    """
     far: Plane = np.abs(x % 1 - 0.5) - 0.25 if texture == "stripes" else np.hypot(y % 1 - 0.5, x % 1 - 0.5) - 0.37
     ink: Plane = np.clip(0.5 - far * period, 0, 1)
     return ink

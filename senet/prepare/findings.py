@@ -120,7 +120,10 @@ class Findings:
         bins = np.bincount(np.searchsorted(SIDES, shorter, "right") - 1, minlength=len(SIDES))
         ends = [f"{low}-{high - 1}" for low, high in pairwise(SIDES)] + [f"{SIDES[-1]}-"]
         return {
-            **{side: [int(rows[side].min()), int(np.median(rows[side])), int(rows[side].max())] for side in ("width", "height")},
+            **{
+                side: [int(rows[side].min()), int(np.median(rows[side])), int(rows[side].max())]
+                for side in ("width", "height")
+            },
             "shorter_side": dict(zip(ends, bins.tolist(), strict=True)),
             "megapixels_max": round(float((rows["height"].astype(np.int64) * rows["width"]).max()) / 1e6, 3),
         }

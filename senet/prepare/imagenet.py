@@ -1,9 +1,10 @@
 """ImageNet (ILSVRC2012) from the archives as published: into folders of classes, or straight into shards.
 
-The archives are not unpacked first: the tars within the training tar are listed where they lie, and images read from there.
+The archives are not unpacked first: the tars within the training tar are listed where they lie, and images read from
+there.
 
-A label is the place of a class's wnid (n01440764) among the sorted wnids, as everywhere in PyTorch. The devkit and Caffe number the
-classes otherwise; numbers from there are translated here by way of the wnids, and nowhere else met.
+A label is the place of a class's wnid (n01440764) among the sorted wnids, as everywhere in PyTorch. The devkit and
+Caffe number the classes otherwise; numbers from there are translated here by way of the wnids, and nowhere else met.
 """
 
 from __future__ import annotations
@@ -70,11 +71,15 @@ def classes() -> dict[str, str]:
     return dict(listed[str(label)] for label in range(len(listed)))
 
 
-def prepare(folder: Path, sources: Sources, output: Packing | Encoding, partial: bool = False, processes: int | None = None) -> list[str]:
-    """Write `folder`/train/WNID/*.JPEG and val likewise, or shards for a Packing; returns what was done, a sentence for each split.
+def prepare(
+    folder: Path, sources: Sources, output: Packing | Encoding, partial: bool = False, processes: int | None = None
+) -> list[str]:
+    """Write `folder`/train/WNID/*.JPEG and val likewise, or shards for a Packing; returns what was done, a sentence for
+    each split.
 
-    What is there is kept, and an interrupted call completed by the next. Raises UsageError for archives that are not the published
-    ones by what they hold (a warning if `partial`), or not safe, for labels that do not fit, and where something else is in `folder`.
+    What is there is kept, and an interrupted call completed by the next. Raises UsageError for archives that are not
+    the published ones by what they hold (a warning if `partial`), or not safe, for labels that do not fit, and where
+    something else is in `folder`.
     """
     answers = _answers(sources)
     plans = {split: _plan(split, path, output, answers) for split, path in sources.tars.items()}
@@ -84,7 +89,9 @@ def prepare(folder: Path, sources: Sources, output: Packing | Encoding, partial:
         return notes
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lists = {split: _survey(path, folder / f".{split}-tar.npz", split, processes) for split, path in sources.tars.items()}
+        lists = {
+            split: _survey(path, folder / f".{split}-tar.npz", split, processes) for split, path in sources.tars.items()
+        }
         for split, index in _labelled(folder, lists, sources.tars, answers, partial).items():
             if split not in pending:
                 continue
@@ -106,7 +113,9 @@ def prepare(folder: Path, sources: Sources, output: Packing | Encoding, partial:
 
 
 def _plan(split: str, tar: Path, output: Packing | Encoding, answers: Mapping[str, str]) -> dict[str, Any]:
-    plan = {"tar_bytes": tar.stat().st_size} | (output.plan if isinstance(output, Packing) else {"form": "folders", **output.plan})
+    plan = {"tar_bytes": tar.stat().st_size} | (
+        output.plan if isinstance(output, Packing) else {"form": "folders", **output.plan}
+    )
     if split == "val":
         plan["labels"] = hashlib.sha256(json.dumps(answers, sort_keys=True).encode()).hexdigest()[:16]
     return plan
@@ -125,16 +134,25 @@ def _labelled(
     wnids = {split: _wnids(index, split, tars[split], answers) for split, index in lists.items()}
     for split, found in wnids.items():
         if len(found) != IMAGES[split] or set(found) != set(classes()):
-            doubt(f"{tars[split]}: {len(found):,} images of {len(set(found)):,} classes, not the {IMAGES[split]:,} of 1,000 of ILSVRC2012")
+            doubt(
+                f"{tars[split]}: {len(found):,} images of {len(set(found)):,} classes, not the {IMAGES[split]:,} "
+                "of 1,000 of ILSVRC2012"
+            )
         if split == "val" and len(answers) != len(found):
             doubt(f"{tars[split]}: {len(found):,} images, but labels for {len(answers):,}")
     before = read_classes(folder)
     common = set.intersection(*map(set, wnids.values()), *([set(before)] if before else []))
     if not common or (before and common != set(before)):
-        raise UsageError(f"{folder}: the archives lack classes that are to be there; prepare train and val in one run, in another folder")
+        raise UsageError(
+            f"{folder}: the archives lack classes that are to be there; prepare train and val in one "
+            "run, in another folder"
+        )
     for split, found in wnids.items():
         if surplus := sorted(set(found) - common):
-            doubt(f"{tars[split]}: {len(surplus):,} classes that the rest lacks are left out: {', '.join(surplus[:3])} ...")
+            doubt(
+                f"{tars[split]}: {len(surplus):,} classes that the rest lacks are left out: "
+                f"{', '.join(surplus[:3])} ..."
+            )
     names = tuple(sorted(common))
     return {split: _ordered(index, split, wnids[split], names) for split, index in lists.items()}
 
@@ -145,13 +163,17 @@ def _wnids(index: Index, split: str, tar: Path, answers: Mapping[str, str]) -> l
     try:
         return [answers[name.partition(".")[0]] for name in index.names]
     except KeyError as error:
-        raise UsageError(f"{tar}: {error.args[0]} has no label in --devkit or --val-labels; give the one that belongs to it") from None
+        raise UsageError(
+            f"{tar}: {error.args[0]} has no label in --devkit or --val-labels; give the one that belongs to it"
+        ) from None
 
 
 def _ordered(index: Index, split: str, wnids: list[str], names: tuple[str, ...]) -> Index:
     labels = {name: label for label, name in enumerate(names)}
     images = [
-        (labels[wnid], f"{split}/{wnid}/{name}", i) for i, (wnid, name) in enumerate(zip(wnids, index.names, strict=True)) if wnid in labels
+        (labels[wnid], f"{split}/{wnid}/{name}", i)
+        for i, (wnid, name) in enumerate(zip(wnids, index.names, strict=True))
+        if wnid in labels
     ]
     images.sort(key=lambda image: (image[0], key(image[1])))
     chosen = index.subset(np.array([i for _, _, i in images], np.int64))
@@ -173,7 +195,9 @@ def _survey(tar: Path, saved: Path, split: str, processes: int | None) -> Index:
         return index
     if split == "train":
         inner = _members(tar, 0, state.st_size, r"n\d{8}\.tar", LARGEST_CLASS)
-        jobs = [(tar, start, size, rf"{name.partition('.')[0]}_\d+\.JPEG", LARGEST_IMAGE) for name, start, size in inner]
+        jobs = [
+            (tar, start, size, rf"{name.partition('.')[0]}_\d+\.JPEG", LARGEST_IMAGE) for name, start, size in inner
+        ]
     else:
         jobs = [(tar, 0, state.st_size, r"ILSVRC2012_val_\d{8}\.JPEG", LARGEST_IMAGE)]
     found: Found = []
@@ -183,7 +207,9 @@ def _survey(tar: Path, saved: Path, split: str, processes: int | None) -> Index:
             bar.update()
     found.sort()
     places = np.array([(0, start, size) for _, start, size in found], np.int64).reshape(-1, 3)
-    index = Index(tar.parent, Names.of(name for name, _, _ in found), np.zeros(len(found), np.int64), (), (tar.name,), places)
+    index = Index(
+        tar.parent, Names.of(name for name, _, _ in found), np.zeros(len(found), np.int64), (), (tar.name,), places
+    )
     index.save(saved, stamp)
     return index
 
@@ -193,7 +219,9 @@ def _list(job: tuple[Path, int, int, str, int]) -> Found:
 
 
 def _members(tar: Path, start: int, size: int, pattern: str, largest: int) -> Found:
-    """The files in the tar that lies at `start` of the file `tar`. Raises UsageError for all that does not belong there."""
+    """The files in the tar that lies at `start` of the file `tar`. Raises UsageError for all that does not belong
+    there.
+    """
     found: dict[str, tuple[str, int, int]] = {}
     with _opened(tar, start, size) as (window, inside):
         for member in inside:
@@ -201,9 +229,13 @@ def _members(tar: Path, start: int, size: int, pattern: str, largest: int) -> Fo
             if member.isdir():
                 continue
             if not re.fullmatch(pattern, name):
-                raise UsageError(f"{tar}: {member.name!r} does not belong there (expected {pattern}); name the tar as published")
+                raise UsageError(
+                    f"{tar}: {member.name!r} does not belong there (expected {pattern}); name the tar as published"
+                )
             if not 0 < member.size <= largest or member.issparse():
-                raise UsageError(f"{tar}: refused: {member.name!r} has {member.size} bytes, and 1 to {largest} are sensible")
+                raise UsageError(
+                    f"{tar}: refused: {member.name!r} has {member.size} bytes, and 1 to {largest} are sensible"
+                )
             if name in found:
                 raise UsageError(f"{tar}: holds {name!r} twice; fetch it again")
             found[name] = name, start + member.offset_data, member.size
@@ -243,7 +275,9 @@ class _Window(io.RawIOBase):
         return self.place
 
     def readinto(self, buffer: Any) -> int:
-        content = os.pread(self.file.fileno(), max(0, min(len(buffer), self.size - self.place)), self.start + self.place)
+        content = os.pread(
+            self.file.fileno(), max(0, min(len(buffer), self.size - self.place)), self.start + self.place
+        )
         buffer[: len(content)] = content
         self.place += len(content)
         return len(content)

@@ -1,4 +1,6 @@
-"""The classes of the ILSVRC2012 devkit: data/meta.mat, a MATLAB 5 file, of which just the numbers and names of the synsets are read."""
+"""The classes of the ILSVRC2012 devkit: data/meta.mat, a MATLAB 5 file, of which just the numbers and names of the
+synsets are read.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def read(path: Path) -> dict[int, str]:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}); unpack the devkit again") from None
     except (ValueError, struct.error, zlib.error) as error:
-        raise UsageError(f"{path}: not the meta.mat of an ILSVRC2012 devkit ({error}); fetch the devkit again") from None
+        raise UsageError(
+            f"{path}: not the meta.mat of an ILSVRC2012 devkit ({error}); fetch the devkit again"
+        ) from None
 
 
 def _synsets(content: memoryview) -> dict[int, str]:

@@ -64,7 +64,10 @@ def _table(splits: dict[str, dict[str, Any]]) -> list[str]:
         if any(counts):
             rows.append([f"shorter side {side}", *(f"{count:,}" for count in counts)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip() for row in rows]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
+        for row in rows
+    ]
 
 
 def _classes(found: dict[str, Any]) -> str:
@@ -88,7 +91,9 @@ def _advice(root: Path, splits: dict[str, dict[str, Any]]) -> list[str]:
     counts = {split: len(found["undecodable"]) for split, found in splits.items()}
     if not sum(counts.values()):
         return ["Nothing to do: every image can be decoded."]
-    left_out = " and ".join(f"{count:,} image{'s' * (count > 1)} of {split}" for split, count in counts.items() if count)
+    left_out = " and ".join(
+        f"{count:,} image{'s' * (count > 1)} of {split}" for split, count in counts.items() if count
+    )
     return [
         f"Training will leave out {left_out} by name ({root}/audit.json lists all).",
         "To use them, put good files in their places: those count at once. Audit again after other changes.",

@@ -1,4 +1,6 @@
-"""CIFAR as image folders: OUT/train/CLASS/00001.png and OUT/val/CLASS/..., where a file is called after its place in the archive."""
+"""CIFAR as image folders: OUT/train/CLASS/00001.png and OUT/val/CLASS/..., where a file is called after its place in
+the archive.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,11 @@ Job = tuple[Path, list[str], NDArray[np.uint8]]
 
 
 def export(name: str, folder: Path, to: Path, checksum: bool = True, processes: int | None = None) -> list[str]:
-    """Write `name`, cifar10 or cifar100, prepared in `folder`, as PNGs below `to`; returns what was done, a sentence for each split.
+    """Write `name`, cifar10 or cifar100, prepared in `folder`, as PNGs below `to`; returns what was done, a sentence
+    for each split.
 
-    What is there is kept, and an interrupted call completed by the next. Raises UsageError for a damaged set, and where something
-    else is in `to`.
+    What is there is kept, and an interrupted call completed by the next. Raises UsageError for a damaged set, and where
+    something else is in `to`.
     """
     classes = class_names(folder, name)
     notes = []
@@ -43,7 +46,9 @@ def export(name: str, folder: Path, to: Path, checksum: bool = True, processes: 
             notes.append(f"{to / split}: {len(index)} images are there already")
             continue
 
-        def job(folder: Path, images: NDArray[np.int64], files: list[str] = files, pixels: NDArray[np.uint8] = pixels[order]) -> Job:
+        def job(
+            folder: Path, images: NDArray[np.int64], files: list[str] = files, pixels: NDArray[np.uint8] = pixels[order]
+        ) -> Job:
             return folder, [files[image].rpartition("/")[2] for image in images], pixels[images]
 
         try:
@@ -57,14 +62,19 @@ def export(name: str, folder: Path, to: Path, checksum: bool = True, processes: 
 
 
 def class_names(folder: Path, name: str) -> tuple[str, ...]:
-    """By label, from the archive; CIFAR-10's are known where that lacks them. Raises UsageError for CIFAR-100 without."""
+    """By label, from the archive; CIFAR-10's are known where that lacks them. Raises UsageError for
+    CIFAR-100 without.
+    """
     for file, field in META[name]:
         for path in (folder / file, folder / Path(file).name):
             if path.is_file():
                 return _read_names(path, field, int(name.removeprefix("cifar")))
     if name == "cifar10":
         return CLASSES
-    raise UsageError(f"{folder}: has none of {', '.join(file for file, _ in META[name])}: no names of classes; unpack the archive again")
+    raise UsageError(
+        f"{folder}: has none of {', '.join(file for file, _ in META[name])}: no names of classes; "
+        "unpack the archive again"
+    )
 
 
 def _read_names(path: Path, field: bytes | None, count: int) -> tuple[str, ...]:

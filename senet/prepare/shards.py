@@ -1,8 +1,9 @@
-"""WebDataset shards: tars of KEY.jpg and KEY.cls (a label in digits) of about equal size, in an order that mixes the classes.
+"""WebDataset shards: tars of KEY.jpg and KEY.cls (a label in digits) of about equal size, in an order that mixes the
+classes.
 
-KEY is CLASS/STEM, with the dots and blanks of either as underscores. Beside each TO/train/train-000000.tar lies the list that DALI wants
-(.idx, as wds2idx writes it), in TO also classes.txt (a class per line, in order of label) and the list of all images. The same images
-give the same bytes, whether they come from folders, archives or other shards.
+KEY is CLASS/STEM, with the dots and blanks of either as underscores. Beside each TO/train/train-000000.tar lies the
+list that DALI wants (.idx, as wds2idx writes it), in TO also classes.txt (a class per line, in order of label) and the
+list of all images. The same images give the same bytes, whether they come from folders, archives or other shards.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from senet.data.draws import Ints, permutation
 from senet.data.index import LAYOUT, Index, Names, find_shards, index_file, key, listing, stamp
+from senet.data.philox import Ints, permutation
 from senet.data.pixels import kind
 from senet.errors import UsageError
 from senet.prepare.writing import Encoding, begin, clear, each, mark, part_of, progress, put, read, require_space
@@ -45,7 +46,9 @@ class Packing:
 
 
 def convert(source: Path, to: Path, packing: Packing, processes: int | None = None) -> list[str]:
-    """Make shards in `to` of the image folders or shards in `source`; returns what was done, a sentence for each split."""
+    """Make shards in `to` of the image folders or shards in `source`; returns what was done, a sentence for
+    each split.
+    """
     if source.resolve() == to.resolve():
         raise UsageError(f"{to}: is what the shards are to be made of; name another folder")
     splits = [split for split in ("train", "val") if find_shards(source, split) or (source / split).is_dir()]
@@ -69,7 +72,8 @@ def convert(source: Path, to: Path, packing: Packing, processes: int | None = No
 
 
 def write_shards(index: Index, to: Path, split: str, packing: Packing, processes: int | None = None) -> int:
-    """Write `index` as shards of a `split`; returns their number. Finished ones are kept; all of them appear at once in the end.
+    """Write `index` as shards of a `split`; returns their number. Finished ones are kept; all of them appear at once in
+    the end.
 
     Raises UsageError for two images of the same key, and where the disk is too small.
     """
@@ -91,7 +95,9 @@ def write_shards(index: Index, to: Path, split: str, packing: Packing, processes
         clear(aside)
         aside.rename(to / split)
     if len(find_shards(to, split)) != count:
-        raise UsageError(f"{to / split}: holds other files than its {count} shards; remove this folder and run it again")
+        raise UsageError(
+            f"{to / split}: holds other files than its {count} shards; remove this folder and run it again"
+        )
     if index.classes:
         put(to / "classes.txt", "".join(f"{name}\n" for name in index.classes).encode())
     _listed(index, to, split, stems, parts).save(index_file(to, split), stamp(to, split))
@@ -125,7 +131,9 @@ def _measure(job: tuple[int, Index]) -> tuple[int, Ints]:
     try:
         return first, np.array([os.stat(images.root / name).st_size for name in images.names], np.int64)
     except OSError as error:
-        raise UsageError(f"{error.filename}: cannot be read ({error.strerror}); mend the source and run it again") from None
+        raise UsageError(
+            f"{error.filename}: cannot be read ({error.strerror}); mend the source and run it again"
+        ) from None
 
 
 def _write_shard(job: tuple[Path, Encoding, Index]) -> int:
@@ -138,7 +146,9 @@ def _write_shard(job: tuple[Path, Encoding, Index]) -> int:
             for image in range(len(images)):
                 content, name = encoding(read(images, image)), images.names[image]
                 picture = f"{key(name)}.{_ending(content, name)}"
-                lines.append(f"{_add(file, picture, content)} {_add(file, f'{key(name)}.cls', b'%d' % images.labels[image])}\n")
+                lines.append(
+                    f"{_add(file, picture, content)} {_add(file, f'{key(name)}.cls', b'%d' % images.labels[image])}\n"
+                )
             file.write(bytes(2 * BLOCK))
             file.write(bytes(-file.tell() % RECORD))
         put(base.with_suffix(".idx"), "".join(lines).encode(errors="surrogateescape"))
@@ -180,4 +190,6 @@ def _listed(index: Index, to: Path, split: str, stems: list[str], parts: list[ND
                 places[image] = number, int(start), int(size)
         except (OSError, ValueError):
             raise UsageError(f"{file}: missing or damaged; remove {to / split} and run it again") from None
-    return Index(to, Names.of(names), index.labels, index.classes, tuple(f"{split}/{stem}.tar" for stem in stems), places)
+    return Index(
+        to, Names.of(names), index.labels, index.classes, tuple(f"{split}/{stem}.tar" for stem in stems), places
+    )

@@ -1,4 +1,6 @@
-"""Writing a data set that a killed run leaves unfinished but never wrong: plans, folders that appear whole, work over processes."""
+"""Writing a data set that a killed run leaves unfinished but never wrong: plans, folders that appear whole, work over
+processes.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from senet.data.draws import Ints
 from senet.data.index import Index, Names, index_file, stamp
+from senet.data.philox import Ints
 from senet.errors import RunError, UsageError
 
 Job = TypeVar("Job")
@@ -37,7 +39,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Encoding:
-    """Which images are made smaller: those whose shorter side is over `short_side` pixels, as JPEG; others stay byte for byte.
+    """Which images are made smaller: those whose shorter side is over `short_side` pixels, as JPEG; others stay byte
+    for byte.
 
     So do images that are neither grey nor RGB, and those that cannot be decoded (an audit names them).
     """
@@ -66,7 +69,9 @@ class Encoding:
                 file = io.BytesIO()
                 # EXIF says which side is up.
                 exif = image.info.get("exif", b"") if image.format == "JPEG" else b""
-                image.resize((width, height), Image.Resampling.LANCZOS).save(file, "JPEG", quality=self.quality, exif=exif)
+                image.resize((width, height), Image.Resampling.LANCZOS).save(
+                    file, "JPEG", quality=self.quality, exif=exif
+                )
                 return file.getvalue()
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             return original
@@ -81,7 +86,9 @@ def begin(folder: Path, split: str, plan: dict[str, Any]) -> bool:
         return False
     if differ := [key for key, value in plan.items() if found.get(key) != value]:
         there = ", ".join(f"{key} {found.get(key)} instead of {plan[key]}" for key in differ)
-        raise UsageError(f"{folder}: {split} was begun otherwise ({there}); give the same again, or name another folder")
+        raise UsageError(
+            f"{folder}: {split} was begun otherwise ({there}); give the same again, or name another folder"
+        )
     if not found.get("complete") or not (folder / split).is_dir():
         return False
     # A list out of date says that somebody has added or removed something: look closer.
@@ -115,7 +122,9 @@ def put(path: Path, content: bytes) -> None:
 
 @contextmanager
 def appearing(folder: Path) -> Iterator[Path]:
-    """A hidden folder to fill, which becomes `folder` in one step. Its name is its own, so that runs side by side do no harm."""
+    """A hidden folder to fill, which becomes `folder` in one step. Its name is its own, so that runs side by side do no
+    harm.
+    """
     part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     part.mkdir(parents=True)
     try:
@@ -162,7 +171,9 @@ def each(task: Callable[[Job], Result], jobs: Iterable[Job], processes: int | No
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in done)
     except BrokenProcessPool:
-        raise RunError("a worker process was killed (out of memory?); run it again to go on, with fewer --processes") from None
+        raise RunError(
+            "a worker process was killed (out of memory?); run it again to go on, with fewer --processes"
+        ) from None
     except BaseException:
         ours.close()
         raise
@@ -192,7 +203,9 @@ def read(index: Index, image: int) -> bytes:
     try:
         return index.read(image)
     except OSError as error:
-        raise UsageError(f"{index.path(image)}: cannot be read ({error.strerror or error}); mend the source and run it again") from None
+        raise UsageError(
+            f"{index.path(image)}: cannot be read ({error.strerror or error}); mend the source and run it again"
+        ) from None
 
 
 def part_of(index: Index, images: NDArray[Any]) -> Index:
@@ -201,19 +214,27 @@ def part_of(index: Index, images: NDArray[Any]) -> Index:
 
 
 def require_space(folder: Path, needed: int, encoding: Encoding) -> None:
-    """Raises UsageError where `needed` bytes do not fit. How much smaller re-encoding makes them nobody knows: a warning only."""
+    """Raises UsageError where `needed` bytes do not fit. How much smaller re-encoding makes them nobody knows: a
+    warning only.
+    """
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     if free >= needed:
         return
     sizes = f"{needed / 1e9:.1f} GB to write, {free / 1e9:.1f} GB free"
     if encoding.short_side is None:
-        raise UsageError(f"{folder}: {sizes}; free some space, name another folder, or make images smaller with --short-side")
-    log.warning("%s: %s before making images smaller; should it not be enough, free some space and run it again", folder, sizes)
+        raise UsageError(
+            f"{folder}: {sizes}; free some space, name another folder, or make images smaller with --short-side"
+        )
+    log.warning(
+        "%s: %s before making images smaller; should it not be enough, free some space and run it again", folder, sizes
+    )
 
 
 def write_folders(index: Index, to: Path, split: str, encoding: Encoding, processes: int | None = None) -> None:
-    """Write an `index` of archives, whose names are SPLIT/CLASS/FILE, as image folders below `to`. Raises UsageError as `fill`."""
+    """Write an `index` of archives, whose names are SPLIT/CLASS/FILE, as image folders below `to`. Raises UsageError as
+    `fill`.
+    """
     assert index.places is not None
     absent = np.array([not (to / split / name).is_dir() for name in index.classes])[index.labels]
     require_space(to, int((-(-index.places[absent, 2] // 4096) * 4096).sum()), encoding)
@@ -221,12 +242,17 @@ def write_folders(index: Index, to: Path, split: str, encoding: Encoding, proces
 
 
 def fill(
-    index: Index, to: Path, split: str, job: Callable[[Path, Ints], Job], task: Callable[[Job], int], processes: int | None = None
+    index: Index,
+    to: Path,
+    split: str,
+    job: Callable[[Path, Ints], Job],
+    task: Callable[[Job], int],
+    processes: int | None = None,
 ) -> None:
     """Have `task` do the `job` of each class folder of `index` that is not there, then save the list of all.
 
-    A job is made of a folder and its images; the task returns how many it wrote. A class folder must appear when it is complete: it is
-    not written again. Raises UsageError where one holds something else.
+    A job is made of a folder and its images; the task returns how many it wrote. A class folder must appear when it is
+    complete: it is not written again. Raises UsageError where one holds something else.
     """
     bounds = np.searchsorted(index.labels, np.arange(len(index.classes) + 1))
     spans = {to / split / name: np.arange(*bounds[label : label + 2]) for label, name in enumerate(index.classes)}
@@ -237,7 +263,9 @@ def fill(
     clear(to / split)
     for folder, images in spans.items():
         if len(os.listdir(folder)) != len(images):
-            raise UsageError(f"{folder}: holds other files than its {len(images)} images; remove this folder and run it again")
+            raise UsageError(
+                f"{folder}: holds other files than its {len(images)} images; remove this folder and run it again"
+            )
     Index(to, index.names, index.labels, index.classes).save(index_file(to, split), stamp(to, split))
 
 

@@ -1,4 +1,5 @@
-"""What a run tells: JSON lines always, the terminal, Weights & Biases where wanted. Records are flat mappings of one spelling.
+"""What a run tells: JSON lines always, the terminal, Weights & Biases where wanted. Records are flat mappings of one
+spelling.
 
 Every record has `kind` (train, val, event), `epoch` (counted from 1), `step` (done since the run began) and `seconds`.
 """
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from senet.track.lines import JsonLines
+from senet.track.jsonl import JsonLines
 from senet.track.terminal import Terminal
 from senet.track.wandb import WeightsAndBiases, decide
 
@@ -24,7 +25,9 @@ class Tracker(Protocol):
         W&B has an axis of its own (see `WeightsAndBiases`) and keeps both.
         """
 
-    def progress(self, epoch: int, epochs: int, step: int, steps: int, images_per_second: float, data_wait: float) -> None: ...
+    def progress(
+        self, epoch: int, epochs: int, step: int, steps: int, images_per_second: float, data_wait: float
+    ) -> None: ...
     def say(self, text: str) -> None: ...
     def close(self, ok: bool) -> None: ...
 
@@ -38,7 +41,9 @@ class Silent:
     def rewind(self, step: int) -> None:
         pass
 
-    def progress(self, epoch: int, epochs: int, step: int, steps: int, images_per_second: float, data_wait: float) -> None:
+    def progress(
+        self, epoch: int, epochs: int, step: int, steps: int, images_per_second: float, data_wait: float
+    ) -> None:
         pass
 
     def say(self, text: str) -> None:
@@ -64,7 +69,9 @@ class Trackers:
         self.lines.rewind(step)
         self.terminal.rewind()
 
-    def progress(self, epoch: int, epochs: int, step: int, steps: int, images_per_second: float, data_wait: float) -> None:
+    def progress(
+        self, epoch: int, epochs: int, step: int, steps: int, images_per_second: float, data_wait: float
+    ) -> None:
         self.terminal.progress(epoch, epochs, step, steps, images_per_second, data_wait)
 
     def say(self, text: str) -> None:
@@ -78,7 +85,9 @@ class Trackers:
 
 
 def build(out: Path, *, choice: str, name: str, config: dict[str, Any], resume_step: int | None) -> Tracker:
-    """The trackers of a run in folder `out`. `choice`: auto, none or wandb. A resumed run begins with `rewind(resume_step)`."""
+    """The trackers of a run in folder `out`. `choice`: auto, none or wandb. A resumed run begins with
+    `rewind(resume_step)`.
+    """
     terminal = Terminal()
     wanted, why = decide(choice)
     terminal.say(why)

@@ -23,26 +23,37 @@ class Terminal:
             if not self.live:
                 rates = f"{record['images_per_second']:.0f} images/s, waiting for data {record['data_wait']:.0%}"
                 self.say(
-                    f"epoch {record['epoch']} step {record['step']}: loss {record['loss']:.4f}, lr {record['learning_rate']:.4g}, {rates}"
+                    f"epoch {record['epoch']} step {record['step']}: loss {record['loss']:.4f}, lr "
+                    f"{record['learning_rate']:.4g}, {rates}"
                 )
         elif record["kind"] == "val":
             self._end_bar()
             self.say(
-                f"epoch {record['epoch']}: top-1 error {record['top1_error']:.2f} %, top-5 {record['top5_error']:.2f} % on "
-                f"{record['images']} images; training {record['train_top1_error']:.2f} %, loss {record['train_loss']:.4f}"
+                f"epoch {record['epoch']}: top-1 error {record['top1_error']:.2f} %, top-5 "
+                f"{record['top5_error']:.2f} % on "
+                f"{record['images']} images; training {record['train_top1_error']:.2f} %, loss "
+                f"{record['train_loss']:.4f}"
             )
         elif "slow_rank" in record:
             self.say(_pace(record))
         else:
-            self.say(" ".join(f"{key} {value}" for key, value in record.items() if key not in ("kind", "epoch", "step", "seconds")))
+            self.say(
+                " ".join(
+                    f"{key} {value}" for key, value in record.items() if key not in ("kind", "epoch", "step", "seconds")
+                )
+            )
 
-    def progress(self, epoch: int, epochs: int, step: int, steps: int, images_per_second: float, data_wait: float) -> None:
+    def progress(
+        self, epoch: int, epochs: int, step: int, steps: int, images_per_second: float, data_wait: float
+    ) -> None:
         """Images/s over all ranks, and the share of time the first rank waited for data."""
         if not self.live:
             return
         if self.bar is None:
             self.bar = tqdm(total=steps, desc=f"epoch {epoch}/{epochs}", unit="step", leave=False, dynamic_ncols=True)
-        self.bar.set_postfix_str(f"{images_per_second:.0f} images/s, data {data_wait:.0%}, loss {self.loss:.3f}", refresh=False)
+        self.bar.set_postfix_str(
+            f"{images_per_second:.0f} images/s, data {data_wait:.0%}, loss {self.loss:.3f}", refresh=False
+        )
         self.bar.update(step - self.bar.n)
         self.bar.refresh()
 
@@ -69,4 +80,7 @@ def _pace(record: Mapping[str, Any]) -> str:
     if record["over"]:
         return f"{who} keeps up again"
     parts = ", ".join(f"{name} {record[name]:.0%}" for name in ("data", "compute", "communication"))
-    return f"warning: {who} holds up the others: its own work takes {record['factor']:.1f} times the usual; of its time {parts}"
+    return (
+        f"warning: {who} holds up the others: its own work takes {record['factor']:.1f} times the "
+        f"usual; of its time {parts}"
+    )

@@ -1,4 +1,6 @@
-"""Weights & Biases, never able to fail or stall a run: a process of its own talks with it (see `senet.track.uplink`)."""
+"""Weights & Biases, never able to fail or stall a run: a process of its own talks with it (see
+`senet.track.wandb_process`).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from senet.durable import write_text
+from senet.system.files import write_text
 
 CLOSE_SECONDS = 6  # that the end of a run waits for W&B
 BACKLOG = 10_000  # records
@@ -55,10 +57,11 @@ def key() -> str | None:
 
 
 class WeightsAndBiases:
-    """One W&B run for the whole life of a run folder: its id is kept in OUT/wandb_id. Offline when it cannot be reached.
+    """One W&B run for the whole life of a run folder: its id is kept in OUT/wandb_id. Offline when it cannot be
+    reached.
 
-    A run that goes back to an earlier checkpoint needs nothing of it: records carry their step, which is the axis of all charts, so the
-    same steps simply come again.
+    A run that goes back to an earlier checkpoint needs nothing of it: records carry their step, which is the axis of
+    all charts, so the same steps simply come again.
     """
 
     def __init__(self, out: Path, name: str, config: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -69,7 +72,7 @@ class WeightsAndBiases:
         self._lines.put(json.dumps(begin | {"pid": os.getpid(), "argv": sys.argv}))
         # A session of its own: torchrun and terminals signal whole process groups.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "senet.track.uplink"],
+            [sys.executable, "-m", "senet.track.wandb_process"],
             cwd=PROJECT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -77,7 +80,9 @@ class WeightsAndBiases:
             start_new_session=True,
             text=True,
         )
-        self._threads = [threading.Thread(target=work, name="wandb", daemon=True) for work in (self._send, self._listen)]
+        self._threads = [
+            threading.Thread(target=work, name="wandb", daemon=True) for work in (self._send, self._listen)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -90,14 +95,19 @@ class WeightsAndBiases:
                 self.say("W&B: too slow, records are dropped there; log.jsonl has them all")
 
     def close(self, ok: bool) -> None:
-        """Wait a little for what is not sent. After that the other process goes on with it, also when this one has ended."""
+        """Wait a little for what is not sent. After that the other process goes on with it, also when this one has
+        ended.
+        """
         with contextlib.suppress(queue.Full):
             self._lines.put_nowait(json.dumps({"ok": ok}))
             self._lines.put_nowait(None)
         try:
             self._process.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
-            self.say(f"W&B: still sends, on its own; should it not succeed, `wandb sync --include-online` in {self.out} sends the rest")
+            self.say(
+                "W&B: still sends, on its own; should it not succeed, `wandb sync --include-online` in "
+                f"{self.out} sends the rest"
+            )
         else:
             self._threads[1].join(1)
 

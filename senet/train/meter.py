@@ -14,8 +14,8 @@ FIELDS = 5  # loss, top-1 hits, top-5 hits, images, images whose loss is not fin
 class Meter:
     """Sums over images as int64.
 
-    Integers add up to the same in any order, so a figure does not depend on how many ranks there were or where a run was resumed.
-    `add` never waits for the device; `read` does.
+    Integers add up to the same in any order, so a figure does not depend on how many ranks there were or where a run
+    was resumed. `add` never waits for the device; `read` does.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -32,7 +32,9 @@ class Meter:
         )
 
     def read(self, total: Tensor | None = None) -> dict[str, float]:
-        """`loss` (mean, NaN when any was not finite), `top1_error` and `top5_error` in percent, `images`, of `total` or own sums."""
+        """`loss` (mean, NaN when any was not finite), `top1_error` and `top5_error` in percent, `images`, of `total` or
+        own sums.
+        """
         loss, top1, top5, images, bad = (self.sums if total is None else total).tolist()
         if not images:
             return {"loss": math.nan, "top1_error": math.nan, "top5_error": math.nan, "images": 0}

@@ -23,7 +23,10 @@ def sgd(net: nn.Module, settings: config.Optim) -> optim.SGD:
         for name, parameter in module.named_parameters(recurse=False):
             spared = isinstance(module, NORMS) or name == "bias"
             (rest if spared and not settings.decay_norm_and_bias else decay).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": decay, "weight_decay": settings.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
     optimiser = optim.SGD(
         [group for group in groups if group["params"]],
         lr=settings.lr,
@@ -47,7 +50,8 @@ def set_learning_rate(optimiser: optim.Optimizer, lr: float | Tensor) -> None:
 class Found:
     """What a fused optimiser is told about its gradients, on the device: above 0, it leaves the step out.
 
-    It is heard where the optimiser hears it, so it is the same with a GradScaler, which tells it, and without, where `look` does.
+    It is heard where the optimiser hears it, so it is the same with a GradScaler, which tells it, and without, where
+    `look` does.
     """
 
     def __init__(self, optimiser: optim.Optimizer) -> None:
@@ -60,7 +64,9 @@ class Found:
         self.told = optimiser.found_inf  # type: ignore[attr-defined]
 
     def look(self, gradients: list[Tensor]) -> None:
-        """Tell the optimiser whether any of `gradients` is not finite, by the kernel that a GradScaler uses, without a scale."""
+        """Tell the optimiser whether any of `gradients` is not finite, by the kernel that a GradScaler uses, without a
+        scale.
+        """
         found = torch.zeros_like(self.one)
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, found, self.one)
         self.optimiser.found_inf = found  # type: ignore[attr-defined]

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from launch.bench import main
 from senet import config
 from senet.bench import gpu, summary
-from senet.bench.__main__ import main
-from senet.models.traffic import Stack
 from senet.plan import rates
+from senet.plan.traffic import Stack
 from tests.conftest import ROOT, run
 
 
@@ -86,25 +86,25 @@ def row(kind: str, how: str, speed: float, **more: Any) -> dict[str, Any]:
 def test_goals_are_those_of_the_fastest_execution() -> None:
     ratio = {"median": 0.98, "low": 0.96, "high": 0.99, "n": 3}
     rows = [
-        row("net", "nhwc", 4000.0, x_plain={**ratio, "median": 1.5}, of_analytic=0.4),
-        row("net", "nhwc+triton+compile", 7000.0, x_plain=ratio, of_analytic=0.7, x_timm=ratio),
-        row("plain", "nhwc+triton+compile", 7200.0),
+        row("net", "channels_last", 4000.0, x_plain={**ratio, "median": 1.5}, of_analytic=0.4),
+        row("net", "channels_last+triton+compile", 7000.0, x_plain=ratio, of_analytic=0.7, x_timm=ratio),
+        row("plain", "channels_last+triton+compile", 7200.0),
     ]
     found = summary.goals(rows)
     assert [goal["reached"] for goal in found] == [True, False, False, None, None]
-    assert all(goal["how"] == "nhwc+triton+compile" for goal in found)
+    assert all(goal["how"] == "channels_last+triton+compile" for goal in found)
     assert math.isclose(found[1]["value"], 0.7)
 
 
 def test_the_planner_reads_what_was_measured(tmp_path: Path) -> None:
     """The page's rows, put into its file, are what it plans with."""
     rows = [
-        row("net", "nhwc", 4000.0),
-        row("net", "nchw", 3000.0),
-        row("net", "nhwc+triton", 6000.0),  # of no stack
-        row("net", "nhwc+analytic+compile", 6500.0),
-        row("net", "nhwc+triton+compile", 7000.0),
-        row("plain", "nhwc", 5000.0),
+        row("net", "channels_last", 4000.0),
+        row("net", "contiguous", 3000.0),
+        row("net", "channels_last+triton", 6000.0),  # of no stack
+        row("net", "channels_last+analytic+compile", 6500.0),
+        row("net", "channels_last+triton+compile", 7000.0),
+        row("plain", "channels_last", 5000.0),
     ]
     machine = {"gpu": "NVIDIA H200", "commit": "0123456789abcdef"}
     page = summary._measured(summary.planner(rows, machine))

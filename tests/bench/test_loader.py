@@ -10,7 +10,20 @@ from tests.conftest import run
 
 @pytest.mark.slow
 def test_every_contestant_is_measured(images: Path, tmp_path: Path) -> None:
-    done = run("senet.bench", "loader", "--data", images, "--threads", 1, "--rounds", 1, "--batch", 8, "--json", tmp_path / "loader.json")
+    done = run(
+        "senet.bench",
+        "loader",
+        "--data",
+        images,
+        "--threads",
+        1,
+        "--rounds",
+        1,
+        "--batch",
+        8,
+        "--json",
+        tmp_path / "loader.json",
+    )
     assert done.returncode == 0, done.stderr
     rows = {row["name"]: row for row in json.loads((tmp_path / "loader.json").read_text())["rows"]}
     assert rows.keys() == {"torchvision", "dali-reader", "ours-dali", "ours-vision"}
@@ -21,6 +34,17 @@ def test_every_contestant_is_measured(images: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_measured_is_said(tmp_path: Path) -> None:
-    done = run("senet.bench", "loader", "--data", tmp_path / "nowhere", "--threads", 1, "--rounds", 1, "--contestants", "ours-vision")
+    done = run(
+        "senet.bench",
+        "loader",
+        "--data",
+        tmp_path / "nowhere",
+        "--threads",
+        1,
+        "--rounds",
+        1,
+        "--contestants",
+        "ours-vision",
+    )
     assert done.returncode == 0
     assert "not measured" in done.stdout

@@ -35,7 +35,9 @@ CASES = [(backend, name, settings) for name, settings in (ALL | HOST).items() fo
 CASES += [("auto", name, settings) for name, settings in ALL.items()]
 
 
-@pytest.mark.parametrize(("backend", "name", "settings"), CASES, ids=[f"{backend}-{name}" for backend, name, _ in CASES])
+@pytest.mark.parametrize(
+    ("backend", "name", "settings"), CASES, ids=[f"{backend}-{name}" for backend, name, _ in CASES]
+)
 def test_same_pixels_on_any_ranks_and_after_a_resume(
     backend: str, name: str, settings: dict[str, object], images: Path, cifar: Path
 ) -> None:
@@ -45,8 +47,8 @@ def test_same_pixels_on_any_ranks_and_after_a_resume(
     else:
         case = Data(classes=3, crop=32, resize=40, augment=augment), Source(images, backend, workers=1)
     pixels, labels = epoch(case, 1)
-    for world, at_once, step in ((2, 6, 0), (3, 2, 2)):
-        again, again_labels = epoch(case, 1, step, world, at_once)
+    for world, micro_batch, step in ((2, 6, 0), (3, 2, 2)):
+        again, again_labels = epoch(case, 1, step, world, micro_batch)
         assert torch.equal(again, pixels[12 * step :])
         assert torch.equal(again_labels, labels[12 * step :])
     assert pixels.isfinite().all()
@@ -79,14 +81,20 @@ def test_colours_stay_in_their_limits() -> None:
 
 @pytest.mark.parametrize("part", [0, 1, 2])
 def test_colour_jitter_is_torchvisions_but_for_the_rounding(part: int) -> None:
-    """Brightness, contrast and saturation one at a time. Hue is a turn of YIQ's colour plane, which torchvision does not have."""
+    """Brightness, contrast and saturation one at a time. Hue is a turn of YIQ's colour plane, which torchvision does
+    not have.
+    """
     image = torch.from_numpy(np.random.default_rng(0).integers(60, 180, (1, 8, 8, 3)).astype(np.float32))
     limits = [0.0, 0.0, 0.0, 0.0]
     limits[part] = 0.4
     augmentation = Augmentation(Data(augment=Augment(color_jitter=tuple(limits))), 0)  # type: ignore[arg-type]
     drawn = augmentation.draw(0, np.array([5]), 8)
     assert drawn.factors is not None
-    adjust = [transforms.functional.adjust_brightness, transforms.functional.adjust_contrast, transforms.functional.adjust_saturation][part]
+    adjust = [
+        transforms.functional.adjust_brightness,
+        transforms.functional.adjust_contrast,
+        transforms.functional.adjust_saturation,
+    ][part]
     expected = adjust(image.permute(0, 3, 1, 2) / 255, float(drawn.factors[0, part])) * 255
     assert torch.allclose(augmentation.change(image, drawn).permute(0, 3, 1, 2), expected, atol=0.6)
 
@@ -105,7 +113,9 @@ def test_rotation() -> None:
     turned = augmented(picture, rotate=10.0)[..., 0]
     y, x = torch.meshgrid(torch.arange(33.0) - 16, torch.arange(33.0) - 16, indexing="ij")
     weight = turned.flatten(1).sum(1)
-    angles = torch.rad2deg(torch.atan2((turned * y).flatten(1).sum(1) / weight, (turned * x).flatten(1).sum(1) / weight))
+    angles = torch.rad2deg(
+        torch.atan2((turned * y).flatten(1).sum(1) / weight, (turned * x).flatten(1).sum(1) / weight)
+    )
     assert 9 < angles.max() < 11
     assert -11 < angles.min() < -9
     assert angles.mean().abs() < 1
@@ -162,7 +172,7 @@ def test_progressive_resizing(images: Path) -> None:
         loader.close()
 
 
-# ------------------------------------------------------------------------------------------------------------------ policies
+# ------------------------------------------------------------------------------------------------------------- policies
 
 
 def test_policies_are_torchvisions() -> None:
@@ -219,15 +229,27 @@ def test_operations_of_both_backends_agree(policy: str) -> None:
     cases = [(name, bin_, sign) for name in OPERATIONS for bin_ in (0, 3, bins - 1) for sign in (0, 1)]
     image, choice = photo(), np.array([[OPERATIONS.index(name), bin_, sign] for name, bin_, sign in cases], np.int32)
 
-    @pipeline_def(enable_conditionals=True, batch_size=len(cases), num_threads=2, device_id=None, prefetch_queue_depth=1)
+    @pipeline_def(
+        enable_conditionals=True, batch_size=len(cases), num_threads=2, device_id=None, prefetch_queue_depth=1
+    )
     def pipeline() -> object:
         pixels, operation, bin_, sign = fn.external_source(
-            source=lambda: ([np.asarray(image)] * len(cases), *(list(column) for column in choice.T)), num_outputs=4, batch=True
+            source=lambda: ([np.asarray(image)] * len(cases), *(list(column) for column in choice.T)),
+            num_outputs=4,
+            batch=True,
         )
         settings = {"magnitude_bin": signed_bin(bin_, random_sign=sign), "num_magnitude_bins": bins}
         pixels = fn.reshape(pixels, layout="HWC")
         shape = types.Constant(np.array([96, 96], np.float32))
-        return select(_operations(policy), operation, pixels, fill_value=FILL, interp_type=types.INTERP_LINEAR, shape=shape, **settings)
+        return select(
+            _operations(policy),
+            operation,
+            pixels,
+            fill_value=FILL,
+            interp_type=types.INTERP_LINEAR,
+            shape=shape,
+            **settings,
+        )
 
     built = pipeline()
     built.build()

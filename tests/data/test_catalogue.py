@@ -1,4 +1,5 @@
-"""The catalogue of odd and bad images: each is used, alike by both backends, or refused with a reason; none stops a run.
+"""The catalogue of odd and bad images: each is used, alike by both backends, or refused with a reason; none stops a
+run.
 
 Every kind of image is a class of its own, so that labels tell which pixels are whose.
 """
@@ -97,7 +98,9 @@ USED = {
     "tiff": Kind("tif", lambda: encoded(picture(), "TIFF", compression="tiff_lzw"), "rgb"),
     "ppm": Kind("ppm", lambda: encoded(picture(), "PPM"), "rgb"),
     "palette": Kind("png", lambda: encoded(picture().quantize(256), "PNG"), "rgb", (4.0, 40)),
-    "palette_transparent": Kind("png", lambda: encoded(picture().quantize(256), "PNG", transparency=bytes(range(256))), "palette"),
+    "palette_transparent": Kind(
+        "png", lambda: encoded(picture().quantize(256), "PNG", transparency=bytes(range(256))), "palette"
+    ),
     "rgba": Kind("png", lambda: encoded(transparent(picture()), "PNG"), "rgb"),
     "grey_alpha": Kind("png", lambda: encoded(transparent(picture().convert("L")), "PNG"), "grey"),
     "black_and_white": Kind("png", lambda: encoded(picture().convert("1"), "PNG"), train=(1.5, 40)),
@@ -136,14 +139,19 @@ def shown(root: Path, data: Data, backend: str) -> tuple[dict[str, dict[str, tor
     source = Source(root, backend, workers=1)
     for split in ("train", "val"):
         loader = (
-            train_loader(data, source, len(names), len(names), 0, 0, 1, CPU) if split == "train" else val_loader(data, source, 0, 1, CPU)
+            train_loader(data, source, len(names), len(names), 0, 0, 1, CPU)
+            if split == "train"
+            else val_loader(data, source, 0, 1, CPU)
         )
         try:
             batches = list(loader.batches(0, 0) if split == "train" else loader.batches())  # type: ignore[call-arg, misc]
         finally:
             loader.close()
         bad |= loader.bad
-        levels = [(batch.images * torch.tensor(data.std).view(3, 1, 1) + torch.tensor(data.mean).view(3, 1, 1)) * 255 for batch in batches]
+        levels = [
+            (batch.images * torch.tensor(data.std).view(3, 1, 1) + torch.tensor(data.mean).view(3, 1, 1)) * 255
+            for batch in batches
+        ]
         labels = torch.cat([batch.labels for batch in batches]).tolist()
         assert split == "val" or len(labels) == len(names)
         pixels[split] = dict(zip((names[label] for label in labels), torch.cat(levels), strict=True))
@@ -220,7 +228,10 @@ def test_flipped_bytes_are_used_or_named(tmp_path: Path, backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_decompression_bomb_is_named(tmp_path: Path, backend: str) -> None:
     """400 megapixels in 50 kB."""
-    data = make(tmp_path, {"bomb": ("png", encoded(Image.new("1", (20000, 20000)), "PNG")), "good": ("JPEG", encoded(picture()))})
+    data = make(
+        tmp_path,
+        {"bomb": ("png", encoded(Image.new("1", (20000, 20000)), "PNG")), "good": ("JPEG", encoded(picture()))},
+    )
     pixels, bad = shown(tmp_path, data, backend)
     assert set(bad) == {f"{tmp_path}/{split}/bomb/image.png" for split in ("train", "val")}
     assert set(pixels["val"]) == {"good"}
@@ -228,21 +239,29 @@ def test_a_decompression_bomb_is_named(tmp_path: Path, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_turned_tiff_is_shown_as_stored(tmp_path: Path, backend: str) -> None:
-    files = {name: ("tif", encoded(picture(), "TIFF", exif=exif)) for name, exif in (("plain", Image.Exif()), ("turned", TURNED))}
+    files = {
+        name: ("tif", encoded(picture(), "TIFF", exif=exif))
+        for name, exif in (("plain", Image.Exif()), ("turned", TURNED))
+    }
     pixels, bad = shown(tmp_path, make(tmp_path, files), backend)
     assert not bad
     assert torch.equal(pixels["val"]["turned"], pixels["val"]["plain"])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_hidden_folders_are_ignored_with_a_warning(few_images: Path, backend: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_hidden_folders_are_ignored_with_a_warning(
+    few_images: Path, backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
     for split in ("train", "val"):
         (few_images / split / ".hidden").mkdir()
         (few_images / split / ".hidden/a.JPEG").write_bytes(encoded(picture()))
         (few_images / split / "class1/._000.JPEG").write_bytes(b"what macOS leaves behind")
     with caplog.at_level(logging.WARNING):
         assert counted(few_images, backend) == ([27, 9], {})
-    assert all(f"{few_images / split}: hidden folders are no classes and are ignored: .hidden" in caplog.text for split in ("train", "val"))
+    assert all(
+        f"{few_images / split}: hidden folders are no classes and are ignored: .hidden" in caplog.text
+        for split in ("train", "val")
+    )
 
 
 def counted(root: Path, backend: str) -> tuple[list[int], dict[str, str]]:

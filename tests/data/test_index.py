@@ -22,7 +22,9 @@ DATA = Data(classes=3, crop=32, resize=40)
 
 
 def pack(root: Path, into: Path, shards: int, ending: str = "jpg") -> Path:
-    """WebDataset shards of a folder, as other people's tools write them: in any order, with folders in their keys or without."""
+    """WebDataset shards of a folder, as other people's tools write them: in any order, with folders in their keys or
+    without.
+    """
     for split in ("train", "val"):
         (into / split).mkdir(parents=True)
         files = sorted((root / split).glob("*/*"))
@@ -86,7 +88,12 @@ def test_a_fingerprint_tells_sets_apart(images: Path, few_images: Path) -> None:
 
 def test_what_an_audit_found_undecodable_is_left_out_until_it_is_mended(few_images: Path) -> None:
     bad = few_images / "train/class0/000.JPEG"
-    entry = {"reason": "truncated", "file": "train/class0/000.JPEG", "bytes": bad.stat().st_size, "modified_ns": bad.stat().st_mtime_ns}
+    entry = {
+        "reason": "truncated",
+        "file": "train/class0/000.JPEG",
+        "bytes": bad.stat().st_size,
+        "modified_ns": bad.stat().st_mtime_ns,
+    }
     audit = few_images / "audit.json"
     audit.write_text(json.dumps({"splits": {"train": {"undecodable": {"train/class0/000.JPEG": entry}}}}))
     assert str(bad) not in [find(few_images, "train", 3).path(i) for i in range(26)]

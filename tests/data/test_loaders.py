@@ -1,4 +1,6 @@
-"""The data contract, for every backend: same pixels on any number of ranks and after a resume; nothing bad goes unnamed."""
+"""The data contract, for every backend: same pixels on any number of ranks and after a resume; nothing bad goes
+unnamed.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,13 @@ def case(request: pytest.FixtureRequest, images: Path, cifar: Path) -> tuple[Dat
     return data, Source(root, backend, workers=1, val_batch=50)
 
 
-def epoch(case: tuple[Data, Source], number: int, step: int = 0, world: int = 1, at_once: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+def epoch(
+    case: tuple[Data, Source], number: int, step: int = 0, world: int = 1, micro_batch: int = 12
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Pixels and labels of the global batches of an epoch, put together from all ranks."""
     data, source = case
-    loaders = [train_loader(data, source, 12, at_once, 3, rank, world, CPU) for rank in range(world)]
-    steps, micro = loaders[0].steps, loaders[0].micro_batches
+    loaders = [train_loader(data, source, 12, micro_batch, 3, rank, world, CPU) for rank in range(world)]
+    steps, micro = loaders[0].steps, loaders[0].accumulation_steps
     parts = [list(loader.batches(number, step)) for loader in loaders]
     assert all(len(part) == (steps - step) * micro for part in parts)
     batches = [part[s * micro + m] for s in range(steps - step) for part in parts for m in range(micro)]
@@ -44,8 +48,8 @@ def test_same_pixels_on_any_ranks_and_after_a_resume(case: tuple[Data, Source]) 
     assert pixels.dtype == torch.float32
     assert labels.dtype == torch.int64
     assert pixels.is_contiguous(memory_format=torch.channels_last)
-    for world, at_once, step in ((2, 6, 0), (2, 3, 2), (3, 4, 1), (1, 12, 3)):
-        again, again_labels = epoch(case, 1, step, world, at_once)
+    for world, micro_batch, step in ((2, 6, 0), (2, 3, 2), (3, 4, 1), (1, 12, 3)):
+        again, again_labels = epoch(case, 1, step, world, micro_batch)
         assert torch.equal(again, pixels[12 * step :])
         assert torch.equal(again_labels, labels[12 * step :])
     other, _ = epoch(case, 2)
@@ -90,10 +94,17 @@ def test_backends_agree_on_validation_pixels(images: Path) -> None:
 
 def damage(root: Path) -> dict[str, bytes]:
     """Four bad images in the training and one in the validation set; their paths and old contents."""
-    files = [root / "train/class0/000.JPEG", root / "train/class1/004.JPEG", root / "train/class2/008.JPEG", root / "train/class2/011.JPEG"]
+    files = [
+        root / "train/class0/000.JPEG",
+        root / "train/class1/004.JPEG",
+        root / "train/class2/008.JPEG",
+        root / "train/class2/011.JPEG",
+    ]
     files.append(root / "val/class1/004.JPEG")
     old = {str(path): path.read_bytes() for path in files}
-    for path, content in zip(files, (old[str(files[0])][:700], b"", b"a text, not an image", b"\xff\xd8\xff", b""), strict=True):
+    for path, content in zip(
+        files, (old[str(files[0])][:700], b"", b"a text, not an image", b"\xff\xd8\xff", b""), strict=True
+    ):
         path.write_bytes(content)
     return old
 

@@ -16,7 +16,14 @@ from senet.models.resnet import Block
 ROOT = Path(__file__).parent.parent.parent
 GOLDEN = yaml.safe_load((ROOT / "tests/golden/complexity.yaml").read_text())
 X50 = {"widths": (128, 256, 512, 1024), "expansion": 2, "groups": 32, "stride_at": "conv3x3"}
-S154 = {"widths": (256, 512, 1024, 2048), "expansion": 1, "reduce": 0.5, "groups": 64, "stride_at": "conv3x3", "stem": "conv3x3x3"}
+S154 = {
+    "widths": (256, 512, 1024, 2048),
+    "expansion": 1,
+    "reduce": 0.5,
+    "groups": 64,
+    "stride_at": "conv3x3",
+    "stem": "conv3x3x3",
+}
 TIMM = {
     "resnet50": Net(stride_at="conv3x3"),
     "seresnet50": Net(stride_at="conv3x3", se=SE()),
@@ -38,7 +45,9 @@ def test_complexity_is_the_papers(name: str) -> None:
 
 
 def copy_from_timm(net: nn.Module, other: nn.Module) -> None:
-    """Copy weights unit by unit: the layers with weights come in the same order but for the places of shortcut and SE."""
+    """Copy weights unit by unit: the layers with weights come in the same order but for the places of
+    shortcut and SE.
+    """
     weighted = (nn.Conv2d, nn.BatchNorm2d, nn.Linear)
 
     def layers(module: nn.Module, last: tuple[str, ...]) -> list[nn.Module]:
@@ -47,9 +56,15 @@ def copy_from_timm(net: nn.Module, other: nn.Module) -> None:
         rank = {name: next((i + 1 for i, word in enumerate(last) if word in name), 0) for name, _ in named}
         return [m for name, m in sorted(named, key=lambda pair: rank[pair[0]])]
 
-    units = [m for m in other.modules() if type(m).__name__ in ("Bottleneck", "SEResNetBottleneck", "SEResNeXtBottleneck", "SEBottleneck")]
+    units = [
+        m
+        for m in other.modules()
+        if type(m).__name__ in ("Bottleneck", "SEResNetBottleneck", "SEResNeXtBottleneck", "SEBottleneck")
+    ]
     ours = [m for m in net.modules() if isinstance(m, Block)]
-    inside = {id(layer) for unit in units for layer in unit.modules()} | {id(layer) for unit in ours for layer in unit.modules()}
+    inside = {id(layer) for unit in units for layer in unit.modules()} | {
+        id(layer) for unit in ours for layer in unit.modules()
+    }
 
     def outer(module: nn.Module) -> list[nn.Module]:
         return [m for m in module.modules() if isinstance(m, weighted) and id(m) not in inside]
@@ -114,7 +129,9 @@ def test_se_forced_to_one_equals_the_plain_net() -> None:
 @pytest.mark.parametrize("place", ["standard", "pre", "post", "identity", "conv3x3"])
 @pytest.mark.parametrize("preactivation", [False, True])
 def test_every_place_changes_the_result_and_learns(place: str, preactivation: bool) -> None:
-    net = build(Net(blocks=(1, 2), widths=(16, 32), stem="cifar", preactivation=preactivation, se=SE(place=place, ratio=2)), 10)
+    net = build(
+        Net(blocks=(1, 2), widths=(16, 32), stem="cifar", preactivation=preactivation, se=SE(place=place, ratio=2)), 10
+    )
     x = torch.randn(4, 3, 16, 16)
     net(x).sum().backward()
     blocks = [m for m in net.modules() if isinstance(m, SEBlock)]

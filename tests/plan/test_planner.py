@@ -13,12 +13,12 @@ from PIL import Image
 from launch.plan import main
 from senet import config
 from senet.errors import UsageError
-from senet.models.traffic import STACKS, Stack
 from senet.plan import rates, report, scale
 from senet.plan.advice import advice
 from senet.plan.gpus import called
-from senet.plan.planner import Wish, curve, failures, missing, plan
+from senet.plan.planner import Request, curve, failures, missing, plan
 from senet.plan.rates import Row
+from senet.plan.traffic import STACKS, Stack
 from tests.conftest import ROOT, run
 
 RESNET = config.load(f"{ROOT}/configs/imagenet/resnet50.yaml:v1.5", ["precision=fp16"])
@@ -27,7 +27,7 @@ SE = config.load(f"{ROOT}/configs/imagenet/se_resnet50.yaml", ["precision=bf16"]
 
 def predicted(row: Row) -> float:
     settings = config.load(f"{ROOT}/configs/{row.net}", [f"precision={row.precision}", f"batch={row.batch * row.gpus}"])
-    return plan(settings, Wish(row.gpus, row.gpu, stack=row.stack)).images_per_second
+    return plan(settings, Request(row.gpus, row.gpu, stack=row.stack)).images_per_second
 
 
 def measured(gpu: str, stack: Stack, gpus: int) -> list[Row]:
@@ -35,19 +35,22 @@ def measured(gpu: str, stack: Stack, gpus: int) -> list[Row]:
     return [row for row in others if row.gpu == gpu and row.stack == stack and row.gpus >= gpus]
 
 
-# GPUs, images a GPU, images/s of MLPerf Training v4.0 (ResNet-50, H100). The law's two numbers were fitted to these: it has to hold over
-# a factor of 450 in GPUs and 25 in batch.
+# GPUs, images a GPU, images/s of MLPerf Training v4.0 (ResNet-50, H100). The law's two numbers were fitted to these: it
+# has to hold over a factor of 450 in GPUs and 25 in batch.
 @pytest.mark.parametrize(
-    ("gpus", "batch", "pace"), [(8, 400, 57_316), (16, 200, 100_366), (64, 50, 314_096), (2528, 16, 6.88e6), (3584, 16, 10.1e6)]
+    ("gpus", "batch", "pace"),
+    [(8, 400, 57_316), (16, 200, 100_366), (64, 50, 314_096), (2528, 16, 6.88e6), (3584, 16, 10.1e6)],
 )
 def test_mlperf_is_reproduced_within_seven_percent(gpus: int, batch: int, pace: float) -> None:
-    found = plan(replace(RESNET, batch=gpus * batch), Wish(gpus, "h100", stack="epilogue"))
+    found = plan(replace(RESNET, batch=gpus * batch), Request(gpus, "h100", stack="epilogue"))
     assert found.images_per_second == pytest.approx(pace, rel=0.07)
     assert found.rate.basis == "measured elsewhere"
 
 
 def test_eight_gpus_follow_from_one() -> None:
-    """NVIDIA's PyTorch loop on eight A100, from its rates on one: within 6 % in TF32; in AMP it loses 16 to 18 %, not modelled."""
+    """NVIDIA's PyTorch loop on eight A100, from its rates on one: within 6 % in TF32; in AMP it loses 16 to 18 %, not
+    modelled.
+    """
     rows = measured("a100", "eager", gpus=8)
     assert len(rows) == 6
     for row in rows:
@@ -57,7 +60,10 @@ def test_eight_gpus_follow_from_one() -> None:
 
 def test_own_measurements_come_first(tmp_path: Path) -> None:
     file = tmp_path / "measured.yaml"
-    own = "{source: bench, net: imagenet/se_resnet50.yaml, gpu: h100, precision: bf16, stack: eager, batch: 256, rate: 4000}"
+    own = (
+        "{source: bench, net: imagenet/se_resnet50.yaml, gpu: h100, precision: bf16, stack: eager, "
+        "batch: 256, rate: 4000}"
+    )
     file.write_text(f"ours: [{own}]\nothers: []\n")
     found = rates.rate(SE, "h100", "eager", file)
     assert found.basis == "measured here"
@@ -98,15 +104,18 @@ def test_young_and_page_caches() -> None:
 
 def test_what_bounds_is_found_and_told() -> None:
     large = replace(SE, batch=16384)
-    free, starved = plan(large, Wish(64)), plan(large, Wish(64, storage=0.1))
+    free, starved = plan(large, Request(64)), plan(large, Request(64, storage=0.1))
     assert (free.bound, starved.bound) == ("net", "storage")
     assert starved.training_hours > 3 * free.training_hours
-    slow = plan(large, Wish(64, "v100", cores=4))
+    slow = plan(large, Request(64, "v100", cores=4))
     assert slow.bound == "decoding"
     assert slow.images_per_second == pytest.approx(8 * 4 * 580)
-    poor = plan(large, Wish(64, network=0.5))
+    poor = plan(large, Request(64, network=0.5))
     assert poor.step.exposed > 0.1 * poor.step.total
-    said = {name: "\n".join(advice(large, found)) for name, found in (("storage", starved), ("decoding", slow), ("network", poor))}
+    said = {
+        name: "\n".join(advice(large, found))
+        for name, found in (("storage", starved), ("decoding", slow), ("network", poor))
+    }
     assert all(f"{name}" in text for name, text in said.items()), said
     assert "above 8k: warm up" in said["storage"]
     assert "linear rule: 0.6 at batch 1,024 makes 9.6" in said["storage"]
@@ -116,24 +125,29 @@ def test_what_bounds_is_found_and_told() -> None:
 
 @pytest.mark.parametrize(
     ("batch", "gpus", "words"),
-    [(1000, 64, "does not divide over 64 ranks"), (65536, 64, "above 32k"), (1024, 256, "efficiency"), (64, 256, "does not divide")],
+    [
+        (1000, 64, "does not divide over 64 ranks"),
+        (65536, 64, "above 32k"),
+        (1024, 256, "efficiency"),
+        (64, 256, "does not divide"),
+    ],
 )
 def test_batches_are_judged(batch: int, gpus: int, words: str) -> None:
     settings = replace(SE, batch=batch)
-    assert any(words in line for line in advice(settings, plan(settings, Wish(gpus))))
+    assert any(words in line for line in advice(settings, plan(settings, Request(gpus))))
 
 
 def test_advice_on_efficiency_is_right() -> None:
     settings = replace(SE, batch=1024)
-    (line,) = [line for line in advice(settings, plan(settings, Wish(256))) if line.startswith("efficiency")]
+    (line,) = [line for line in advice(settings, plan(settings, Request(256))) if line.startswith("efficiency")]
     better, fewer = int(line.split("batch=")[1].split()[0]), int(line.split(" or ")[1].split()[0])
-    assert plan(replace(settings, batch=better), Wish(256)).efficiency >= 0.8
-    assert plan(settings, Wish(fewer)).efficiency >= 0.8
-    assert plan(settings, Wish(2 * fewer)).efficiency < 0.8
+    assert plan(replace(settings, batch=better), Request(256)).efficiency >= 0.8
+    assert plan(settings, Request(fewer)).efficiency >= 0.8
+    assert plan(settings, Request(2 * fewer)).efficiency < 0.8
 
 
 def test_curve_falls_with_fewer_images_a_gpu() -> None:
-    found = curve(replace(SE, batch=4096), Wish(16))
+    found = curve(replace(SE, batch=4096), Request(16))
     assert [n for n, _, _ in found["each"]] == [2**k for k in range(12)]
     shares = [share for _, _, share in found["global"]]
     assert shares == sorted(shares, reverse=True)
@@ -142,9 +156,13 @@ def test_curve_falls_with_fewer_images_a_gpu() -> None:
 
 @pytest.mark.parametrize(
     ("wish", "words"),
-    [(Wish(0), "--gpus 0: must be positive"), (Wish(8, "h20"), "did you mean h200"), (Wish(8, price=-1), "--price -1: must be positive")],
+    [
+        (Request(0), "--gpus 0: must be positive"),
+        (Request(8, "h20"), "did you mean h200"),
+        (Request(8, price=-1), "--price -1: must be positive"),
+    ],
 )
-def test_wrong_wishes_are_refused(wish: Wish, words: str) -> None:
+def test_wrong_wishes_are_refused(wish: Request, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         plan(SE, wish)
 
@@ -152,12 +170,12 @@ def test_wrong_wishes_are_refused(wish: Wish, words: str) -> None:
 def test_other_sets_need_their_size() -> None:
     other = config.load(f"{ROOT}/configs/debug/demo.yaml")
     with pytest.raises(UsageError, match="--images N is needed"):
-        plan(other, Wish(1))
-    assert plan(other, Wish(1, images=2000)).steps_per_epoch == 62
+        plan(other, Request(1))
+    assert plan(other, Request(1, images=2000)).steps_per_epoch == 62
 
 
 def test_any_net_and_any_stack_is_planned() -> None:
-    found = {stack: plan(replace(SE, net=config.Net(timm="seresnet50")), Wish(8, stack=stack)) for stack in STACKS}
+    found = {stack: plan(replace(SE, net=config.Net(timm="seresnet50")), Request(8, stack=stack)) for stack in STACKS}
     traffic = [found[stack].megabytes for stack in STACKS]
     assert traffic == sorted(traffic, reverse=True)
     assert found["triton"].images_per_second > found["eager"].images_per_second
@@ -187,7 +205,17 @@ def test_gpus_are_known_by_what_their_driver_calls_them(full: str, name: str | N
 
 
 def test_the_program(tmp_path: Path) -> None:
-    words = ["configs/imagenet/resnet50.yaml:v1.5", "precision=bf16", "--gpus", 64, "--price", 3, "--json", "--plot", tmp_path / "plan.png"]
+    words = [
+        "configs/imagenet/resnet50.yaml:v1.5",
+        "precision=bf16",
+        "--gpus",
+        64,
+        "--price",
+        3,
+        "--json",
+        "--plot",
+        tmp_path / "plan.png",
+    ]
     done = run("launch.plan", *words)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -24,7 +24,11 @@ from senet.prepare.audit import audit
 from tests.conftest import ROOT, command, environment, run
 from tests.data.test_index import pack
 
-BAD = {"class0/cut.JPEG": "truncated", "class0/empty.JPEG": "an empty file", "class1/text.JPEG": "begins with b'a text'"}
+BAD = {
+    "class0/cut.JPEG": "truncated",
+    "class0/empty.JPEG": "an empty file",
+    "class1/text.JPEG": "begins with b'a text'",
+}
 BAD |= {"class1/gif.JPEG": "begins with b'GIF8", "class2/body.png": "PIL cannot decode it: .*; DALI cannot decode it"}
 TRAITS = {
     "cmyk": ["class0/cmyk.JPEG"],
@@ -39,7 +43,9 @@ TRAITS = {
 
 @pytest.fixture
 def odd(few_images: Path) -> Path:
-    """27 + 9 good images; in the training set one of each defect besides, and a copy of an image of the validation set."""
+    """27 + 9 good images; in the training set one of each defect besides, and a copy of an image of the
+    validation set.
+    """
     train = few_images / "train"
     picture = Image.open(train / "class0/000.JPEG").convert("RGB")
     turned = Image.Exif()
@@ -89,7 +95,11 @@ def test_one_of_each_defect_in_folders(odd: Path, capfd: pytest.CaptureFixture[s
     assert (train["grey"], train["palette"], train["alpha"]) == (2, 1, 1)
     assert train["hidden"]["names"] == ["train/.hidden", "train/class1/.DS_Store"]
     assert train["not_images"]["names"] == ["train/class1/notes.txt", "train/wnids.txt"]
-    assert train["duplicates"] == val["duplicates"] == {"count": 1, "names": [["train/class2/copy.JPEG", "val/class1/001.JPEG"]]}
+    assert (
+        train["duplicates"]
+        == val["duplicates"]
+        == {"count": 1, "names": [["train/class2/copy.JPEG", "val/class1/001.JPEG"]]}
+    )
     assert (result["duplicates_in_both_splits"], result["duplicates_of_two_classes"]) == (1, 1)
 
     bad = train["undecodable"]
@@ -97,7 +107,11 @@ def test_one_of_each_defect_in_folders(odd: Path, capfd: pytest.CaptureFixture[s
     for name, pattern in (BAD | {"class2/folder.JPEG": "cannot be read: Is a directory"}).items():
         entry, status = bad[f"train/{name}"], (odd / "train" / name).stat()
         assert re.search(pattern, entry["reason"])
-        assert (entry["file"], entry["bytes"], entry["modified_ns"]) == (f"train/{name}", status.st_size, status.st_mtime_ns)
+        assert (entry["file"], entry["bytes"], entry["modified_ns"]) == (
+            f"train/{name}",
+            status.st_size,
+            status.st_mtime_ns,
+        )
     assert result["class_list"]["count"] == 3
     assert not result["class_list"]["is_imagenet"]
 
@@ -135,7 +149,14 @@ def test_one_of_each_defect_in_shards(odd: Path, tmp_path: Path) -> None:
 def test_training_after_an_audit_meets_nothing_bad(odd: Path, backend: str) -> None:
     audited(odd)
     loader = train_loader(
-        Data(classes=3, crop=32, resize=40), Source(odd, backend, workers=1, max_bad=0), 9, 9, 0, 0, 1, torch.device("cpu")
+        Data(classes=3, crop=32, resize=40),
+        Source(odd, backend, workers=1, max_bad=0),
+        9,
+        9,
+        0,
+        0,
+        1,
+        torch.device("cpu"),
     )
     assert loader.images == 41 - len(BAD)
     assert all(len(batch.labels) == 9 for number in range(2) for batch in loader.batches(number, 0))
@@ -143,7 +164,9 @@ def test_training_after_an_audit_meets_nothing_bad(odd: Path, backend: str) -> N
     loader.close()
 
 
-def test_what_was_mended_is_used_at_once_and_a_second_audit_forgets_it(odd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_mended_is_used_at_once_and_a_second_audit_forgets_it(
+    odd: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     audited(odd)
     good = (odd / "train/class0/000.JPEG").read_bytes()
     for name in BAD:
@@ -193,7 +216,9 @@ def test_an_audit_that_is_stopped_leaves_the_old_one_whole(few_images: Path, num
         env=environment(),
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests that run in the background ignore it, and so would this
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # tests that run in the background ignore it, and so would this
     )
     writer = open_when_read(pipe)
     program.send_signal(number)

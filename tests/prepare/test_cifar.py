@@ -58,7 +58,9 @@ def test_another_archive_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert ended.returncode == 2
     (line,) = ended.stderr.splitlines()
-    assert line.startswith(f"error: {source}: MD5 {hashlib.md5(source.read_bytes()).hexdigest()} is not that of cifar-10-python")  # noqa: S324
+    assert line.startswith(
+        f"error: {source}: MD5 {hashlib.md5(source.read_bytes()).hexdigest()} is not that of cifar-10-python"  # noqa: S324
+    )
     assert "--no-checksum" in line
     assert not list((tmp_path / "data").iterdir())
 
@@ -75,7 +77,9 @@ def test_incomplete_and_mistaken_archives_are_refused(tmp_path: Path) -> None:
     assert not list((tmp_path / "data").iterdir())
 
 
-def test_interruption_leaves_nothing_and_a_killed_run_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interruption_leaves_nothing_and_a_killed_run_is_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     form, folder = FORMS["cifar100"][0], tmp_path / "data"
     source = packed(tmp_path / "a.tar.gz", form)
 

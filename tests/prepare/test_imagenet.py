@@ -1,4 +1,6 @@
-"""ImageNet from its archives, on a small copy of their real layout: tars in a tar, a devkit with a MATLAB file, the classes' real names."""
+"""ImageNet from its archives, on a small copy of their real layout: tars in a tar, a devkit with a MATLAB file, the
+classes' real names.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,15 @@ class Archives:
 
     @property
     def words(self) -> list[str]:
-        return ["--train-tar", self.path("train.tar"), "--val-tar", self.path("val.tar"), "--partial", "--processes", "1"]
+        return [
+            "--train-tar",
+            self.path("train.tar"),
+            "--val-tar",
+            self.path("val.tar"),
+            "--partial",
+            "--processes",
+            "1",
+        ]
 
     @property
     def both(self) -> Sources:
@@ -105,11 +115,13 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Archives:
     generator = np.random.default_rng(0)
     for wnid in WNIDS:
         for number in (7, 12, 100):
-            content = picture(generator, 900 if number == 100 else 60, 700 if number == 100 else int(generator.integers(30, 60)))
+            content = picture(
+                generator, 900 if number == 100 else 60, 700 if number == 100 else int(generator.integers(30, 60))
+            )
             made.train[f"{wnid}/{wnid}_{number}.JPEG"] = content
     made.train[f"{WNIDS[0]}/{WNIDS[0]}_9.JPEG"] = picture(generator, 40, 40, "PNG")  # there is one such in the real set
     pack(made.folder / "train.tar", {
-        f"{wnid}.tar": packed({name.partition("/")[2]: content for name, content in made.train.items() if name.startswith(wnid)})
+        f"{wnid}.tar": packed({n.partition("/")[2]: content for n, content in made.train.items() if n.startswith(wnid)})
         for wnid in reversed(WNIDS)
     })  # fmt: skip
     answers = [WNIDS[number] for number in (2, 0, 3, 1, 3, 2, 1, 0)]
@@ -126,7 +138,11 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Archives:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Everything but lists with times in them."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".npz"}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.suffix != ".npz"
+    }
 
 
 def images(folder: Path) -> dict[str, bytes]:
@@ -134,9 +150,12 @@ def images(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    "labels", [("--devkit", "devkit.tar.gz"), ("--devkit", ""), ("--val-labels", "synsets.txt"), ("--val-labels", "names.txt")]
+    "labels",
+    [("--devkit", "devkit.tar.gz"), ("--devkit", ""), ("--val-labels", "synsets.txt"), ("--val-labels", "names.txt")],
 )
-def test_every_source_of_labels_gives_the_same_folders(archives: Archives, tmp_path: Path, labels: tuple[str, str]) -> None:
+def test_every_source_of_labels_gives_the_same_folders(
+    archives: Archives, tmp_path: Path, labels: tuple[str, str]
+) -> None:
     assert main(["imagenet", str(tmp_path / "set"), *archives.words, labels[0], archives.path(labels[1])]) == 0
     wanted = {f"train/{name}": content for name, content in archives.train.items()}
     wanted |= {f"val/{name}": content for name, content in archives.val.items()}
@@ -148,7 +167,10 @@ def test_every_source_of_labels_gives_the_same_folders(archives: Archives, tmp_p
 def test_the_list_beside_is_what_listing_finds(archives: Archives, tmp_path: Path) -> None:
     prepare(tmp_path, archives.both, PLAIN, partial=True, processes=1)
     for split, count in (("train", 13), ("val", 8)):
-        saved, found = Index.load(tmp_path, index_file(tmp_path, split), stamp(tmp_path, split)), scan_folder(tmp_path, split)
+        saved, found = (
+            Index.load(tmp_path, index_file(tmp_path, split), stamp(tmp_path, split)),
+            scan_folder(tmp_path, split),
+        )
         assert saved is not None
         assert list(saved.names) == list(found.names)
         assert (len(saved), saved.fingerprint, saved.classes) == (count, found.fingerprint, found.classes)
@@ -166,7 +188,13 @@ def test_second_run_changes_nothing(archives: Archives, tmp_path: Path, capsys: 
 
 def test_splits_come_one_by_one_too(archives: Archives, tmp_path: Path) -> None:
     prepare(tmp_path / "both", archives.both, PLAIN, partial=True, processes=1)
-    prepare(tmp_path / "one", Sources(val=archives.folder / "val.tar", labels=archives.folder / "synsets.txt"), PLAIN, True, 1)
+    prepare(
+        tmp_path / "one",
+        Sources(val=archives.folder / "val.tar", labels=archives.folder / "synsets.txt"),
+        PLAIN,
+        True,
+        1,
+    )
     prepare(tmp_path / "one", Sources(train=archives.folder / "train.tar"), PLAIN, True, 1)
     assert images(tmp_path / "one") == images(tmp_path / "both")
 
@@ -184,7 +212,10 @@ def test_a_killed_run_is_completed_to_the_same_bytes(archives: Archives, tmp_pat
     tar = pack(tmp_path / "train.tar", {path.name: path.read_bytes() for path in sorted(source.iterdir())})
     words = ["--train-tar", tar, "--partial", "--processes", 2, "--short-side", 200, *form]
     started = subprocess.Popen(
-        command("launch.prepare", "imagenet", tmp_path / "killed", *words), cwd=ROOT, env=environment(), start_new_session=True
+        command("launch.prepare", "imagenet", tmp_path / "killed", *words),
+        cwd=ROOT,
+        env=environment(),
+        start_new_session=True,
     )
     base = tmp_path / "killed"
     while started.poll() is None and len([*base.glob("train/n*"), *base.glob(".train.unfinished/*.tar")]) < 2:
@@ -198,7 +229,10 @@ def test_a_killed_run_is_completed_to_the_same_bytes(archives: Archives, tmp_pat
     finished = len([*base.glob("train/n*"), *base.glob(".train.unfinished/*.tar")])
     assert 0 < finished < 40
     for name in ("killed", "whole"):
-        assert main(["imagenet", str(tmp_path / name), *map(str, words[:3]), "--processes", "1", *map(str, words[5:])]) == 0
+        assert (
+            main(["imagenet", str(tmp_path / name), *map(str, words[:3]), "--processes", "1", *map(str, words[5:])])
+            == 0
+        )
     assert contents(base) == contents(tmp_path / "whole")
 
 
@@ -240,7 +274,9 @@ def test_another_plan_is_refused(archives: Archives, tmp_path: Path) -> None:
         prepare(tmp_path / "mine", train, PLAIN, partial=True, processes=1)
 
 
-def test_a_class_that_was_damaged_is_named_and_then_mended(archives: Archives, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_class_that_was_damaged_is_named_and_then_mended(
+    archives: Archives, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     train = Sources(train=archives.folder / "train.tar")
     prepare(tmp_path, train, PLAIN, partial=True, processes=1)
     before = contents(tmp_path)
@@ -265,7 +301,9 @@ def test_counts_are_checked(archives: Archives, tmp_path: Path, caplog: pytest.L
 
 def test_partial_sets_keep_the_classes_that_both_have(archives: Archives, tmp_path: Path) -> None:
     few = {f"{wnid}.tar": packed({f"{wnid}_1.JPEG": b"x"}) for wnid in WNIDS[:2]}
-    sources = Sources(pack(tmp_path / "few.tar", few), archives.folder / "val.tar", labels=archives.folder / "names.txt")
+    sources = Sources(
+        pack(tmp_path / "few.tar", few), archives.folder / "val.tar", labels=archives.folder / "names.txt"
+    )
     prepare(tmp_path / "set", sources, PLAIN, partial=True, processes=1)
     assert {name.split("/")[1] for name in images(tmp_path / "set")} == set(WNIDS[:2])
     assert len(listing(tmp_path / "set", "val")) == 4
@@ -302,7 +340,9 @@ def odd(name: str, kind: bytes = tarfile.REGTYPE, content: bytes = b"content") -
         (b"<html>" * 1000, "not a tar"),
     ],
 )
-def test_hostile_and_damaged_archives_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: bytes, reason: str) -> None:
+def test_hostile_and_damaged_archives_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: bytes, reason: str
+) -> None:
     monkeypatch.setattr(imagenet, "LARGEST_IMAGE", 4999)
     tar = pack(tmp_path / "train.tar", {f"{WNIDS[0]}.tar": inner})
     with pytest.raises(UsageError, match=reason) as caught:
@@ -315,7 +355,13 @@ def test_the_wrong_archive_is_refused(archives: Archives, tmp_path: Path) -> Non
     with pytest.raises(UsageError, match="does not belong there"):
         prepare(tmp_path, Sources(train=archives.folder / "val.tar"), PLAIN, partial=True, processes=1)
     with pytest.raises(UsageError, match=r"twice|does not belong there"):
-        prepare(tmp_path, Sources(val=archives.folder / "train.tar", devkit=archives.folder), PLAIN, partial=True, processes=1)
+        prepare(
+            tmp_path,
+            Sources(val=archives.folder / "train.tar", devkit=archives.folder),
+            PLAIN,
+            partial=True,
+            processes=1,
+        )
 
 
 @pytest.mark.parametrize(
@@ -365,10 +411,16 @@ def test_the_shipped_classes_are_the_thousand() -> None:
 
 
 @pytest.mark.parametrize("compressed", [True, False])
-@pytest.mark.parametrize("more", [{}, {"gloss": "größer"}, {"cells": np.array(["a", 1], object)}, {"num_train_images": 1300}])
+@pytest.mark.parametrize(
+    "more", [{}, {"gloss": "größer"}, {"cells": np.array(["a", 1], object)}, {"num_train_images": 1300}]
+)
 def test_matlab_files_are_read(tmp_path: Path, compressed: bool, more: dict[str, Any]) -> None:
-    scipy.io.savemat(tmp_path / "meta.mat", {"a": "text", "synsets": synsets(**more), "z": 1}, do_compression=compressed)
-    assert meta.read(tmp_path / "meta.mat") == {number: wnid for wnid, number in DEVKIT_IDS.items()} | {1001: "n00001740"}
+    scipy.io.savemat(
+        tmp_path / "meta.mat", {"a": "text", "synsets": synsets(**more), "z": 1}, do_compression=compressed
+    )
+    assert meta.read(tmp_path / "meta.mat") == {number: wnid for wnid, number in DEVKIT_IDS.items()} | {
+        1001: "n00001740"
+    }
 
 
 def test_garbage_is_no_matlab_file(tmp_path: Path) -> None:

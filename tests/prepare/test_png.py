@@ -17,7 +17,9 @@ from senet.prepare.png import CLASSES, class_names, export
 from tests.prepare.test_imagenet import contents
 
 
-def test_pixels_and_labels_are_those_of_the_archive(cifar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pixels_and_labels_are_those_of_the_archive(
+    cifar: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["cifar10", str(cifar), "--to-png", str(tmp_path), "--processes", "2"]
     assert main(words) == 0
     check(cifar, tmp_path, "cifar10", 10)

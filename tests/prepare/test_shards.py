@@ -92,7 +92,10 @@ def test_shards_are_alike_mixed_and_anonymous(shards: Path) -> None:
 
 def test_the_saved_list_is_what_the_shards_hold(shards: Path) -> None:
     for split in ("train", "val"):
-        saved, found = Index.load(shards, index_file(shards, split), stamp(shards, split)), scan_shards(shards, find_shards(shards, split))
+        saved, found = (
+            Index.load(shards, index_file(shards, split), stamp(shards, split)),
+            scan_shards(shards, find_shards(shards, split)),
+        )
         assert saved is not None
         assert list(saved.names) == list(found.names)
         assert (saved.archives, saved.classes) == (found.archives, found.classes)
@@ -103,7 +106,9 @@ def test_the_saved_list_is_what_the_shards_hold(shards: Path) -> None:
 
 def test_the_index_is_that_of_wds2idx(shards: Path, tmp_path: Path) -> None:
     for path in find_shards(shards, "train"):
-        subprocess.run([Path(sys.executable).with_name("wds2idx"), path, tmp_path / "idx"], check=True, capture_output=True)
+        subprocess.run(
+            [Path(sys.executable).with_name("wds2idx"), path, tmp_path / "idx"], check=True, capture_output=True
+        )
         assert path.with_suffix(".idx").read_bytes() == (tmp_path / "idx").read_bytes()
 
 
@@ -113,7 +118,9 @@ def test_the_webdataset_package_reads_them(folders: Path, shards: Path) -> None:
         paths = [str(path) for path in find_shards(shards, split)]
         found = {}
         for sample in webdataset.WebDataset(paths, shardshuffle=False):
-            (content,) = [part for ending, part in sample.items() if ending not in ("cls", "__key__", "__url__", "__local_path__")]
+            (content,) = [
+                part for ending, part in sample.items() if ending not in ("cls", "__key__", "__url__", "__local_path__")
+            ]
             found[sample["__key__"]] = content, int(sample["cls"])
         assert found == samples(folders, split)
     gc.collect()
@@ -127,7 +134,11 @@ def test_dali_reads_them(folders: Path, shards: Path) -> None:
     @pipeline_def(batch_size=1, num_threads=1, device_id=None)
     def pipeline(indexed: bool):
         indices = [str(path.with_suffix(".idx")) for path in paths] if indexed else []
-        return tuple(fn.readers.webdataset(paths=[str(p) for p in paths], index_paths=indices, ext=["jpg;png;webp", "cls"], name="reader"))
+        return tuple(
+            fn.readers.webdataset(
+                paths=[str(p) for p in paths], index_paths=indices, ext=["jpg;png;webp", "cls"], name="reader"
+            )
+        )
 
     wanted = sorted(samples(folders, "train").values())
     for indexed in (True, False):
@@ -210,7 +221,10 @@ def test_names_of_any_kind(tmp_path: Path) -> None:
     for name in ("ä.jpg", "x" * 150 + ".jpg", os.fsdecode(b"\xff.jpg")):
         (folder / name).write_bytes(file.getvalue())
     convert(tmp_path / "set", tmp_path / "shards", SMALL, processes=1)
-    saved, found = listing(tmp_path / "shards", "train"), scan_shards(tmp_path / "shards", find_shards(tmp_path / "shards", "train"))
+    saved, found = (
+        listing(tmp_path / "shards", "train"),
+        scan_shards(tmp_path / "shards", find_shards(tmp_path / "shards", "train")),
+    )
     assert samples(tmp_path / "shards", "train") == samples(tmp_path / "set", "train")
     assert list(saved.names) == list(found.names)
     assert saved.classes == ("größer als 1.5",)

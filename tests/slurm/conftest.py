@@ -86,7 +86,9 @@ class Cluster:
         for port in ports:
             port.close()
         host = socket.gethostname().partition(".")[0]
-        self.config.write_text(CONFIG.format(host=host, folder=folder, controller=controller, first=first, second=second))
+        self.config.write_text(
+            CONFIG.format(host=host, folder=folder, controller=controller, first=first, second=second)
+        )
         for gpu in range(2):
             (folder / f"gpu{gpu}").symlink_to("/dev/null")  # a device, to be counted
         (folder / "gres.conf").write_text(f"NodeName=n1,n2 Name=gpu File={folder}/gpu[0-1]\n")
@@ -100,13 +102,18 @@ class Cluster:
     def start(self) -> None:
         place = self.folder
         self.call(
-            "munged", "--force", f"--key-file={place}/munge.key", f"--socket={place}/munge.socket", f"--pid-file={place}/munged.pid",
+            "munged", "--force", f"--key-file={place}/munge.key",
+            f"--socket={place}/munge.socket", f"--pid-file={place}/munged.pid",
             f"--log-file={place}/munged.log", f"--seed-file={place}/munge.seed",
         )  # fmt: skip
         self.call("slurmctld", "-f", self.config)
         for node in ("n1", "n2"):
             self.start_node(node)
-        until(lambda: self.call("sinfo", "--noheader", "--format=%t", "--partition=main").split() == ["idle"], "both nodes are idle", 30)
+        until(
+            lambda: self.call("sinfo", "--noheader", "--format=%t", "--partition=main").split() == ["idle"],
+            "both nodes are idle",
+            30,
+        )
 
     def start_node(self, node: str) -> None:
         (self.folder / node).mkdir(exist_ok=True)
@@ -178,13 +185,19 @@ class Cluster:
 
         def up() -> bool:  # by registering, where the controller has noticed by then that it was away
             subprocess.run(
-                ["scontrol", "update", f"nodename={node}", "state=resume"], env=self.environment, capture_output=True, check=False
+                ["scontrol", "update", f"nodename={node}", "state=resume"],
+                env=self.environment,
+                capture_output=True,
+                check=False,
             )
-            return self.call("sinfo", "--noheader", "--nodes", node, "--partition=main", "--format=%t") in ("idle", "alloc")
+            return self.call("sinfo", "--noheader", "--nodes", node, "--partition=main", "--format=%t") in (
+                "idle",
+                "alloc",
+            )
 
         until(up, f"{node} is back", 30)
 
-    # --------------------------------------------------------------------------------------------------------------- jobs
+    # ------------------------------------------------------------------------------------------------------------- jobs
 
     def call(self, *words: object) -> str:
         """Run a command from the root of the checkout; what it prints."""
@@ -197,17 +210,27 @@ class Cluster:
         return self.call("scontrol", *words)
 
     def submit(self, *words: object, **more: str) -> subprocess.CompletedProcess[str]:
-        """launch.submit, of one process a node on the CPU where nothing else is said; words after "--" are for the training."""
+        """launch.submit, of one process a node on the CPU where nothing else is said; words after "--" are for the
+        training.
+        """
         cut = words.index("--") if "--" in words else len(words)
         flags = [*([] if "--gpus" in words else ["--gpus", 0]), "--time", 10, "--lead", 30, "--site", self.site]
         command = [sys.executable, "-m", "launch.submit", *words[:cut], *flags, *words[cut:]]
         return subprocess.run(
-            [*map(str, command)], cwd=ROOT, env=self.environment | more, capture_output=True, text=True, timeout=60, check=False
+            [*map(str, command)],
+            cwd=ROOT,
+            env=self.environment | more,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
 
     def facts(self, job: str) -> dict[str, str]:
         """What Slurm knows of a job: JobState, Restarts, ExitCode ..."""
-        return dict(word.split("=", 1) for word in self.control("show", "job", "--oneliner", job).split() if "=" in word)
+        return dict(
+            word.split("=", 1) for word in self.control("show", "job", "--oneliner", job).split() if "=" in word
+        )
 
     def wait(self, job: str, state: str) -> None:
         def there() -> bool:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from senet.status import newest_step, read
+from senet.run.status import newest_step, read
 from tests.conftest import TINY
+from tests.run.test_resume import assert_same, final, records
 from tests.slurm.conftest import Cluster, until
-from tests.train.test_resume import assert_same, final, records
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 EPOCHS = 16  # of five steps
@@ -74,7 +74,9 @@ def test_a_job_on_two_nodes_trains_to_the_end(cluster: Cluster, undisturbed: Pat
     assert final(undisturbed)["progress"]["epoch"] == EPOCHS
     errors = undisturbed / "errors.log"
     where = ["--nodes=2", "--exclusive", f"--output={str(errors).replace('%', '%%')}"]
-    job = cluster.call("sbatch", "--parsable", *where, "slurm/evaluate.sbatch", undisturbed, "--data", images, "--workers", 1, "--json")
+    job = cluster.call(
+        "sbatch", "--parsable", *where, "slurm/evaluate.sbatch", undisturbed, "--data", images, "--workers", 1, "--json"
+    )
     assert cluster.wait_for_end(job)["JobState"] == "COMPLETED", errors.read_text()
     (found,) = (json.loads(line) for line in errors.read_text().splitlines() if line.startswith("{"))
     assert found["images"] == 203
@@ -93,7 +95,9 @@ def test_time_limit_preemption_and_a_lost_node_change_nothing(
     assert (twice.returncode, f"job {job} (RUNNING) is at work in it" in twice.stderr) == (2, True)
 
     with cluster.frozen(job):
-        cluster.control("update", f"jobid={job}", "timelimit=1")  # so its signal is due; the controller looks every half minute
+        cluster.control(
+            "update", f"jobid={job}", "timelimit=1"
+        )  # so its signal is due; the controller looks every half minute
         until(lambda: "slurm: got USR1" in log(out), "the signal came", 60)
     cluster.wait(job, "PENDING")
     assert state(out) == "stopped"
@@ -105,7 +109,15 @@ def test_time_limit_preemption_and_a_lost_node_change_nothing(
 
     reach(out, limit + 5)
     with cluster.frozen(job):
-        urgent = cluster.call("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
+        urgent = cluster.call(
+            "sbatch",
+            "--parsable",
+            "--partition=urgent",
+            "--nodes=2",
+            "--exclusive",
+            "--output=/dev/null",
+            "--wrap=true",
+        )
         until(lambda: cluster.facts(job)["PreemptTime"] != "None", "the job is to make way")
     cluster.wait(job, "PENDING")
     preempted = newest_step(out)
@@ -130,7 +142,9 @@ def test_time_limit_preemption_and_a_lost_node_change_nothing(
     assert set(runs) == {(out / "wandb_id").read_text()}
 
 
-def test_a_cancelled_job_saves_and_goes_on_when_submitted_again(cluster: Cluster, tmp_path: Path, tiny: Path, images: Path) -> None:
+def test_a_cancelled_job_saves_and_goes_on_when_submitted_again(
+    cluster: Cluster, tmp_path: Path, tiny: Path, images: Path
+) -> None:
     out = tmp_path / "out"
     words: list[Any] = [tiny, "epochs=1000", "--nodes", 2, "--data", images]
     job = submitted(cluster, out, *words)
@@ -180,7 +194,9 @@ def test_a_run_that_is_refused_is_not_started_again(cluster: Cluster, tmp_path: 
     assert "slurm: ended before its first step, see above; not started again" in log(out)
 
 
-def test_a_run_that_gets_no_further_ends_after_three_starts(cluster: Cluster, tmp_path: Path, tiny: Path, images: Path) -> None:
+def test_a_run_that_gets_no_further_ends_after_three_starts(
+    cluster: Cluster, tmp_path: Path, tiny: Path, images: Path
+) -> None:
     """A rank dies at the same step in each start."""
     out = tmp_path / "out"
     job = submitted(cluster, out, tiny, "--data", images, SENET_FAULTS="kill@0:3")

@@ -81,17 +81,32 @@ class Handler(BaseHTTPRequestHandler):
             run = runs.setdefault(name, {"id": f"id-{name}", "name": name, "config": "{}", "sweepName": None})
             run |= {"displayName": variables.get("displayName") or name, "description": "", "project": PROJECT}
             run["config"] = variables.get("config") or run["config"]
-            return {"upsertBucket": {"bucket": run | {"historyLineCount": len(self.server.rows.get(name, {}))}, "inserted": inserted}}
+            return {
+                "upsertBucket": {
+                    "bucket": run | {"historyLineCount": len(self.server.rows.get(name, {}))},
+                    "inserted": inserted,
+                }
+            }
         if "RunResumeStatus" in query:
             name = variables["name"]
             return {"model": PROJECT | {"bucket": self._resumed(name) if name in runs else None}}
         if "viewer" in query.lower():
-            return {"viewer": {"id": "v", "entity": "me", "username": "me", "email": "", "flags": "{}", "teams": {"edges": []}}}
+            return {
+                "viewer": {
+                    "id": "v",
+                    "entity": "me",
+                    "username": "me",
+                    "email": "",
+                    "flags": "{}",
+                    "teams": {"edges": []},
+                }
+            }
         if "serverInfo" in query:
             return {"serverInfo": {"features": [], "cliVersionInfo": {}, "latestLocalVersionInfo": None}}
         if "createRunFiles" in query:
             return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": [
-                {"name": name, "uploadUrl": f"{self.server.address}/upload/{name}"} for name in variables["files"]]}}  # fmt: skip
+                {"name": name,
+                 "uploadUrl": f"{self.server.address}/upload/{name}"} for name in variables["files"]]}}  # fmt: skip
         return {}
 
     def _resumed(self, name: str) -> dict[str, Any]:
@@ -99,7 +114,8 @@ class Handler(BaseHTTPRequestHandler):
         last = rows[max(rows)] if rows else {}
         return self.server.runs[name] | {
             "summaryMetrics": json.dumps(last), "logLineCount": 0, "historyLineCount": len(rows), "eventsLineCount": 0,
-            "historyTail": json.dumps([json.dumps(last)] if rows else []), "eventsTail": "[]", "tags": [], "notes": None,
+            "historyTail": json.dumps([json.dumps(last)] if rows else []), "eventsTail": "[]",
+            "tags": [], "notes": None,
             "wandbConfig": json.dumps({"t": {}}),
         }  # fmt: skip
 

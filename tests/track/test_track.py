@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from senet import track
-from senet.track.lines import JsonLines
+from senet.track.jsonl import JsonLines
 from senet.track.wandb import decide
 from tests.conftest import ROOT, environment
 
@@ -108,7 +108,9 @@ def test_plain_lines_elsewhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     assert not sys.stderr.isatty()
     tracker = track.build(tmp_path, choice="none", name="a", config={}, resume_step=None)
     times = {"epoch": 1, "step": 5, "seconds": 1.0}
-    tracker.log({"kind": "train", "loss": 1.5, "learning_rate": 0.1, "images_per_second": 100.0, "data_wait": 0.25} | times)
+    tracker.log(
+        {"kind": "train", "loss": 1.5, "learning_rate": 0.1, "images_per_second": 100.0, "data_wait": 0.25} | times
+    )
     slow = {"slow_rank": 3, "host": "node7", "factor": 2.5, "data": 0.75, "compute": 0.2, "communication": 0.05}
     tracker.log({"kind": "event", "over": False} | slow | times)
     tracker.log({"kind": "event", "over": True} | slow | times)

@@ -28,9 +28,11 @@ def server() -> Iterator[Server]:
 
 
 def messages(file: Path) -> Iterator[bytes]:
-    """The records of a .wandb file. Its frame is LevelDB's log: blocks of 32 KiB, each piece with CRC, length and kind before it.
+    """The records of a .wandb file. Its frame is LevelDB's log: blocks of 32 KiB, each piece with CRC, length and kind
+    before it.
 
-    wandb 0.31 reads it in its Go core and ships no Python reader any more; the messages inside are parsed with wandb's own classes.
+    wandb 0.31 reads it in its Go core and ships no Python reader any more; the messages inside are parsed with wandb's
+    own classes.
     """
     content, place, whole = file.read_bytes(), 7, b""
     while place + 7 <= len(content):
@@ -51,12 +53,16 @@ def history(out: Path) -> list[dict[str, Any]]:
     from wandb.proto import wandb_internal_pb2
 
     rows = []
-    for file in sorted(out.glob("wandb/*run-*/run-*.wandb"), key=lambda file: file.parent.name.removeprefix("offline-")):
+    for file in sorted(
+        out.glob("wandb/*run-*/run-*.wandb"), key=lambda file: file.parent.name.removeprefix("offline-")
+    ):
         for data in messages(file):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)
             if record.WhichOneof("record_type") == "history":
-                rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item})
+                rows.append(
+                    {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+                )
     return rows
 
 
@@ -100,10 +106,25 @@ def begin(words: list[object], address: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command("launch.train", *words), cwd=ROOT, env=settings, stderr=subprocess.PIPE, text=True)
 
 
-def test_one_run_over_a_stop_and_a_return_to_an_older_checkpoint(tmp_path: Path, tiny: Path, images: Path, server: Server) -> None:
+def test_one_run_over_a_stop_and_a_return_to_an_older_checkpoint(
+    tmp_path: Path, tiny: Path, images: Path, server: Server
+) -> None:
     """The newest checkpoint is damaged in between, so the same steps come twice: W&B must take them."""
     out = tmp_path / "out"
-    words = [tiny, "epochs=12", "--data", images, "--out", out, "--backend", "vision", "--log-every", "2", "--workers", "1"]
+    words = [
+        tiny,
+        "epochs=12",
+        "--data",
+        images,
+        "--out",
+        out,
+        "--backend",
+        "vision",
+        "--log-every",
+        "2",
+        "--workers",
+        "1",
+    ]
     first = begin(words, server.address)
     until(lambda: (out / "log.jsonl").exists() and len(logged(out)) > 8)
     first.terminate()
@@ -126,8 +147,12 @@ def test_one_run_over_a_stop_and_a_return_to_an_older_checkpoint(tmp_path: Path,
     assert_no_secret(out)
 
 
-def test_what_a_broken_connection_kept_back_is_sent_later(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key that is revoked in the middle of a run, and a start without a server: `wandb sync` makes one run of them."""
+def test_what_a_broken_connection_kept_back_is_sent_later(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that is revoked in the middle of a run, and a start without a server: `wandb sync` makes one run
+    of them.
+    """
     for name, value in (("WANDB_BASE_URL", server.address), ("WANDB_API_KEY", KEY), ("NETRC", "/nonexistent")):
         monkeypatch.setenv(name, value)
     tracker = track.build(tmp_path, choice="wandb", name="a", config={}, resume_step=None)
@@ -164,7 +189,10 @@ def test_a_bad_server_costs_a_run_nothing(tmp_path: Path, tiny: Path, images: Pa
     """It trains on, ends at once with code 0, and all is in OUT/wandb."""
     out = tmp_path / "out"
     server.mood = mood
-    process = begin([tiny, "--data", images, "--out", out, "--backend", "vision", "--log-every", "2", "--workers", "1"], server.address)
+    process = begin(
+        [tiny, "--data", images, "--out", out, "--backend", "vision", "--log-every", "2", "--workers", "1"],
+        server.address,
+    )
     told = process.communicate(timeout=120)[1]
     ended = time.time()
     assert process.returncode == 0, told
@@ -200,11 +228,15 @@ def test_a_bad_server_costs_no_record(
     assert_no_secret(tmp_path)
 
 
-def test_a_stop_while_the_server_hangs_saves_and_ends_soon(tmp_path: Path, tiny: Path, images: Path, server: Server) -> None:
+def test_a_stop_while_the_server_hangs_saves_and_ends_soon(
+    tmp_path: Path, tiny: Path, images: Path, server: Server
+) -> None:
     """Schedulers kill 30 seconds after TERM."""
     out = tmp_path / "out"
     server.mood = "hangs"
-    process = begin([tiny, "epochs=1000", "--data", images, "--out", out, "--backend", "vision", "--workers", "1"], server.address)
+    process = begin(
+        [tiny, "epochs=1000", "--data", images, "--out", out, "--backend", "vision", "--workers", "1"], server.address
+    )
     until(lambda: (out / "log.jsonl").exists() and len(logged(out)) > 4 and bool(server.asked))
     process.terminate()
     told = process.communicate(timeout=20)[1]
@@ -213,7 +245,9 @@ def test_a_stop_while_the_server_hangs_saves_and_ends_soon(tmp_path: Path, tiny:
 
 
 def test_without_the_package_a_run_says_so_and_goes_on(tmp_path: Path, tiny: Path, images: Path) -> None:
-    hide = "import sys; sys.modules['wandb'] = None; from launch import guard; from launch.train import main; guard(main)"
+    hide = (
+        "import sys; sys.modules['wandb'] = None; from launch import guard; from launch.train import main; guard(main)"
+    )
     words = [tiny, "epochs=1", "--data", images, "--out", tmp_path / "out", "--backend", "vision", "--track", "wandb"]
     start = [sys.executable, "-c", hide, *map(str, words)]
     done = subprocess.run(start, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, check=False)

@@ -12,17 +12,23 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from senet import world
+from senet import distributed
 from senet.config import Config, from_dict
 from senet.data.loader import Batch
+from senet.execution.execution import Execution, prepare
 from senet.models import build
-from senet.models.execution import Execution, prepare
-from senet.train.loop import Trainer
+from senet.train.autotune import Candidate, agree, tune
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
-from senet.train.tune import Candidate, agree, tune
+from senet.train.trainer import Trainer
 
-NET = {"block": "basic", "blocks": [1, 1], "widths": [8, 256], "expansion": 1, "se": {"ratio": 16}}  # gradients of two buckets
+NET = {
+    "block": "basic",
+    "blocks": [1, 1],
+    "widths": [8, 256],
+    "expansion": 1,
+    "se": {"ratio": 16},
+}  # gradients of two buckets
 CONFIG = from_dict({"net": NET, "data": {"set": "synthetic", "classes": 10, "crop": 16}, "batch": 8})
 
 
@@ -43,19 +49,19 @@ def gradients(net: nn.Module) -> Tensor:
 def expected(config: Config) -> Tensor:
     """Of one process that sees the halves of both ranks, one after the other."""
     net = fresh(config)
-    alone = Trainer(config, world.World(0, 1, torch.device("cpu")), net, sgd(net, config.optim), lambda *_: None)
+    alone = Trainer(config, distributed.World(0, 1, torch.device("cpu")), net, sgd(net, config.optim), lambda *_: None)
     for rank in (0, 1):
         alone.backward(batch(rank), Meter(torch.device("cpu")), last=rank == 1)
     return gradients(net)
 
 
-def profiled(trainer: Trainer, here: world.World) -> Any:
+def profiled(trainer: Trainer, world: distributed.World) -> Any:
     """The events of one step, with the question that a run asks in each."""
-    meter = Meter(here.device)
-    trainer.step(batch(here.rank), meter)  # DDP settles its buckets
+    meter = Meter(world.device)
+    trainer.step(batch(world.rank), meter)  # DDP settles its buckets
     with profile(activities=[ProfilerActivity.CPU]) as events:
-        answer = here.ask(0)
-        trainer.step(batch(here.rank), meter)
+        answer = world.all_reduce_max(0)
+        trainer.step(batch(world.rank), meter)
         answer()
     return events.events()
 
@@ -65,8 +71,8 @@ def named(events: Any, name: str) -> list[float]:
     return [event.time_range.start for event in events if event.name.startswith(name)]
 
 
-def backward(trainer: Trainer, here: world.World) -> Tensor:
-    trainer.backward(batch(here.rank), Meter(here.device))
+def backward(trainer: Trainer, world: distributed.World) -> Tensor:
+    trainer.backward(batch(world.rank), Meter(world.device))
     found = gradients(trainer.net)
     trainer.optimiser.zero_grad(set_to_none=True)
     return found
@@ -76,49 +82,64 @@ def off(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
 
 
-def collectives(here: world.World) -> dict[str, Any]:
+def collectives(world: distributed.World) -> dict[str, Any]:
     wanted = expected(CONFIG)
     told: dict[str, Any] = {}
     for compress in ("none", "bf16"):
         config = replace(CONFIG, compress=compress)  # type: ignore[arg-type]
         net = fresh(config)
-        trainer = Trainer(config, here, here.wrap(net, config.compress), sgd(net, config.optim), lambda *_: None)
-        error = off(backward(trainer, here), wanted)
-        events = profiled(trainer, here)
-        told[compress] = {"error": error, "all": len(named(events, "c10d::")), "reductions": len(named(events, "c10d::allreduce_"))}
+        trainer = Trainer(
+            config, world, world.distribute(net, config.compress), sgd(net, config.optim), lambda *_: None
+        )
+        error = off(backward(trainer, world), wanted)
+        events = profiled(trainer, world)
+        told[compress] = {
+            "error": error,
+            "all": len(named(events, "c10d::")),
+            "reductions": len(named(events, "c10d::allreduce_")),
+        }
         data = trainer.model._get_ddp_logging_data()  # type: ignore[operator]
         told["buckets"] = len(str(data["rebuilt_bucket_sizes"]).split(","))
     return told
 
 
-def compiled(here: world.World) -> dict[str, Any]:
+def compiled(world: distributed.World) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for execution in (Execution(), Execution(compile=True)):
         net = prepare(fresh(CONFIG), execution)
-        trainer = Trainer(CONFIG, here, here.wrap(net), sgd(net, CONFIG.optim), lambda *_: None)
-        error = off(backward(trainer, here), expected(CONFIG))
-        events = profiled(trainer, here)
+        trainer = Trainer(CONFIG, world, world.distribute(net), sgd(net, CONFIG.optim), lambda *_: None)
+        error = off(backward(trainer, world), expected(CONFIG))
+        events = profiled(trainer, world)
         reduced = named(events, "c10d::allreduce_")
         early = sorted(reduced)[1] < max(named(events, "aten::convolution_backward"))  # the first one is the question
         told[str(execution)] = {"error": error, "reductions": len(reduced), "early": early}
     return told
 
 
-def tuned(here: world.World) -> dict[str, Any]:
+def tuned(world: distributed.World) -> dict[str, Any]:
     lines: list[str] = []
-    chosen = tune(CONFIG, here, 4, seconds=0.2, say=lines.append if here.first else lambda text: None)
-    candidates = [Candidate(Execution(), times=[1.0]), Candidate(Execution("nchw"), times=[0.5], reason="odd" if here.rank else "")]
-    agree(candidates, here)
-    return {"rank": here.rank, "chosen": str(chosen), "lines": lines, "reason": candidates[1].reason, "others": candidates[1].times}
+    chosen = tune(CONFIG, world, 4, seconds=0.2, say=lines.append if world.is_main else lambda text: None)
+    candidates = [
+        Candidate(Execution(), times=[1.0]),
+        Candidate(Execution("contiguous"), times=[0.5], reason="odd" if world.rank else ""),
+    ]
+    agree(candidates, world)
+    return {
+        "rank": world.rank,
+        "chosen": str(chosen),
+        "lines": lines,
+        "reason": candidates[1].reason,
+        "others": candidates[1].times,
+    }
 
 
 def main(what: str) -> None:
     torch.set_num_threads(1)
-    here = world.start("cpu")
+    world = distributed.start("cpu")
     # In one write: print writes the end of a line by itself, and another rank may come between.
-    told = {"collectives": collectives, "compiled": compiled, "tune": tuned}[what](here)
+    told = {"collectives": collectives, "compiled": compiled, "tune": tuned}[what](world)
     os.write(1, (json.dumps(told) + "\n").encode())
-    here.close()
+    world.close()
 
 
 if __name__ == "__main__":

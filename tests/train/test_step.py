@@ -1,4 +1,6 @@
-"""A training step: nothing in it waits for the device or grows with the net's depth, and it is the same in every way of launching it."""
+"""A training step: nothing in it waits for the device or grows with the net's depth, and it is the same in every way of
+launching it.
+"""
 
 from __future__ import annotations
 
@@ -17,28 +19,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from senet import faults
 from senet.config import Config, Data, Optim, from_dict
 from senet.data import Source, train_loader
 from senet.data.loader import Batch, TrainLoader
+from senet.distributed import World
 from senet.models import build
-from senet.train.graph import Replay, obstacle
-from senet.train.loop import DTYPES, Trainer, seed
+from senet.system import faults
+from senet.train.cuda_graph import GraphedStep, obstacle
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
-from senet.world import World
+from senet.train.trainer import DTYPES, Trainer, seed
 from tests.conftest import ROOT, TINY, environment
-from tests.train.test_resume import assert_same
+from tests.run.test_resume import assert_same
 
 CPU = torch.device("cpu")
-CONFIG = from_dict({**TINY, "data": {"set": "synthetic", "classes": 10, "crop": 32, "train_images": 62, "val_images": 10}})
+CONFIG = from_dict(
+    {**TINY, "data": {"set": "synthetic", "classes": 10, "crop": 32, "train_images": 62, "val_images": 10}}
+)
 PRECISIONS = ["fp32", "bf16", "fp16"]
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-def loaded(config: Config, at_once: int = 12, device: torch.device = CPU, root: Path | None = None, backend: str = "auto") -> TrainLoader:
+def loaded(
+    config: Config, micro_batch: int = 12, device: torch.device = CPU, root: Path | None = None, backend: str = "auto"
+) -> TrainLoader:
     dtype = DTYPES[config.precision]
-    return train_loader(config.data, Source(root, backend, workers=1), config.batch, at_once, config.seed, 0, 1, device, dtype)
+    return train_loader(
+        config.data, Source(root, backend, workers=1), config.batch, micro_batch, config.seed, 0, 1, device, dtype
+    )
 
 
 def trainer_of(config: Config, device: torch.device = CPU, graph: bool = False) -> Trainer:
@@ -49,7 +57,12 @@ def trainer_of(config: Config, device: torch.device = CPU, graph: bool = False) 
 
 def state(trainer: Trainer, meter: Meter) -> dict[str, Any]:
     momenta = trainer.optimiser.state_dict()["state"]
-    return {"net": dict(trainer.net.state_dict()), "momenta": momenta, "scaler": trainer.scaler.state_dict(), "sums": meter.sums}
+    return {
+        "net": dict(trainer.net.state_dict()),
+        "momenta": momenta,
+        "scaler": trainer.scaler.state_dict(),
+        "sums": meter.sums,
+    }
 
 
 class Counted(TorchDispatchMode):
@@ -89,19 +102,19 @@ def counted() -> Iterator[Counted]:
         yield mode
 
 
-# ------------------------------------------------------------------------------------------------------------------ host and device
+# ------------------------------------------------------------------------------------------------------ host and device
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("at_once", [12, 6])
-def test_no_step_reads_from_the_device_until_it_is_asked_to(precision: str, at_once: int) -> None:
+@pytest.mark.parametrize("micro_batch", [12, 6])
+def test_no_step_reads_from_the_device_until_it_is_asked_to(precision: str, micro_batch: int) -> None:
     config = replace(CONFIG, precision=precision)  # type: ignore[arg-type]
-    trainer, meter, loader = trainer_of(config), Meter(CPU), loaded(config, at_once)
+    trainer, meter, loader = trainer_of(config), Meter(CPU), loaded(config, micro_batch)
     with counted() as mode:
         steps = list(trainer.steps(loader, 0, 0, meter))
         assert steps == [1, 2, 3, 4, 5]
         assert mode.reads == []
-        assert trainer.unfinite() == []
+        assert trainer.nonfinite_steps() == []
         assert meter.read()["images"] == 60
         assert mode.reads  # the counter counts
     loader.close()
@@ -122,7 +135,7 @@ def test_no_step_waits_for_the_gpu(precision: str) -> None:
             assert list(steps) == [2, 3, 4, 5]
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        assert trainer.unfinite() == []
+        assert trainer.nonfinite_steps() == []
         loader.close()
 
 
@@ -144,7 +157,7 @@ def test_the_loop_adds_as_many_operators_to_a_deep_net_as_to_a_shallow_one() -> 
     assert added[0] == added[1]
 
 
-# -------------------------------------------------------------------------------------------------------------------- leaving out
+# ---------------------------------------------------------------------------------------------------------- leaving out
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -176,7 +189,7 @@ def test_what_a_net_draws_follows_from_the_seed_alone() -> None:
     assert torch.equal(drawn[0], drawn[1])
 
 
-# -------------------------------------------------------------------------------------------------------------------------- graph
+# ---------------------------------------------------------------------------------------------------------------- graph
 
 
 def trained(config: Config, device: torch.device, graph: bool, epochs: int = 2) -> tuple[Trainer, Meter]:
@@ -196,7 +209,7 @@ def test_a_step_on_fixed_places_is_the_same_step(monkeypatch: pytest.MonkeyPatch
     fixed, fixed_sums = trained(config, CPU, graph=True)
     assert fixed.replay is not None
     assert fixed.replay.records == 1
-    assert plain.unfinite() == fixed.unfinite() == [3]
+    assert plain.nonfinite_steps() == fixed.nonfinite_steps() == [3]
     torch.testing.assert_close(state(fixed, fixed_sums), state(plain, sums), rtol=1e-6, atol=1e-7)
     assert fixed.optimiser.param_groups[0]["lr"] == plain.optimiser.param_groups[0]["lr"]
 
@@ -204,12 +217,17 @@ def test_a_step_on_fixed_places_is_the_same_step(monkeypatch: pytest.MonkeyPatch
 def test_other_shapes_meters_and_states_are_recorded_anew() -> None:
     trainer, meter = trainer_of(CONFIG, graph=True), Meter(CPU)
     replay = trainer.replay
-    assert isinstance(replay, Replay)
+    assert isinstance(replay, GraphedStep)
 
     def batch(side: int) -> Batch:
         return Batch(torch.randn(12, 3, side, side), torch.arange(12) % 10)
 
-    for given, sums, records in ((batch(32), meter, 1), (batch(32), meter, 1), (batch(16), meter, 2), (batch(16), Meter(CPU), 3)):
+    for given, sums, records in (
+        (batch(32), meter, 1),
+        (batch(32), meter, 1),
+        (batch(16), meter, 2),
+        (batch(16), Meter(CPU), 3),
+    ):
         assert replay(given, sums)
         assert replay.records == records
     trainer.optimiser.load_state_dict(trainer.optimiser.state_dict())  # puts other tensors in the place of the momenta
@@ -230,7 +248,7 @@ def test_a_graph_trains_as_its_kernels_do_one_by_one(monkeypatch: pytest.MonkeyP
     config = replace(CONFIG, precision=precision)  # type: ignore[arg-type]
     plain, sums = trained(config, device, graph=False)
     graphed, graphed_sums = trained(config, device, graph=True)
-    assert plain.unfinite() == graphed.unfinite() == [3]
+    assert plain.nonfinite_steps() == graphed.nonfinite_steps() == [3]
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if precision == "fp32" else {"rtol": 2e-2, "atol": 2e-3}
     torch.testing.assert_close(dict(graphed.net.state_dict()), dict(plain.net.state_dict()), **tolerance)
     assert graphed_sums.sums[3] == sums.sums[3] == 120
@@ -239,12 +257,12 @@ def test_a_graph_trains_as_its_kernels_do_one_by_one(monkeypatch: pytest.MonkeyP
 def test_where_a_step_cannot_be_a_graph_the_reason_is_told() -> None:
     gpu = torch.device("cuda", 0)
     assert "need a GPU" in (obstacle(CPU, 1, 1) or "")
-    assert "here are 4" in (obstacle(gpu, 4, 1) or "")
+    assert "world are 4" in (obstacle(gpu, 4, 1) or "")
     assert "--largest-batch" in (obstacle(gpu, 1, 2) or "")
     assert obstacle(gpu, 1, 1) is None
 
 
-# ------------------------------------------------------------------------------------------------------------------------- loader
+# --------------------------------------------------------------------------------------------------------------- loader
 
 
 @pytest.mark.parametrize("backend", ["dali", "vision", "cifar"])
@@ -275,18 +293,31 @@ def test_a_gpu_is_given_the_same_images(precision: str) -> None:
     config = replace(CONFIG, precision=precision)  # type: ignore[arg-type]
     sides = [loaded(config, device=device) for device in (CPU, torch.device("cuda", 0))]
     for one, other in zip(*(loader.batches(0, 0) for loader in sides), strict=True):
-        torch.testing.assert_close(one.images, other.images.cpu(), rtol=1e-2 if precision != "fp32" else 1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            one.images, other.images.cpu(), rtol=1e-2 if precision != "fp32" else 1e-5, atol=1e-5
+        )
         assert other.images.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(one.labels, other.labels.cpu())
 
 
-# ---------------------------------------------------------------------------------------------------------------------- two ranks
+# ------------------------------------------------------------------------------------------------------------ two ranks
 
 
 def on_two_ranks(what: str, **more: str) -> list[dict[str, Any]]:
     """What tests/train/ranks.py says on each of two ranks."""
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.train.ranks", what]
-    done = subprocess.run(words, cwd=ROOT, env=environment(**more), capture_output=True, text=True, timeout=300, check=False)
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "tests.train.ranks",
+        what,
+    ]
+    done = subprocess.run(
+        words, cwd=ROOT, env=environment(**more), capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(told) == 2
@@ -305,7 +336,7 @@ def test_a_step_of_two_ranks_reduces_each_bucket_once_and_nothing_else() -> None
 @pytest.mark.slow
 def test_compiled_blocks_under_ddp_reduce_the_same_gradients_while_they_compute() -> None:
     for rank in on_two_ranks("compiled"):
-        plain, own = rank["nhwc"], rank["nhwc compile"]
+        plain, own = rank["channels_last"], rank["channels_last compile"]
         assert own["error"] < 1e-5
         assert own["reductions"] == plain["reductions"] == 3
         assert plain["early"]
@@ -315,4 +346,6 @@ def test_compiled_blocks_under_ddp_reduce_the_same_gradients_while_they_compute(
 def test_momenta_are_there_before_the_first_step() -> None:
     net = nn.Linear(3, 2)
     optimiser = sgd(net, Optim(lr=0.1))
-    assert [s["momentum_buffer"].tolist() for s in optimiser.state.values()] == [p.mul(0).tolist() for p in net.parameters()]
+    assert [s["momentum_buffer"].tolist() for s in optimiser.state.values()] == [
+        p.mul(0).tolist() for p in net.parameters()
+    ]

@@ -1,0 +1,108 @@
+"""Random numbers as a function of (seed, epoch, image): nothing to save, nothing that depends on ranks or order.
+
+Philox4x32-10, a counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011), over
+whole batches.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Words = NDArray[np.uint64]
+
+_MASK = np.uint64(0xFFFFFFFF)
+_SHIFT = np.uint64(32)
+ATTEMPTS = 10  # of the random crop, as in torchvision
+
+
+class Purpose(enum.IntEnum):
+    """What numbers are drawn for: each has a stream of its own, so that switching one augmentation on leaves the others
+    as they were.
+    """
+
+    CROP = 1
+    ORDER = 2
+    REPLACE = 3
+    BALANCE = 4
+    POLICY = 5
+    ROTATE = 6
+    COLOR = 7
+    SHIFT = 8
+    LIGHTING = 9
+    ERASE = 10
+    CUTOUT = 11
+    MIX = 12
+
+
+def philox(counter: list[Words], key: tuple[int, int]) -> list[Words]:
+    """Four 32-bit words (in uint64) for each counter of four 32-bit words."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (
+            (p1 >> _SHIFT) ^ c1 ^ np.uint64(k0),
+            p1 & _MASK,
+            (p0 >> _SHIFT) ^ c3 ^ np.uint64(k1),
+            p0 & _MASK,
+        )
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return [c0, c1, c2, c3]
+
+
+def _blocks(seed: int, epoch: int, keys: Ints, blocks: int, purpose: int) -> Words:
+    """[b, 4 * blocks] words."""
+    first = np.repeat(keys.astype(np.uint64), blocks)
+    block = np.tile(np.arange(blocks, dtype=np.uint64), len(keys))
+    counter = [first & _MASK, first >> _SHIFT, block, np.full_like(first, epoch)]
+    return np.stack(philox(counter, (seed & 0xFFFFFFFF, purpose)), axis=1).reshape(len(keys), 4 * blocks)
+
+
+def uniforms(seed: int, epoch: int, keys: Ints, count: int, purpose: Purpose = Purpose.CROP) -> Floats:
+    """[b, count] numbers in [0, 1) for the images [b], or for any copy of them (see `order`)."""
+    return _blocks(seed, epoch, keys, -(-count // 4), purpose)[:, :count] / 2.0**32
+
+
+def random_keys(seed: int, epoch: int, count: int, purpose: Purpose) -> Words:
+    """[count] 64-bit numbers to sort by."""
+    words = _blocks(seed, epoch, np.arange(-(-count // 2)), 1, purpose).reshape(-1)
+    return (words[0::2] << _SHIFT | words[1::2])[:count]
+
+
+def permutation(seed: int, epoch: int, count: int) -> Ints:
+    """The order of an epoch: one permutation of all images."""
+    return np.argsort(random_keys(seed, epoch, count, Purpose.ORDER), kind="stable")
+
+
+def crops(draws: Floats, heights: Ints, widths: Ints, area: tuple[float, float], aspect: tuple[float, float]) -> Ints:
+    """[b, 4] boxes (y, x, height, width) from [b, 22] draws: the paper's crop with scale and aspect ratio (section
+    5.1).
+
+    As torchvision's RandomResizedCrop: the first of ten tries that fits, else the largest central box of an allowed
+    aspect.
+    """
+    tries = draws[:, : 2 * ATTEMPTS].reshape(-1, ATTEMPTS, 2)
+    size = (heights * widths)[:, None] * (area[0] + tries[:, :, 0] * (area[1] - area[0]))
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    ratio = np.exp(low + tries[:, :, 1] * (high - low))
+    w, h = np.rint(np.sqrt(size * ratio)).astype(np.int64), np.rint(np.sqrt(size / ratio)).astype(np.int64)
+    fits = (w > 0) & (h > 0) & (w <= widths[:, None]) & (h <= heights[:, None])
+    rows, first = np.arange(len(draws)), fits.argmax(1)
+    w, h = w[rows, first], h[rows, first]
+    y = np.floor(draws[:, 20] * (heights - h + 1)).astype(np.int64)
+    x = np.floor(draws[:, 21] * (widths - w + 1)).astype(np.int64)
+
+    whole = widths / heights
+    narrow, wide = whole < aspect[0], whole > aspect[1]
+    fw = np.where(wide, np.rint(heights * aspect[1]).astype(np.int64), widths)
+    fh = np.where(narrow, np.rint(widths / aspect[0]).astype(np.int64), heights)
+    fh, fw = np.minimum(fh, heights), np.minimum(fw, widths)
+    boxes = np.stack([y, x, h, w], 1)
+    fallback = np.stack([(heights - fh) // 2, (widths - fw) // 2, fh, fw], 1)
+    return np.where(fits.any(1, keepdims=True), boxes, fallback)

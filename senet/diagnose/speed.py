@@ -1,0 +1,269 @@
+"""What bounds a training: the loader, the net and the all-reduce alone, then all together, some seconds each."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from senet.config import Config, divide_batch
+from senet.data import Source, train_loader
+from senet.data.loader import Batch, TrainLoader
+from senet.distributed import World, synchronise
+from senet.models import build
+from senet.train.meter import Meter
+from senet.train.optimiser import sgd
+from senet.train.trainer import DTYPES, Trainer
+
+WARM = 3  # steps before any that count: memory is allocated, algorithms are chosen, connections made
+FEWEST, MOST = 2, 2000  # steps that count
+EXPOSED = 0.15  # share of a step from which communication is what bounds
+TOGETHER = 1.25  # times the longest part, from which the parts get into each other's way
+IDLE = 0.6  # share of the cores that is busy, below which a loader waits for something else
+
+Bound = Literal["data", "net", "communication"]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds a step of the global batch, over all ranks."""
+
+    batch: int
+    data: float  # the loader, with nobody to wait for
+    net: float  # forward, backward and update, on one batch again and again
+    step: float  # the same under DDP
+    all_reduce: float  # of gradients in one piece; 0 on one rank
+    together: float
+    gradients: int  # bytes
+    busy: float  # share of this machine's cores, while the loader ran alone
+    waited: float  # share of the time that the loop waited for data, together
+    slowest: tuple[int, float]  # rank, and its loader's time relative to the mean of all
+
+    @property
+    def bound(self) -> Bound:
+        if self.data > self.step:
+            return "data"
+        return "communication" if self.step - self.net > EXPOSED * self.step else "net"
+
+
+def measure(world: World, config: Config, source: Source, seconds: float = 4.0, largest: int | None = None) -> Speed:
+    """All ranks take part. Raises UsageError and RunError as a training would."""
+    micro_batch, accumulate = divide_batch(config.batch, world.size, largest)
+    dtype = DTYPES[config.precision]
+    loader = train_loader(
+        config.data, source, config.batch, micro_batch, config.seed, world.rank, world.size, world.device, dtype
+    )
+    try:
+        config = replace(config, optim=replace(config.optim, lr=1e-6))  # nothing is to be learnt from one batch
+        net = build(config.net, config.data.classes).to(world.device).to(memory_format=torch.channels_last)
+        same = _Again(_blank(config, micro_batch, world.device), accumulate)
+        alone = _loop(world, config, net, same, seconds)
+        model = world.distribute(net, config.compress)
+        step = _loop(world, config, model, same, seconds) if world.size > 1 else alone
+        gradients = sum(part.numel() * 4 for part in net.parameters())
+        reduced = _all_reduce(world, gradients, seconds / 2)
+        endless = _Endless(loader)
+        data, busy = _data(world, endless, seconds)
+        waited, began = loader.waited, time.monotonic()
+        together = _loop(world, config, model, endless, seconds)
+        waited = (loader.waited - waited) / (time.monotonic() - began)
+    finally:
+        loader.close()
+    every = world.all_gather_object(data)
+    rank = max(range(world.size), key=every.__getitem__)
+    share = every[rank] * world.size / sum(every)
+    return Speed(config.batch, max(every), alone, step, reduced, together, gradients, busy, waited, (rank, share))
+
+
+def page(found: Speed, config: Config, source: Source, device: torch.device, ranks: int) -> str:
+    """The table, what bounds, and what to change."""
+    rows = [
+        ("loader alone", found.data, f"cores {100 * found.busy:.0f} % busy"),
+        ("net alone", found.net, "the same images again and again"),
+        ("net under DDP", found.step, f"{1e3 * max(0.0, found.step - found.net):.1f} ms more than without"),
+        ("all-reduce alone", found.all_reduce, f"{found.gradients / 1e6:.1f} MB of gradients"),
+        ("all together", found.together, f"waits for data {100 * found.waited:.0f} % of the time"),
+    ]
+    if ranks == 1:
+        rows = [row for row in rows if row[0] not in ("net under DDP", "all-reduce alone")]
+    lines = [f"{'':18}{'images/s':>10}{'ms a step':>12}"]
+    for name, taken, remark in rows:
+        pace = "-" if name.startswith("all-reduce") else f"{found.batch / taken:,.0f}"
+        lines.append(f"{name:18}{pace:>10}{1e3 * taken:>12.1f}   {remark}")
+    return "\n".join(
+        [*lines, "", verdict(found), *(f"- {advice}" for advice in _advice(found, config, source, device))]
+    )
+
+
+def verdict(found: Speed) -> str:
+    apart = max(found.data, found.step) / min(found.data, found.step)
+    if found.bound == "data":
+        return f"bound by data: the loader takes {apart:.1f} times as long as the net"
+    if found.bound == "communication":
+        return (
+            f"bound by communication: {100 * (1 - found.net / found.step):.0f} % of a step that the net does not hide"
+        )
+    return f"bound by the net: the loader could feed {apart:.1f} times as much"
+
+
+def _advice(found: Speed, config: Config, source: Source, device: torch.device) -> Iterator[str]:
+    if found.bound == "data":
+        yield from _for_data(found, config, source, device)
+    elif found.bound == "net":
+        yield "launch.train --tune times layouts, fused tails and compilation, and takes the fastest"
+        if device.type == "cuda":
+            if config.precision == "fp32":
+                yield "precision=bf16 takes about half the time (it is another config, with results of its own)"
+            yield "more images a GPU: a larger batch, with its learning rate, or fewer GPUs"
+            yield "python -m launch.plan tells what this net can reach on this GPU"
+        else:
+            yield "a CPU is slow at this; OMP_NUM_THREADS sets the cores a rank computes on"
+    else:
+        yield (
+            "more images a rank, compress=bf16 (gradients in half the bytes), a faster network "
+            "(launch.doctor measures it)"
+        )
+    if found.together > TOGETHER * max(found.data, found.step):
+        shared = "cores" if device.type == "cpu" else "cores, or memory on the device"
+        yield (
+            f"together they take {found.together / max(found.data, found.step):.1f} times as long as the slower "
+            "alone, for they share "
+            f"{shared}; fewer --workers may be faster"
+        )
+    rank, share = found.slowest
+    if share > 1.2:
+        yield f"rank {rank}'s loader takes {share:.1f} times the mean: look at its machine's disk and cores"
+
+
+def _for_data(found: Speed, config: Config, source: Source, device: torch.device) -> Iterator[str]:
+    cores = len(os.sched_getaffinity(0))
+    if found.busy < IDLE:
+        if source.workers is not None and source.workers < cores:
+            yield f"more workers: --workers {min(2 * source.workers, cores)}; cores are idle"
+        yield (
+            "cores wait, so storage is likely what bounds: read shards (launch.prepare shards), or copy "
+            "the set to a local disk"
+        )
+    else:
+        smaller = f"launch.prepare imagenet --short-side {config.data.resize}"
+        yield f"the {cores} cores are busy decoding: more cores, or smaller images ({smaller})"
+        if source.backend == "vision":
+            yield "--backend dali decodes faster"
+        if device.type == "cuda" and source.backend == "vision":
+            yield "DALI can decode on the GPU"
+        if config.data.augment.policy != "none" or any(config.data.augment.color_jitter):
+            yield "data.augment.policy and color_jitter cost time too (it is another config)"
+
+
+# ------------------------------------------------------------------------------------------------------------ the parts
+
+
+class _Again:
+    """One batch for ever, in place of a loader."""
+
+    steps = 10**9
+
+    def __init__(self, batch: Batch, accumulation_steps: int) -> None:
+        self.batch, self.accumulation_steps = batch, accumulation_steps
+
+    def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
+        while True:
+            yield self.batch
+
+
+class _Endless:
+    """A loader's epochs, one after the other as if they were one."""
+
+    steps = 10**9
+
+    def __init__(self, loader: TrainLoader) -> None:
+        self.loader, self.accumulation_steps, self.epoch = loader, loader.accumulation_steps, 0
+
+    def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
+        while True:
+            with closing(self.loader.batches(self.epoch, 0)) as batches:
+                self.epoch += 1
+                yield from batches
+
+
+def _blank(config: Config, images: int, device: torch.device) -> Batch:
+    crop = config.data.crop
+    pixels = torch.randn(images, 3, crop, crop, device=device, dtype=DTYPES[config.precision])
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    return Batch(pixels, torch.arange(images, device=device) % config.data.classes)
+
+
+def _loop(world: World, config: Config, model: nn.Module, loader: Any, seconds: float) -> float:
+    """Seconds a step of the real loop; as many steps on all ranks."""
+    net = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    trainer = Trainer(config, world, model, sgd(net, config.optim), lambda phase, step: None)
+    with closing(trainer.steps(loader, 0, 0, Meter(world.device))) as steps:  # type: ignore[type-var]
+        next(steps)
+        synchronise()
+        began = time.monotonic()
+        for _ in islice(steps, WARM):
+            pass
+        synchronise()
+        count = world.broadcast_object(_count(seconds, (time.monotonic() - began) / WARM))
+        world.all_gather_object(None)
+        began = time.monotonic()
+        for _ in islice(steps, count):
+            pass
+        synchronise()
+        return max(world.all_gather_object((time.monotonic() - began) / count))
+
+
+def _data(world: World, loader: _Endless, seconds: float) -> tuple[float, float]:
+    """Seconds that this rank's share of a step takes to load, and the share of the machine's cores that was busy."""
+    batches = loader.batches(0, 0)
+    with closing(batches):
+        for _ in islice(batches, WARM * loader.accumulation_steps):
+            pass
+        synchronise()
+        world.all_gather_object(None)
+        cpu, began, count = _ticks(), time.monotonic(), 0
+        while time.monotonic() - began < seconds or count < FEWEST:
+            for _ in range(loader.accumulation_steps):
+                next(batches)
+            count += 1
+        synchronise()
+        passed = time.monotonic() - began
+        busy, idle = (now - before for now, before in zip(_ticks(), cpu, strict=True))
+        world.all_gather_object(None)  # a rank that is done leaves the cores to the others only now
+        return passed / count, busy / max(busy + idle, 1)
+
+
+def _all_reduce(world: World, size: int, seconds: float) -> float:
+    """Seconds to sum `size` bytes over all ranks."""
+    if world.size == 1:
+        return 0.0
+    flat = torch.zeros(size // 4, device=world.device)
+    world.all_reduce_sum(flat)
+    synchronise()
+    began = time.monotonic()
+    world.all_reduce_sum(flat)
+    synchronise()
+    count = world.broadcast_object(_count(seconds, time.monotonic() - began))
+    began = time.monotonic()
+    for _ in range(count):
+        world.all_reduce_sum(flat)
+    synchronise()
+    return (time.monotonic() - began) / count
+
+
+def _count(seconds: float, each: float) -> int:
+    return min(MOST, max(FEWEST, round(seconds / max(each, 1e-6))))
+
+
+def _ticks() -> tuple[int, int]:
+    """Of all cores since they were started: busy, and idle or waiting for a disk."""
+    with open("/proc/stat") as file:
+        user, nice, system, idle, wait, *rest = map(int, file.readline().split()[1:9])
+    return user + nice + system + sum(rest), idle + wait

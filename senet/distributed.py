@@ -1,0 +1,198 @@
+"""The processes of a run: rank, size, device and the few collectives needed. The only importer of torch.distributed."""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import os
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+
+from senet.errors import RunError, UsageError
+
+TIMEOUT = timedelta(minutes=10)  # of a collective: gloo's own 30 minutes hide a dead rank for too long
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among `size`. Collectives are called by all ranks at the same point, or by none."""
+
+    rank: int
+    size: int
+    device: torch.device
+    host_group: Any = None  # gloo, for what must not touch the device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """The sum of `tensor` over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """[size, *shape] of a tensor alike on all ranks, on every rank."""
+        if self.size == 1:
+            return tensor[None].clone()
+        out = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(out, tensor.contiguous())
+        return torch.stack(out)
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Rank 0's `value` (a plain object), on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.host_group)
+        return box[0]
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """Every rank's `value` (a plain object), on every rank."""
+        if self.size == 1:
+            return [value]
+        box: list[Any] = [None] * self.size
+        dist.all_gather_object(box, value, group=self.host_group)
+        return box
+
+    def all_gather_floats(self, numbers: list[float]) -> list[list[float]]:
+        """Every rank's numbers, on every rank, past the device."""
+        if self.size == 1:
+            return [numbers]
+        own = torch.tensor(numbers, dtype=torch.float64)
+        out = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(out, own, group=self.host_group)
+        return [each.tolist() for each in out]
+
+    def all_reduce_max(self, wish: int) -> Callable[[], int]:
+        """Begin to ask for the greatest wish of all ranks; the answer waits in the function returned, without stopping
+        the device.
+        """
+        if self.size == 1:
+            return lambda: wish
+        box = torch.tensor([wish])
+        work = dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self.host_group, async_op=True)
+
+        def answer() -> int:
+            work.wait()
+            return int(box.item())
+
+        return answer
+
+    def distribute(self, net: nn.Module, compress: str = "none") -> nn.Module:
+        """`net` under DDP; alone, the net itself. BN statistics stay each rank's own until `senet.train.batchnorm`
+        averages them.
+
+        With `compress` bf16, gradients are rounded to bfloat16 while they travel between ranks, in half the bytes.
+        """
+        if self.size == 1:
+            return net
+        # torch 2.13 renames broadcast_buffers and deprecates the old name.
+        renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+        settings: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        model = DistributedDataParallel(net, device_ids=devices, gradient_as_bucket_view=True, **settings)
+        if compress == "bf16":
+            model.register_comm_hook(None, bf16_compress_hook)
+        return model
+
+    @staticmethod
+    def accumulate(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """The context of one micro-batch: gradients are reduced over ranks in the last one only."""
+        return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+
+    def close(self) -> None:
+        if self.size > 1:
+            gc.collect()  # a group that something still holds when Python ends sometimes aborts it
+            dist.destroy_process_group()
+
+
+def synchronise() -> None:
+    """Wait until this process's GPU, where it uses one, has done all it was asked to: what is timed must begin and end
+    so.
+    """
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def start(device: str = "auto") -> World:
+    """Join the world that torchrun's environment describes, or be alone in it. `device`: auto, cpu or cuda."""
+    rank, size, local = (
+        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+    )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "--device cuda: no CUDA device is visible; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu"
+        )
+    if device == "cpu" or not torch.cuda.is_available():
+        here = torch.device("cpu")
+    elif local >= torch.cuda.device_count():
+        raise UsageError(
+            f"{local + 1} processes on a node with {torch.cuda.device_count()} GPUs: set "
+            "--nproc-per-node to at most that"
+        )
+    else:
+        here = torch.device("cuda", local)
+        torch.cuda.set_device(here)
+    if size == 1:
+        return World(rank, size, here)
+    place: dict[str, Any] = {"store": _store(rank, size), "rank": rank, "world_size": size, "timeout": TIMEOUT}
+    if here.type == "cuda":
+        dist.init_process_group("nccl", device_id=here, **place)
+        return World(rank, size, here, dist.new_group(backend="gloo", timeout=TIMEOUT))
+    dist.init_process_group("gloo", **place)
+    # A group of its own: a question asked while DDP reduces gradients must not be taken for one of its buckets.
+    return World(rank, size, here, dist.new_group(backend="gloo", timeout=TIMEOUT))
+
+
+def _store(rank: int, size: int) -> Any:
+    """Where processes find each other.
+
+    torchrun keeps its store over restarts, with the addresses of the dead in it, and nothing in the environment tells
+    restarts apart on all nodes. So every start is under a name of its own, which rank 0 chooses.
+    """
+    store, _, _ = next(rendezvous("env://", rank, size, timeout=TIMEOUT))
+    return dist.PrefixStore(_agree(store, rank, size), store)  # type: ignore[attr-defined]
+
+
+def _agree(store: Any, rank: int, size: int) -> str:
+    """A name for this start, the same on all its ranks: rank 0 answers each rank's question, and waits until all have
+    its answer.
+
+    Questions of the dead are answered too, but they do not confirm.
+    """
+    own = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"question/{rank}", own)
+        name: str = store.get(f"answer/{own}").decode()
+        store.set(f"confirmed/{name}/{rank}", "")
+        return name
+    waiting = set(range(1, size))
+    answered: dict[int, str] = {}
+    deadline = time.monotonic() + TIMEOUT.total_seconds()
+    while waiting:
+        for other in sorted(waiting):
+            if store.check([f"question/{other}"]):
+                question = store.get(f"question/{other}").decode()
+                if answered.get(other) != question:
+                    store.set(f"answer/{question}", own)
+                    answered[other] = question
+            if store.check([f"confirmed/{own}/{other}"]):
+                waiting.remove(other)
+        if time.monotonic() > deadline:
+            raise RunError(f"ranks {sorted(waiting)[:10]} of {size} did not come within {TIMEOUT}; look at their logs")
+        time.sleep(0.01)
+    return own

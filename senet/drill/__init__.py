@@ -1,1 +1,0 @@
-"""Faults done to real runs, to see that nothing is lost: `python -m senet.drill`."""

@@ -1,0 +1,56 @@
+"""Models of timm, trained and evaluated by the same pipeline."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from senet.errors import UsageError
+
+
+def untrained(name: str, classes: int) -> nn.Module:
+    """timm's model `name` with fresh weights. Raises UsageError for a name that timm does not know."""
+    return _create(name, pretrained=False, num_classes=classes)
+
+
+def released(name: str, weights: Path | None = None) -> tuple[nn.Module, dict[str, Any]]:
+    """timm's model `name` with its released weights (downloaded, or from a file), and the fields of config.Data that
+    suit it.
+    """
+    import timm
+
+    if weights is not None and not weights.exists():
+        raise UsageError(f"--weights {weights}: no such file")
+    overlay = {"file": str(weights)} if weights else None
+    try:
+        net = _create(name, pretrained=True, pretrained_cfg_overlay=overlay)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"timm:{name}: weights cannot be loaded ({' '.join(str(error).split())[:200]}); give them with --weights"
+        ) from None
+    wants = timm.data.resolve_model_data_config(net)
+    crop = wants["input_size"][-1]
+    facts = {
+        "classes": net.num_classes,
+        "crop": crop,
+        "resize": int(crop / wants["crop_pct"]),
+        "mean": wants["mean"],
+        "std": wants["std"],
+    }
+    return net, facts
+
+
+def _create(name: str, **settings: Any) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.3)
+        raise UsageError(f"net.timm: timm has no model {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    net = timm.create_model(name, **settings)
+    assert isinstance(net, nn.Module)
+    return net

@@ -1,0 +1,339 @@
+"""What one training step must move and multiply, an image at a time, and how fast a device could do that at best.
+
+Convolutional nets are bound by memory: every activation is read and written many times around the convolutions. A pass
+is one read or one write of a whole activation tensor. What stands between convolutions takes as many as the stack, the
+way a net is computed, needs:
+
+    eager     PyTorch as it comes: each operation by itself
+    compiled  Inductor on the plain net: neighbours are fused, the SE module stays as written
+    analytic  the same, with a block's tail (BN, SE, sum, ReLU) from the sums that BN needs anyway
+    triton    the same, that tail in Triton kernels: it takes 4 + 7 passes, with SE or without
+    epilogue  BN's sums in the epilogue of one convolution, its scale in the prologue of the next (MLPerf's fastest)
+
+    passes, forward and backward together            eager compiled analytic   triton epilogue
+    convolution or FC, of input and output               3        3        3        3        3  forward, input, weight
+    normalisation                                        8        8        8        8        3  3 + 5
+    the same, before a residual sum                      8        8        8        8        5
+    activation                                           5        0        0        0        0  2 + 3, or fused
+    residual sum before an activation                    3        3        3        3        3  1 + 2 with the ReLU
+    other residual sum                                   3        0        0        0        0  fused with what follows
+    join of the gradients of what is used twice          3        3        3        3        1
+    SE of a normalisation, before a sum                 11        5        1        0        0  3 + 8; squeeze for free
+    other SE before a sum                               11        5        5        5        5
+    SE elsewhere                                        11        7        7        7        7
+    pooling, of input and output                         3        3        3        3        3  and the maxima's places
+    the images                                           2        2        2        2        2  fp32 in, half out
+
+Left out: weights, gradients and optimiser (some 30 bytes a parameter and step, little from 100 images a step on) and
+caches.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from senet import config
+from senet.execution.execution import Execution
+from senet.models import build
+
+Stack = Literal["eager", "compiled", "analytic", "triton", "epilogue"]
+STACKS: tuple[Stack, ...] = get_args(Stack)
+PASSES = {  # the table above
+    "norm": (8.0, 8.0, 8.0, 8.0, 3.0),
+    "norm_to_sum": (8.0, 8.0, 8.0, 8.0, 5.0),
+    "activation": (5.0, 0.0, 0.0, 0.0, 0.0),
+    "sum": (3.0, 3.0, 3.0, 3.0, 3.0),
+    "other_sum": (3.0, 0.0, 0.0, 0.0, 0.0),
+    "join": (3.0, 3.0, 3.0, 3.0, 1.0),
+    "se": (11.0, 5.0, 1.0, 0.0, 0.0),
+    "se_to_sum": (11.0, 5.0, 5.0, 5.0, 5.0),
+    "se_elsewhere": (11.0, 7.0, 7.0, 7.0, 7.0),
+    "pool": (3.0, 3.0, 3.0, 3.0, 3.0),
+    "images": (2.0, 2.0, 2.0, 2.0, 2.0),
+}
+KEPT = (
+    "norm",
+    "norm_to_sum",
+    "se",
+    "se_to_sum",
+    "se_elsewhere",
+)  # whose inputs backward needs, besides those of convolutions
+TILE = 32  # channels in a group that fill a tensor core's tile; narrower groups are packed into it with zeros between
+IMAGES = 2  # traced: BN refuses a single one where maps have shrunk to a pixel
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a device reaches: bytes/s in a copy of large tensors, FLOP/s in a large matrix product."""
+
+    name: str
+    bandwidth: float
+    matmul: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Conv:
+    """One convolution or FC layer: elements in and out and multiply-adds of its forward pass, for one image."""
+
+    name: str
+    inputs: int
+    outputs: int
+    macs: int
+    waste: float = 1.0  # multiply-adds done for each one needed, by packing groups into tiles
+    first: bool = False  # reads the images, which need no gradient
+
+    @property
+    def directions(self) -> int:
+        """Forward, weight gradient and, but for the first, input gradient."""
+        return 2 if self.first else 3
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Of one image. `passes`: what stands between the convolutions, as (kind in PASSES, part of the net, elements)."""
+
+    convs: tuple[Conv, ...]
+    passes: tuple[tuple[str, str, int], ...]
+    parameters: int  # trainable
+    operations: int  # of the forward pass in eager mode, each a kernel or so
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one forward pass."""
+        return sum(conv.macs for conv in self.convs)
+
+    @property
+    def flop(self) -> float:
+        """Floating-point operations of one training step: two for each multiply-add, in each direction."""
+        return float(sum(2 * conv.directions * conv.macs for conv in self.convs))
+
+    def parts(self, stack: Stack) -> dict[str, tuple[float, float]]:
+        """Part of the net (stem, stage2, ..., fc) -> (elements moved between convolutions and by them, multiply-adds
+        forward).
+        """
+        found: dict[str, tuple[float, float]] = {}
+
+        def add(part: str, elements: float, macs: float) -> None:
+            before = found.get(part, (0.0, 0.0))
+            found[part] = (before[0] + elements, before[1] + macs)
+
+        for conv in self.convs:
+            add(_part(conv.name), conv.directions * (conv.inputs + conv.outputs), conv.macs)
+        for kind, part, elements in self.passes:
+            add(part, _passes(kind, stack) * elements, 0)
+        return found
+
+    def bytes(self, stack: Stack, itemsize: int = 2) -> float:
+        """Bytes one image moves through memory in a training step."""
+        return itemsize * sum(elements for elements, _ in self.parts(stack).values())
+
+    def seconds(self, stack: Stack, device: Device, itemsize: int = 2) -> float:
+        """The roofline: each convolution takes as long as its bytes or its arithmetic, whichever is longer, the rest
+        its bytes.
+        """
+        seconds = (
+            itemsize * sum(_passes(kind, stack) * elements for kind, _, elements in self.passes) / device.bandwidth
+        )
+        for conv in self.convs:
+            memory = itemsize * (conv.inputs + conv.outputs) / device.bandwidth
+            seconds += conv.directions * max(memory, 2 * conv.macs * conv.waste / device.matmul)
+        return seconds
+
+    def images_per_second(self, stack: Stack, device: Device, itemsize: int = 2) -> float:
+        return 1 / self.seconds(stack, device, itemsize)
+
+    def kept(self, itemsize: int = 2) -> float:
+        """Bytes kept for backward: inputs of convolutions and normalisations, and what SE scales."""
+        return itemsize * (
+            sum(conv.inputs for conv in self.convs) + sum(size for kind, _, size in self.passes if kind in KEPT)
+        )
+
+
+@functools.cache
+def trace(net: config.Net, classes: int, crop: int) -> Traffic:
+    """Count any network, also timm's, on the meta device: no memory, data or GPU. Raises UsageError for an unknown timm
+    name.
+    """
+    with torch.device("meta"), torch.no_grad():
+        module = build(net, classes).train()
+        images = torch.empty(IMAGES, 3, crop, crop)
+        with _Trace(module) as seen:
+            module(images)
+    parameters = sum(part.numel() for part in module.parameters() if part.requires_grad)
+    first = ("images", _part(seen.convs[0].name), 3 * crop * crop)
+    return Traffic(tuple(seen.convs), (first, *seen.passes()), parameters, seen.launched)
+
+
+def itemsize(precision: str) -> int:
+    """Bytes of an activation."""
+    return 4 if precision == "fp32" else 2
+
+
+def stack_of(how: Execution) -> Stack | None:
+    """The stack that an execution is; None where it is none: as a CUDA graph, or a tail fused in a net that is not
+    compiled.
+    """
+    if how.graph:
+        return None
+    if not how.compile:
+        return "eager" if how.tail == "plain" else None
+    return "compiled" if how.tail == "plain" else how.tail
+
+
+@dataclass(eq=False)
+class _Operation:
+    """On an activation, with the operations that read its result."""
+
+    kind: str  # conv, norm, activation, sum, se or pool
+    part: str
+    inputs: int
+    output: int
+    sources: list[_Operation]
+    users: list[_Operation] = field(default_factory=list)
+
+    def passes(self) -> Iterator[tuple[str, str, int]]:
+        """As in Traffic, with the join of its result's gradients."""
+        before, after = self.sources[0].kind if self.sources else None, {user.kind for user in self.users}
+        if self.kind == "norm":
+            onward = after | {last.kind for user in self.users if user.kind == "se" for last in user.users}
+            yield "norm_to_sum" if "sum" in onward else "norm", self.part, self.output
+        elif self.kind == "se":
+            yield (
+                "se_elsewhere" if after != {"sum"} else "se" if before == "norm" else "se_to_sum",
+                self.part,
+                self.output,
+            )
+        elif self.kind == "sum":
+            yield "sum" if "activation" in after else "other_sum", self.part, self.output
+        elif self.kind == "pool":
+            yield "pool", self.part, self.inputs + self.output
+        elif self.kind == "activation":
+            yield "activation", self.part, self.output
+        if len(self.users) > 1:
+            yield "join", self.users[0].part, (len(self.users) - 1) * self.output
+
+
+class _Trace(TorchDispatchMode):
+    """Writes down the operations of a forward pass and the modules they are in."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.convs: list[Conv] = []
+        self.operations: list[_Operation] = []
+        self.launched = 0
+        self._inside = [""]
+        self._makers: dict[
+            int, tuple[Tensor, _Operation]
+        ] = {}  # by id, which is a tensor's own while that is held here
+        for name, layer in net.named_modules():
+            layer.register_forward_pre_hook(functools.partial(self._enter, name))
+            layer.register_forward_hook(self._leave)
+
+    def _enter(self, name: str, layer: nn.Module, inputs: Any) -> None:
+        self._inside.append(name)
+
+    def _leave(self, layer: nn.Module, inputs: Any, output: Any) -> None:
+        self._inside.pop()
+
+    def passes(self) -> Iterator[tuple[str, str, int]]:
+        for operation in self.operations:
+            yield from operation.passes()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        output = result[0] if isinstance(result, tuple | list) else result
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        if isinstance(output, Tensor) and tensors:
+            self._note(func.overloadpacket.__name__.rstrip("_"), args, tensors, output)
+        return result
+
+    def _note(self, name: str, args: tuple[Any, ...], tensors: list[Tensor], output: Tensor) -> None:
+        self.launched += name not in VIEWS
+        sources = [self._makers[id(tensor)][1] for tensor in tensors if id(tensor) in self._makers]
+        kind = _kind(name, tensors[0].shape)
+        if kind is not None:
+            if kind == "conv":
+                self._multiply(name, args, output)
+            operation = _Operation(
+                kind, _part(self._inside[-1]), tensors[0].numel() // IMAGES, output.numel() // IMAGES, sources
+            )
+            for source in sources:
+                source.users.append(operation)
+            self.operations.append(operation)
+            self._makers[id(output)] = output, operation
+        elif (
+            sources and output.numel() // IMAGES == sources[0].output
+        ):  # a view, a cast, a function of a vector: as if it were not there
+            self._makers[id(output)] = output, sources[0]
+
+    def _multiply(self, name: str, args: tuple[Any, ...], output: Tensor) -> None:
+        taken, weight = (args[0], args[1]) if name == "convolution" else args[-2:]
+        given, waste = output.numel() // IMAGES, 1.0
+        macs = given * (weight[0].numel() if name == "convolution" else weight.shape[0])
+        if name == "convolution" and args[8] > 1:
+            waste = max(1.0, TILE / weight.shape[1])
+        self.convs.append(Conv(self._inside[-1], taken.numel() // IMAGES, given, macs, waste, not self.convs))
+
+
+VIEWS = {
+    "detach",
+    "view",
+    "t",
+    "transpose",
+    "permute",
+    "alias",
+    "expand",
+    "unsqueeze",
+    "squeeze",
+    "slice",
+    "select",
+    "empty",
+    "as_strided",
+}
+ACTIVATIONS = {
+    "relu",
+    "silu",
+    "gelu",
+    "sigmoid",
+    "tanh",
+    "hardswish",
+    "hardsigmoid",
+    "hardtanh",
+    "leaky_relu",
+    "threshold",
+    "clamp",
+}
+KINDS = {"add": "sum", "sub": "sum", "mul": "se"} | dict.fromkeys(ACTIVATIONS, "activation")
+KINDS |= dict.fromkeys(
+    ("native_batch_norm", "_native_batch_norm_legit", "native_layer_norm", "native_group_norm"), "norm"
+)
+
+
+def _kind(name: str, shape: torch.Size) -> str | None:
+    """Of an operation whose first tensor is [N, C, H, W], for one; None for a view, and for what is too
+    small to count.
+    """
+    if name in ("convolution", "addmm", "mm"):
+        return "conv"
+    if len(shape) < 3 or shape[2:].numel() == 1:
+        return None
+    return "pool" if name.startswith(("max_pool", "avg_pool")) else KINDS.get(name)
+
+
+def _part(name: str) -> str:
+    words = name.split(".")
+    return words[1] if words[0] == "stages" and len(words) > 1 else words[0]
+
+
+def _passes(kind: str, stack: Stack) -> float:
+    return PASSES[kind][STACKS.index(stack)]

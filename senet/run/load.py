@@ -1,0 +1,37 @@
+"""Trained nets by what a person calls them: a checkpoint, a run folder, or a name of timm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from senet.config import Config, Data, Net, from_dict
+from senet.errors import UsageError
+from senet.models import build
+from senet.models.timm import released
+from senet.run import checkpoint
+
+
+def load(what: str, weights: Path | None = None) -> tuple[Config, nn.Module, dict[str, Any] | None]:
+    """The config, the net (on the CPU) and how the pixels of its validation were made, of a checkpoint, a run folder or
+    `timm:NAME`.
+
+    Raises UsageError where there is no such thing or it is not valid.
+    """
+    if what.startswith("timm:"):
+        name = what.removeprefix("timm:")
+        net, facts = released(name, weights)
+        return Config(net=Net(timm=name), data=Data(**facts)), net, None
+    if weights is not None:
+        raise UsageError("--weights goes with timm:NAME; a checkpoint brings its own")
+    path = checkpoint.find(Path(what))
+    try:
+        payload = checkpoint.read(path)
+    except checkpoint.Invalid as error:
+        raise UsageError(f"{path}: not usable: {error}") from None
+    config = from_dict(payload["config"], str(path))
+    net = build(config.net, config.data.classes)
+    net.load_state_dict(payload["net"])
+    return config, net, payload["pixels"]

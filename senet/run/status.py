@@ -1,0 +1,66 @@
+"""OUT/status.json: what a run is doing, or how it ended, for those who start it again. Needs the standard library only.
+
+The exit code of a run does not reach them: torchrun turns every failure of its workers into 1.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from senet.system.files import write_text
+
+State = Literal["running", "stopped", "done", "failed"]
+FINAL = ("UsageError", "RunError")  # what only a person can mend: another start would fail alike
+
+
+@dataclass(frozen=True)
+class Status:
+    """`running` is also what a run that was killed says. `epoch`: whole epochs done, of `epochs`; `reason`:
+    `NameOfError: message`.
+    """
+
+    state: State
+    step: int
+    epoch: int
+    epochs: int
+    exit_code: int | None = None
+    time: str = ""
+    reason: str = ""
+
+    @property
+    def resumable(self) -> bool:
+        """Whether another start could get further."""
+        return self.state in ("running", "stopped") or (
+            self.state == "failed" and self.reason.partition(":")[0] not in FINAL
+        )
+
+    def __str__(self) -> str:
+        reason = f": {' '.join(self.reason.split())}" if self.reason else ""
+        return f"epoch {self.epoch} of {self.epochs}, {self.time}{reason}"
+
+
+def write(out: Path, status: Status) -> None:
+    """Whole or not at all; the time is now. Raises OSError."""
+    write_text(out / "status.json", json.dumps(asdict(status) | {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}))
+
+
+def read(out: Path) -> Status | None:
+    """None where no run has begun. A file that cannot be understood is taken for that of a run that was killed."""
+    try:
+        facts = json.loads((out / "status.json").read_text())
+        known = Status.__dataclass_fields__
+        return Status(**{name: value for name, value in facts.items() if name in known})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return Status("running", 0, 0, 0, reason=f"{out / 'status.json'} cannot be read ({error})")
+
+
+def newest_step(out: Path) -> int:
+    """The step from which the next start goes on: that of the newest whole checkpoint, 0 where there is none."""
+    steps = (file.name.removeprefix("step-").partition(".")[0] for file in (out / "checkpoints").glob("step-*.pt.json"))
+    return max((int(step) for step in steps if step.isdigit()), default=0)

@@ -1,0 +1,75 @@
+"""Faults on purpose, for tests and drills: SENET_FAULTS="kill@1:5 kill@0:6/rename nan@0:7" does ACT on RANK at STEP, in
+PHASE.
+
+Steps are counted over the whole run. Phases: data (the default: before the images of a step), validate (of the epoch
+that ends with the step), and those of the checkpoint of the step: write, sync, rename, manifest, each met when it is
+done. Acts: kill (SIGKILL), term (TERM to itself), hang, slow (a second's delay, in every step from then on), clock (the
+wall clock jumps ahead by a day), nan (in the images of a step).
+
+Only in a process that torchrun has not restarted, else a run could never get past a fault; "hang@0:3:1" is for the
+first restart.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from typing import NamedTuple
+
+from senet.errors import UsageError
+
+_FORM = re.compile(
+    r"(kill|term|hang|slow|clock|nan)@(\d+):(\d+)(?:/(data|validate|write|sync|rename|manifest))?(?::(\d+))?"
+)
+DAY = 86_400.0
+
+
+class Fault(NamedTuple):
+    act: str
+    phase: str
+    step: int
+
+
+def meet(phase: str, step: int) -> None:
+    """Let happen what is due here; nothing, and at no cost, unless the environment names faults."""
+    for fault in _ARMED:
+        if fault.phase == phase and (fault.step == step or (fault.act == "slow" and fault.step <= step)):
+            _act(fault.act)
+
+
+def nan(step: int) -> bool:
+    """Whether the images of a step are to be spoilt."""
+    return any(fault.act == "nan" and fault.step == step for fault in _ARMED)
+
+
+def _act(name: str) -> None:
+    if name == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif name == "term":
+        os.kill(os.getpid(), signal.SIGTERM)
+    elif name == "hang":
+        time.sleep(1e6)
+    elif name == "slow":
+        time.sleep(1.0)
+    elif name == "clock":
+        now = time.time
+        time.time = lambda: now() + DAY
+
+
+def _armed() -> tuple[Fault, ...]:
+    rank, restart = int(os.environ.get("RANK", "0")), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    found = []
+    for word in os.environ.get("SENET_FAULTS", "").split():
+        match = _FORM.fullmatch(word)
+        if match is None:
+            raise UsageError(
+                f"SENET_FAULTS: {word!r}: written ACT@RANK:STEP[/PHASE][:RESTART]; see senet/system/faults.py"
+            )
+        if int(match[2]) == rank and int(match[5] or 0) == restart:
+            found.append(Fault(match[1], match[4] or "data", int(match[3])))
+    return tuple(found)
+
+
+_ARMED = _armed()

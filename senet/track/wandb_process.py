@@ -1,0 +1,198 @@
+"""The process that talks with Weights & Biases, apart from the training. The only importer of wandb.
+
+`python -m senet.track.wandb_process` reads JSON lines: first what `wandb.init` needs, then records, last {"ok": true or
+false}. It prints what the training is to say. wandb writes all it is told to OUT/wandb and sends it from there, so what
+never arrives can be sent later. The end of its input ends this process, if only because the training was killed;
+signals do not, for schedulers send them to all of a job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import queue
+import select
+import signal
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+INIT_SECONDS = 20  # for the server's first answers, while the training goes on
+HURRY_SECONDS = 2  # for the same, once the training has ended
+UPLOAD_SECONDS = 20  # for what is not sent when the training ends
+LOCK_SECONDS = 60  # for the uplink of an earlier start to end
+FLUSH_SECONDS = 1  # between writes to OUT/wandb
+ENVIRONMENT = dict(os.environ)  # before wandb adds to it
+VOICE = 1  # file descriptor of what the training reads
+
+
+class Inbox:
+    """Lines from the training, read as they come, and the means to begin anew with all of them."""
+
+    def __init__(self, earlier: int | None) -> None:
+        """`earlier`: a file descriptor with what was read before this process began anew, and is now offline."""
+        self.lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self.begun = threading.Event()  # W&B has taken over: no way back
+        self._sources = [0] if earlier is None else [earlier, 0]
+        self._patient = earlier is not None
+        self._seen = bytearray()
+        self._taking = threading.Lock()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        rest = b""
+        for source in self._sources:
+            while chunk := self._take(source):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    self.lines.put(line)
+        self.lines.put(b"")
+        if not self._patient and not self.begun.wait(HURRY_SECONDS):
+            say("offline, no answer before the end; `wandb sync --include-online` in the run folder sends it later")
+            self.again()
+
+    def _take(self, source: int) -> bytes:
+        select.select([source], [], [])
+        with self._taking:  # nothing is read that `again` would not hand on
+            chunk = os.read(source, 1 << 16)
+            if not self.begun.is_set():
+                self._seen += chunk
+            return chunk
+
+    def again(self) -> NoReturn:
+        """Begin anew, offline. wandb.init cannot be interrupted, and after it has failed it refuses to be called again:
+        exec helps.
+        """
+        with self._taking:
+            spool = tempfile.TemporaryFile()  # noqa: SIM115
+            spool.write(self._seen)
+            spool.seek(0)
+            os.set_inheritable(spool.fileno(), True)
+            os.dup2(VOICE, 1)
+            os.execve(  # noqa: S606
+                sys.executable, [sys.executable, "-m", "senet.track.wandb_process", str(spool.fileno())], ENVIRONMENT
+            )
+
+
+def say(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody listens any more
+        os.write(VOICE, f"W&B: {' '.join(text.split())[:300]}\n".encode())
+
+
+def _relay(errors: int) -> None:
+    """Say, once each, what wandb itself warns of."""
+    said = set()
+    with os.fdopen(errors, errors="replace") as lines:
+        for line in lines:
+            _, level, text = line.partition("WARNING ") if "WARNING " in line else line.partition("ERROR ")
+            if level and text not in said:
+                said.add(text)
+                say(text)
+
+
+def _take_voice() -> None:
+    """Keep standard output to this process: what wandb starts must not hold open what the training reads, nor die of
+    its end.
+    """
+    global VOICE
+    VOICE = os.dup(1)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    errors, end = os.pipe()
+    os.dup2(end, 2)
+    threading.Thread(target=_relay, args=(errors,), daemon=True).start()
+
+
+def main(arguments: list[str]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    _take_voice()
+    inbox = Inbox(int(arguments[0]) if arguments else None)
+    if first := inbox.lines.get():
+        try:
+            _work(json.loads(first), inbox, offline=bool(arguments))
+        except Exception as error:
+            say(f"off from here on: {type(error).__name__}: {error}")
+
+
+def _work(begin: dict[str, Any], inbox: Inbox, offline: bool) -> None:
+    run = _start(begin, inbox, offline)
+    inbox.begun.set()
+    ok = False
+    while line := inbox.lines.get():
+        record = json.loads(line)
+        if "kind" not in record:
+            ok = record["ok"]
+            continue
+        kind = record["kind"]
+        shared = {key: record[key] for key in ("epoch", "step", "seconds")}
+        run.log(
+            shared | {f"{kind}/{key}": value for key, value in record.items() if key != "kind" and key not in shared}
+        )
+    run.finish(exit_code=0 if ok else 1)
+
+
+def _start(begin: dict[str, Any], inbox: Inbox, offline: bool) -> Any:
+    out = Path(begin["out"])
+    later = f"`wandb sync --include-online` in {out} sends it later"
+    if not offline and not _lock(out / "wandb_id"):
+        say(f"offline, for another process still sends to this run; {later}")
+        inbox.again()
+    sys.argv = begin["argv"]  # what W&B shows as the run's command
+    try:
+        # Its reports about itself go to the same server, and would hold up the end for ten seconds where that hangs.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        import wandb
+
+        settings = wandb.Settings(
+            init_timeout=INIT_SECONDS,
+            finish_timeout=UPLOAD_SECONDS,
+            x_transaction_log_flush_interval=FLUSH_SECONDS,
+            x_stats_pid=begin["pid"],
+            console="off",
+            silent=True,
+        )
+        words: dict[str, Any] = {key: begin[key] for key in ("id", "name", "config")}
+        words |= {
+            "project": os.environ.get("WANDB_PROJECT", "senet"),
+            "dir": str(out),
+            "resume": "allow",
+            "settings": settings,
+        }
+        if offline:
+            words["mode"] = "offline"
+        run = wandb.init(**words)
+    except Exception as error:
+        if offline:
+            raise
+        say(f"offline, cannot be reached ({type(error).__name__}: {error}); {later}")
+        inbox.again()
+    # An axis of our own: after a return to an older checkpoint W&B would drop steps that "must only increase".
+    run.define_metric("step")
+    run.define_metric("*", step_metric="step")
+    return run
+
+
+def _lock(file: Path) -> bool:
+    """Whether no other process sends to this run: one that a killed training left behind may still be at it."""
+    handle = os.open(file, os.O_RDWR)  # closed when the process ends
+    deadline = time.monotonic() + LOCK_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
+        except OSError:  # a file system without locks
+            return True
+        else:
+            return True
+    return False
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,43 @@
+"""Validation: every image once over all ranks, whatever their number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from senet.config import Config
+from senet.data.loader import ValLoader
+from senet.distributed import World
+from senet.errors import RunError
+from senet.train.meter import Meter
+from senet.train.trainer import precision
+
+
+@torch.inference_mode()
+def evaluate(
+    net: nn.Module,
+    loader: ValLoader,
+    config: Config,
+    world: World,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, float]:
+    """`images` counted, `loss` (without label smoothing), `top1_error` and `top5_error` in percent, alike on all ranks.
+
+    `net` is the bare module, left in evaluation mode: ranks have unequal numbers of batches, so nothing in here may be
+    a collective but the one sum at the end. `stop`, asked after each batch, ends this rank's part early.
+    """
+    net.eval()
+    meter = Meter(world.device)
+    for images, labels, *_ in loader.batches():
+        with precision(config, world.device):
+            logits = net(images).float()
+        meter.add(F.cross_entropy(logits, labels, reduction="none"), logits, labels)
+        if stop():
+            break
+    errors = meter.read(world.all_reduce_sum(meter.sums))
+    if not errors["images"] and not stop():
+        raise RunError("not one validation image could be decoded; run launch.prepare audit on the data")
+    return errors

@@ -1,0 +1,204 @@
+"""launch.doctor says what is there, and finds what is wrong."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from senet.diagnose import doctor
+from tests.conftest import ROOT, environment, run
+
+
+def test_two_ranks_are_examined_with_their_data(tiny: Path, images: Path, tmp_path: Path) -> None:
+    done = run("launch.doctor", tiny, "--data", images, "--out", tmp_path / "out", ranks=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    levels = {line[6:27].strip(): line[:5].strip() for line in done.stdout.splitlines()}
+    assert levels.keys() >= {
+        "Python",
+        "torch",
+        "nvidia-dali-cuda130",
+        "GPU",
+        "ranks",
+        "versions",
+        "clocks",
+        "all-reduce",
+        "shared memory",
+        "--out",
+        "disk",
+        "--data",
+        "W&B",
+    }
+    assert {levels[what] for what in ("torch", "ranks", "versions", "clocks", "--out", "--data")} == {"ok"}
+    assert "62 training and 203 validation images, the same on all ranks" in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_wrong_fails_with_a_remedy(tiny: Path, tmp_path: Path) -> None:
+    done = run("launch.doctor", tiny, "--data", tmp_path / "nowhere", "--out", "/proc/nowhere")
+    assert done.returncode == 1
+    assert "fail  --data               rank 0 on " in done.stdout
+    assert "no such folder; expected DIR/train" in done.stdout
+    assert "fail  --out" in done.stdout
+    assert "name another folder" in done.stdout
+
+
+def test_a_small_disk_is_found(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount a small tmpfs")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=80m", "none", disk], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("cannot mount a tmpfs here")
+    try:
+        done = run("launch.doctor", "configs/imagenet/se_resnet50.yaml", "--data", tmp_path, "--out", disk / "run")
+        left = list(disk.iterdir())
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+    assert (
+        f"warn  disk                 {disk}: 80 MiB free, the checkpoints kept will take 8" in done.stdout
+    )  # 4 x (107 + 107)
+    assert "MiB; make room, lower --keep, or use another --out" in done.stdout
+    assert not left
+
+
+ODD_RANK = """
+import os, sys, time
+from pathlib import Path
+odd = os.environ["RANK"] == "1"
+if odd:
+    true = time.time
+    time.time = lambda: true() - 60
+from senet import config
+from senet import distributed
+from senet.data import Source
+from senet.models import build
+from senet.run import preflight
+preflight.SHARED = Path(sys.argv[1]) if odd else preflight.SHARED
+world = distributed.start("cpu")
+out = Path(sys.argv[2]) / ("elsewhere" if odd else "run")
+settings = config.load("configs/imagenet/se_resnet50.yaml")
+net = build(settings.net, 1000)
+source = Source(backend="vision", workers=2)
+found = preflight.warnings(world, settings, source, out, 10**6, 512, net)
+began = time.monotonic()
+calm = preflight.warnings(world, config.load("configs/debug/tiny.yaml"), source, Path(sys.argv[2]) / "run", 2, 16, net)
+assert time.monotonic() - began < 5
+if world.is_main:
+    print("\\n".join(found))
+    print(f"calm: {[line for line in calm if 'clock' not in line]}")
+world.close()
+"""
+
+
+def test_the_odd_rank_is_named(tmp_path: Path) -> None:
+    """Rank 1 has another clock, no shared memory, and another disk for its runs."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").touch()
+    (tmp_path / "odd.py").write_text(ODD_RANK)
+    words = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        tmp_path / "odd.py",
+        tmp_path / "none",
+        tmp_path,
+    ]
+    settings = environment(PYTHONPATH=str(ROOT))
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env=settings, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    clock, memory, seen, disk, calm = done.stdout.splitlines()
+    assert clock.startswith("the clock of rank ")
+    assert "60 s" in clock
+    assert memory.startswith("rank 1 on ")
+    assert ": 0 MiB of shared memory, PIL's workers may fill 1470 MiB and die" in memory
+    assert seen.startswith("rank 1 on ")
+    assert f"does not see {tmp_path}" in seen
+    assert "MiB free, the checkpoints kept will take" in disk
+    assert calm == "calm: []"
+
+
+OPEN = (
+    "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build  "
+    "(dvs-builder)\nGCC version: 12.2.0\n"
+)
+CLOSED = (
+    "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 07:20:13 UTC 2025\nGCC version: 13.3.0\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "usable", "level", "words"),
+    [
+        (
+            OPEN,
+            False,
+            "fail",
+            "570.86.15: torch is built for CUDA 13.0 and needs 580; DALI is built for CUDA 13.0 and needs 580: update",
+        ),
+        (OPEN, True, "warn", "570.86.15: torch"),
+        (CLOSED, True, "ok", "580.65.06"),
+        ("something else", True, "warn", "cannot be read"),
+    ],
+)
+def test_old_drivers_are_found(text: str, usable: bool, level: str, words: str) -> None:
+    found = doctor.driver(text, {"torch": "13.0", "DALI": "13.0"}, usable)
+    assert found.level == level
+    assert words in found.said
+    assert doctor.driver(OPEN, {"torch": "12.8", "DALI": None}, True).level == "ok"
+
+
+class Server(BaseHTTPRequestHandler):
+    """Answers like W&B, as the key says."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        key = base64.b64decode(self.headers["Authorization"].removeprefix("Basic ")).decode().removeprefix("api:")
+        if key == "hangs":
+            time.sleep(1.5)
+            return
+        answer = json.dumps({"data": {"viewer": {"username": "jie"} if key == "good" else None}}).encode()
+        self.send_response({"revoked": 401, "broken": 500}.get(key, 200))
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("key", "level", "words"),
+    [
+        ("good", "ok", "on, as jie"),
+        ("unknown", "warn", "refuses the key; wandb login --relogin"),
+        ("revoked", "warn", "refuses the key"),
+        ("broken", "warn", "answers with 500; runs are kept offline"),
+        ("hangs", "warn", "cannot be reached"),
+    ],
+)
+def test_the_login_is_tried(key: str, level: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadingHTTPServer(("localhost", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(doctor, "PATIENCE", 0.5)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://localhost:{server.server_port}")
+        monkeypatch.setenv("WANDB_API_KEY", key)
+        monkeypatch.delenv("WANDB_MODE", raising=False)
+        found = doctor.wandb_login()
+        assert (found.level, words in found.said) == (level, True), found
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        assert doctor.wandb_login().level == "ok"
+        server.shutdown()

@@ -1,0 +1,150 @@
+"""An execution changes how a net is computed, never what: and one that cannot be followed, or does nothing,
+is refused.
+"""
+
+import copy
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from senet.config import SE, Net
+from senet.errors import UsageError
+from senet.execution.execution import Execution, choices, prepare
+from senet.models import build
+from senet.models.resnet import Block
+
+SMALL = Net(blocks=(1, 1), widths=(8, 16), se=SE(ratio=4))
+
+
+def test_survives_a_checkpoint() -> None:
+    execution = Execution("contiguous", "analytic", compile=True)
+    assert Execution.from_dict(execution.to_dict()) == execution
+    assert str(execution) == "contiguous analytic compile"
+    assert Execution.from_dict({}) == Execution()
+    with pytest.raises(UsageError, match=r"execution\.tail: 'fused' is none of plain, analytic, triton"):
+        Execution.from_dict({"tail": "fused"})
+    with pytest.raises(UsageError, match=r"execution\.compile: 1 is none of"):
+        Execution.from_dict({"compile": 1})
+    with pytest.raises(UsageError, match=r"execution\.fast: no such setting"):
+        Execution.from_dict({"fast": True})
+
+
+def test_state_and_results_stay_and_one_net_can_be_prepared_again() -> None:
+    torch.manual_seed(0)
+    net = build(SMALL, 10).double()
+    plain, names, x = copy.deepcopy(net), list(net.state_dict()), torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    for execution in (
+        Execution(),
+        Execution("contiguous", "analytic"),
+        Execution("channels_last", "analytic"),
+        Execution("contiguous"),
+    ):
+        prepare(net, execution)
+        assert list(net.state_dict()) == names
+        assert net.stages.stage2[0].branch.conv2.weight.is_contiguous(memory_format=execution.memory_format)
+        assert all(bool(m.tail) == (execution.tail != "plain") for m in net.modules() if isinstance(m, Block))
+        torch.testing.assert_close(net(x), plain(x), rtol=1e-9, atol=1e-9)
+    copy.deepcopy(prepare(net, Execution(tail="analytic")))(x)
+
+
+@pytest.mark.parametrize(
+    ("net", "execution", "message"),
+    [
+        (
+            Net(timm="resnet18"),
+            Execution(tail="analytic"),
+            "execution.tail: 'analytic' would have no effect: only nets of this project",
+        ),
+        (
+            Net(**{**SMALL.__dict__, "preactivation": True}),
+            Execution(tail="analytic"),
+            "would have no effect: no block of this net",
+        ),
+        (
+            Net(**{**SMALL.__dict__, "se": SE(squeeze="max")}),
+            Execution(tail="analytic"),
+            "would have no effect: no block of this net",
+        ),
+        (SMALL, Execution(tail="triton"), "execution.tail: 'triton' needs"),
+        (SMALL, Execution(graph=True), "execution.graph: true would have no effect"),
+    ],
+)
+def test_refuses_what_would_have_no_effect(net: Net, execution: Execution, message: str) -> None:
+    with pytest.raises(UsageError, match=message.replace("(", r"\(")):
+        prepare(build(net, 10), execution)
+
+
+def test_refuses_to_compile_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", os.devnull)
+    monkeypatch.delenv("CXX", raising=False)
+    net = build(SMALL, 10)
+    with pytest.raises(UsageError, match=r"execution\.compile: needs a compiler.*g\+\+"):
+        prepare(net, Execution(compile=True))
+    assert not any(execution.compile for execution in choices(net, torch.device("cpu")))
+
+
+def test_choices_are_what_can_be_done() -> None:
+    on_cpu = choices(build(SMALL, 10), torch.device("cpu"))
+    assert on_cpu[0] == Execution()
+    assert len(set(on_cpu)) == len(on_cpu)
+    assert Execution("contiguous") in on_cpu
+    assert all(
+        execution.tail in ("plain", "analytic") and execution.compile >= (execution.tail == "analytic")
+        for execution in on_cpu
+    )
+    assert {execution.tail for execution in choices(build(Net(timm="resnet18"), 10), torch.device("cpu"))} == {"plain"}
+    small = build(Net(blocks=(1,), widths=(8,), stem="cifar"), 10)
+    assert any(execution.graph for execution in choices(small, torch.device("cuda")))
+    assert not any(execution.graph for execution in choices(build(SMALL, 10), torch.device("cuda")))
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """A world of one rank."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+@pytest.mark.usefixtures("alone")
+def test_compiled_blocks_agree_and_let_ddp_reduce_early() -> None:
+    torch.manual_seed(0)
+    config = Net(blocks=(3,), widths=(16,), block="basic", expansion=1, stem="cifar", se=SE(ratio=4))
+    net = build(config, 10).double()
+    plain = copy.deepcopy(net)
+    names = list(net.state_dict())
+    prepare(net, Execution(tail="analytic", compile=True))
+    assert list(net.state_dict()) == names
+    events: list[str] = []
+
+    def reduce(state: object, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        events.append("bucket")
+        future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    model = DistributedDataParallel(net, bucket_cap_mb=0.02)
+    model.register_comm_hook(None, reduce)
+    net.stem.conv.weight.register_hook(lambda _: events.append("stem"))
+    for _ in range(2):  # DDP makes its buckets in the first step
+        events.clear()
+        x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+        for each in (model, plain):
+            each.zero_grad()
+            each(x).square().sum().backward()
+    assert events.index("bucket") < events.index("stem")
+    assert events.count("bucket") > 1
+    for one, two in zip(plain.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, rtol=1e-9, atol=1e-9)
+        assert two.grad.stride() == two.stride()
+    for one, two in zip(plain.buffers(), net.buffers(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
+    prepare(net, Execution())
+    assert all(module._compiled_call_impl is None for module in net.modules() if isinstance(module, nn.Module))

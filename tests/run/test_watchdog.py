@@ -1,0 +1,139 @@
+"""Hangs are found and named whatever the clocks say, and a rank whose torchrun has died does not run on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, command, environment, run
+from tests.run.test_resume import assert_same, final, records
+
+RANK = """
+import sys, time
+from pathlib import Path
+from senet.run.watchdog import Watchdog
+rank, limit, phase = int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
+step, clock = int(sys.argv[5]), float(sys.argv[6])
+now = time.time
+time.time = lambda: now() + clock
+watchdog = Watchdog(Path(sys.argv[1]), rank, 3, limit, lambda: None)
+watchdog.at(phase, step)
+time.sleep(1e6)
+"""
+
+
+def until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def rank(out: Path, *words: object) -> subprocess.Popen[str]:
+    """A rank that hangs: its number, limit in seconds, phase and step, and by how much its clock is wrong."""
+    start = [sys.executable, "-c", RANK, *map(str, [out, *words])]
+    return subprocess.Popen(start, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_rank_behind_is_named_whatever_the_clocks_say(tmp_path: Path, frozen: bool) -> None:
+    (tmp_path / "health").mkdir()
+    left = {"rank": 7, "host": "x", "step": 0, "phase": "start", "stuck": 99.0, "beat": 3}
+    (tmp_path / "health/rank-7.json").write_text(json.dumps(left))  # of an earlier start of more ranks
+    others = [rank(tmp_path, 0, 3600, "compute", 5, 1e5), rank(tmp_path, 1, 3600, "data", 4, -1e5)]
+    try:
+        until(lambda: all((tmp_path / f"health/rank-{number}.json").exists() for number in (0, 1)))
+        if frozen:
+            others[0].send_signal(signal.SIGSTOP)  # its host has it, but nobody hears of it
+        told = rank(tmp_path, 2, 8, "compute", 5, 0)
+        _, text = told.communicate(timeout=60)
+        assert told.returncode == 1
+        assert "rank 2 on" in text
+        named = text.partition(" is behind: ")
+        assert named[0].split("; ")[-1].startswith(f"rank {0 if frozen else 1} on")
+        assert named[2].startswith("silent for more than" if frozen else "in phase 'data' after 4 steps")
+        assert "time.sleep(1e6)" in text or "line 10 in <module>" in text  # the stack
+    finally:
+        for process in others:
+            process.kill()
+            process.communicate()
+
+
+def test_a_parent_that_dies_matters_only_under_torchrun(tmp_path: Path) -> None:
+    program = """
+import os, sys, time
+from pathlib import Path
+from senet.run.watchdog import Watchdog
+if os.fork():
+    time.sleep(1)  # till the other has looked who its parent is
+    os._exit(0)
+called = []
+watchdog = Watchdog(Path(sys.argv[1]), 0, 1, 0.8, lambda: called.append(1))
+for _ in range(20):
+    watchdog.at("compute", 1)
+    time.sleep(0.15)
+print("called", len(called), flush=True)
+"""
+    for more, calls in (({"LOCAL_RANK": "0"}, 1), ({}, 0)):
+        settings = {
+            key: value for key, value in environment().items() if key not in ("LOCAL_RANK", "TORCHELASTIC_RUN_ID")
+        } | more
+        words = [sys.executable, "-c", program, str(tmp_path)]
+        done = subprocess.run(words, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=60, check=False)
+        assert f"called {calls}" in done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_workers_of_a_dead_torchrun_save_and_end_and_the_run_goes_on(tmp_path: Path, tiny: Path, images: Path) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    words = [
+        tiny,
+        "epochs=20",
+        "--data",
+        images,
+        "--backend",
+        "vision",
+        "--log-every",
+        "2",
+        "--workers",
+        "1",
+        "--hang-minutes",
+        "0.2",
+    ]
+    assert run("launch.train", *words, "--out", whole, ranks=2).returncode == 0
+    with (tmp_path / "told").open("w") as told:
+        agent = subprocess.Popen(
+            command("launch.train", *words, "--out", out, ranks=2), cwd=ROOT, env=environment(), stderr=told
+        )
+    until(lambda: (out / "log.jsonl").exists() and len((out / "log.jsonl").read_text()) > 0)
+    workers = [int(word) for word in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()]
+    assert len(workers) == 2
+    agent.kill()
+    agent.wait()
+    until(lambda: not any(alive(worker) for worker in workers))
+    text = (tmp_path / "told").read_text()
+    assert text.count("torchrun is gone; saves and stops") >= 1
+    assert "stopped after epoch" in text
+    assert "hangs" not in text
+    assert final(out)["progress"]["epoch"] < 20, "killed too late"
+    again = run("launch.train", *words, "--out", out, ranks=2)
+    assert again.returncode == 0, again.stderr
+    assert "resumed" in again.stderr
+    assert_same(final(whole), final(out))
+    assert records(whole) == records(out)
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()

@@ -1,0 +1,132 @@
+"""The measured choice: what works is timed, what fails is out with its reason, the winner is remembered and the same on
+all ranks.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from senet.config import Config
+from senet.distributed import World
+from senet.errors import RunError, UsageError
+from senet.execution.execution import Execution
+from senet.train.autotune import Candidate, choose, largest_batch, measure, search, table, tune
+from tests.train.test_step import CONFIG, CPU, on_gpu, on_two_ranks
+
+ALONE = World(0, 1, CPU)
+PLAIN, NCHW, TRITON = Execution(), Execution("contiguous"), Execution(tail="triton")
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine without a compiler, whose choices are therefore few; its empty cache."""
+    monkeypatch.setenv("PATH", "")
+    for name in ("CXX", "TRITON_INTERPRET"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/senet"
+
+
+def tuned(config: Config, micro_batch: int = 4) -> tuple[Execution, list[str]]:
+    told: list[str] = []
+    return tune(config, ALONE, micro_batch, seconds=0.2, say=told.append), told
+
+
+def test_the_winner_is_measured_once_for_each_circumstance(bare: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, told = tuned(CONFIG)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [line for line in told if "chosen" in line] == [line for line in told if line[:28].strip() == str(first)]
+    (file,) = bare.iterdir()
+    kept = json.loads(file.read_text())
+    assert sorted(line[:28].strip() for line in told[2:]) == sorted(kept["choices"])
+    assert {"channels_last", "contiguous"} <= set(kept["choices"])
+    assert kept["execution"] == first.to_dict()
+    assert kept["micro_batch"] == 4
+
+    file.write_text(json.dumps(kept | {"execution": NCHW.to_dict()}))  # told apart from a new measurement
+    again, told = tuned(replace(CONFIG, seed=7, epochs=9, batch=60))
+    assert (again, len(told)) == (NCHW, 1)
+    assert str(file) in told[0]
+
+    for other, micro_batch in (
+        (CONFIG, 6),
+        (replace(CONFIG, precision="bf16"), 4),
+        (replace(CONFIG, net=replace(CONFIG.net, se=None)), 4),
+    ):
+        tuned(other, micro_batch)
+    assert len(list(bare.iterdir())) == 4
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"execution": {"layout": "chwn"}}', "\0"])
+def test_a_damaged_memory_is_measured_again(bare: Path, content: str) -> None:
+    tuned(CONFIG)
+    (file,) = bare.iterdir()
+    file.write_text(content)
+    _, told = tuned(CONFIG)
+    assert len(told) > 2
+    assert json.loads(file.read_text())["execution"]
+
+
+def test_a_cache_that_cannot_be_written_is_no_failure(bare: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bare.parent.write_text("a file where the folder should be")
+    tuned(CONFIG)
+    assert "not written" in capsys.readouterr().err
+
+
+def test_a_choice_that_fails_is_out_and_says_why(bare: Path) -> None:
+    candidates = measure(CONFIG, ALONE, 4, [PLAIN, TRITON, NCHW], 0.1)
+    assert [len(c.times) > 0 for c in candidates] == [True, False, True]
+    assert "needs a GPU" in candidates[1].reason
+    lines = table(candidates, choose(candidates), 4)
+    assert any(line.startswith("channels_last triton") and "out: UsageError" in line for line in lines)
+    with pytest.raises(RunError, match=r"not one execution .* needs a GPU"):
+        choose(measure(CONFIG, ALONE, 4, [TRITON], 0.1))
+
+
+def test_equals_go_to_the_plainest() -> None:
+    kinds = [PLAIN, NCHW, Execution(compile=True)]
+    for times, winner in (([1.01, 1.0, 3.0], 0), ([1.1, 1.0, 1.005], 1), ([2.0, 1.0, 0.5], 2)):
+        candidates = [Candidate(kind, times=[seconds]) for kind, seconds in zip(kinds, times, strict=True)]
+        assert choose(candidates) == kinds[winner]
+
+
+@pytest.mark.slow
+def test_all_ranks_choose_alike(bare: Path) -> None:
+    told = on_two_ranks("tune", PATH="", XDG_CACHE_HOME=str(bare.parent))
+    assert told[0]["chosen"] == told[1]["chosen"]
+    assert [bool(rank["lines"]) for rank in sorted(told, key=lambda rank: rank["rank"])] == [True, False]
+    assert all("rank 1" in rank["reason"] for rank in told)  # what failed there alone is out everywhere
+    assert len(list(bare.iterdir())) == 1
+
+
+def test_the_largest_size_that_fits_is_found_in_few_tries() -> None:
+    sizes = [d for d in range(1, 1025) if 1024 % d == 0] + [1536, 2000]
+    for memory in (0, 1, 2, 3, 100, 512, 1023, 1024, 1999, 5000):
+        tried: list[int] = []
+
+        def fits(size: int, memory: int = memory, tried: list[int] = tried) -> bool:
+            tried.append(size)
+            return size <= memory
+
+        assert search(sizes, fits) == max((size for size in sizes if size <= memory), default=0)
+        assert len(tried) == len(set(tried)) <= len(sizes)
+    assert search([7], lambda size: True) == 7
+
+
+def test_a_largest_batch_is_looked_for_on_gpus_only() -> None:
+    with pytest.raises(UsageError, match="--largest-batch auto: needs a GPU"):
+        largest_batch(CONFIG, ALONE, PLAIN)
+
+
+@pytest.mark.gpu
+@on_gpu
+def test_the_largest_batch_of_a_gpu_divides_the_batch() -> None:
+    config = replace(CONFIG, batch=96)
+    assert largest_batch(config, World(0, 1, torch.device("cuda", 0)), PLAIN) == 96

@@ -1,0 +1,114 @@
+"""Who holds up whom: two ranks, one of them slowed down on purpose."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from senet.train.stragglers import STEPS, TWICE, Change, Shares, StragglerDetector, record
+from tests.conftest import ROOT, environment
+
+
+def lap(data: float, compute: float, communication: float, steps: int = STEPS) -> Shares:
+    return Shares(steps, data, compute, communication)
+
+
+def test_a_slow_rank_is_named_once_and_once_more_when_it_keeps_up_again() -> None:
+    comparison = StragglerDetector(3)
+    healthy = [lap(0.1, 4, 1.9), lap(0.2, 4.1, 1.7), lap(0.1, 4.3, 1.6)]
+    slow = [lap(0.1, 3, 2.9), lap(0.1, 3, 2.9), lap(2.5, 3.3, 0.2)]
+    assert not [change for _ in range(5) for change in comparison.look(healthy)]
+    assert not comparison.look(slow)  # once is chance
+    assert not comparison.look(healthy)
+    found = [comparison.look(slow) for _ in range(6)]
+    (change,) = [change for changes in found for change in changes]
+    assert (change.rank, change.over) == (2, False)
+    assert change.factor > 1.8
+    (over,) = [change for _ in range(6) for change in comparison.look(healthy)]
+    assert (over.rank, over.over) == (2, True)
+
+
+def test_short_looks_add_up_before_they_count() -> None:
+    comparison = StragglerDetector(2)
+    short = [lap(0, 0.05, 0.25, 1), lap(0, 0.3, 0, 1)]
+    found = [bool(comparison.look(short)) for _ in range(TWICE * STEPS)]
+    assert found == [False] * (TWICE * STEPS - 1) + [True]
+
+
+def test_what_is_said() -> None:
+    said = record(Change(1, False, 2.123, lap(3, 0.5, 0.5)), "node7")
+    assert said == {
+        "slow_rank": 1,
+        "host": "node7",
+        "over": False,
+        "factor": 2.12,
+        "data": 0.75,
+        "compute": 0.125,
+        "communication": 0.125,
+    }
+
+
+PROGRAM = """
+import json, time
+from dataclasses import astuple
+import torch
+from torch import nn
+from senet import distributed
+from senet.train.stragglers import StragglerDetector, StepTimer, Shares, record
+
+def measure(world):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 12 * 12, 10))
+    model, pace, waited = world.distribute(net), StepTimer(net, world.device), 0.0
+    for what in ("healthy", "data", "compute"):
+        comparison, found = StragglerDetector(world.size, steps=6, seconds=0.5), []
+        for look in range(3):
+            for step in range(6):
+                pace.begin(waited)
+                wait = 0.2 if what == "data" and world.rank else 0.01
+                time.sleep(wait)
+                waited += wait
+                loss = model(torch.ones(4, 3, 16, 16)).sum()
+                # All take a while, so that a busy machine's moods do not count.
+                time.sleep(0.35 if what == "compute" and world.rank else 0.15)
+                loss.backward()
+                pace.end(waited)
+            pace.pause()
+            time.sleep(0.2 * world.rank)  # a validation, say: no part of the steps
+            laps = [Shares(*numbers) for numbers in world.all_gather_floats(list(astuple(pace.lap())))]
+            found += [record(change, "here") for change in comparison.look(laps)]
+        if world.is_main:
+            print("found", json.dumps([what, found]), flush=True)
+
+def main():  # no global may hold a process group: gloo's threads must end before the interpreter does
+    world = distributed.start("cpu")
+    try:
+        measure(world)
+    finally:
+        world.close()
+
+main()
+"""
+
+
+def test_two_ranks_one_slowed_in_its_data_or_its_arithmetic(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
+    settings = environment(PYTHONPATH=str(ROOT))
+    done = subprocess.run(start, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = dict(
+        json.loads(line.removeprefix("found ")) for line in done.stdout.splitlines() if line.startswith("found ")
+    )
+    assert found["healthy"] == []
+    for what in ("data", "compute"):
+        (said,) = found[what]
+        assert (said["slow_rank"], said["over"]) == (1, False)
+        assert said["communication"] < 0.2
+        assert said["factor"] > 1.3
+    assert found["data"][0]["data"] > 0.3
+    assert found["compute"][0]["data"] < 0.1
