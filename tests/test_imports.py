@@ -81,7 +81,6 @@ def test_rooms_import_in_one_direction() -> None:
                 and name != "senet"
                 and (other := room(name)) != own
                 and other in level
-            ):
-                if level[other] >= level[own]:
-                    breaches.append(f"{file.relative_to(ROOT)}: {name}")
+            ) and level[other] >= level[own]:
+                breaches.append(f"{file.relative_to(ROOT)}: {name}")
     assert not breaches

@@ -89,7 +89,7 @@ def draw_photos(root: Path, count: int, large: int = 0) -> Path:
 
 def _run(name: str, data: Path, threads: int, batch: int) -> dict[str, Any]:
     """One contestant in a fresh process on `threads` cores."""
-    command = [sys.executable, "-m", "senet.bench", "loader", "--data", str(data), "--batch", str(batch)]
+    command = [sys.executable, "-m", "launch.bench", "loader", "--data", str(data), "--batch", str(batch)]
     command += ["--one", name, str(threads), "--json", "-"]
     cores = sorted(os.sched_getaffinity(0))[:threads]
     done = subprocess.run(

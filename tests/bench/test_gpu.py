@@ -24,7 +24,7 @@ def state(out: Path, part: str) -> Any:
 def test_parts_are_run_once_and_what_failed_again(tmp_path: Path) -> None:
     out = tmp_path / "gpu"
     words = ["gpu", "--out", out, "--tiny", "--device", "cpu", "--parts", "machine", "numerics", "cifar"]
-    done = run("senet.bench", *words, "--minutes", 2)
+    done = run("launch.bench", *words, "--minutes", 2)
     assert done.returncode == 0, done.stderr
     assert [state(out, part)["status"] for part in ("machine", "numerics", "cifar")] == ["done"] * 3
     assert state(out, "numerics")["result"]["passed"]
@@ -38,7 +38,7 @@ def test_parts_are_run_once_and_what_failed_again(tmp_path: Path) -> None:
     (out / "cifar.json").unlink()
     (out / "cifar").rename(out / "moved")
     (out / "cifar").write_text("in the way")
-    done = run("senet.bench", *words, "--minutes", 2)
+    done = run("launch.bench", *words, "--minutes", 2)
     assert done.returncode == 0, done.stderr
     assert (out / "numerics.json").stat().st_mtime_ns == before
     assert state(out, "cifar")["status"] == "failed"

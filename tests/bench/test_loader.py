@@ -11,7 +11,7 @@ from tests.conftest import run
 @pytest.mark.slow
 def test_every_contestant_is_measured(images: Path, tmp_path: Path) -> None:
     done = run(
-        "senet.bench",
+        "launch.bench",
         "loader",
         "--data",
         images,
@@ -35,7 +35,7 @@ def test_every_contestant_is_measured(images: Path, tmp_path: Path) -> None:
 
 def test_what_cannot_be_measured_is_said(tmp_path: Path) -> None:
     done = run(
-        "senet.bench",
+        "launch.bench",
         "loader",
         "--data",
         tmp_path / "nowhere",

@@ -37,7 +37,7 @@ def test_a_net_is_measured_against_its_plain_counterpart_and_others(tmp_path: Pa
     ]
     config = "configs/cifar10/se_resnet20.yaml"
     done = run(
-        "senet.bench",
+        "launch.bench",
         "net",
         config,
         "--executions",

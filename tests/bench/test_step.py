@@ -10,7 +10,7 @@ from tests.conftest import run
 
 @pytest.mark.slow
 def test_our_loop_is_measured_over_a_bare_one(tmp_path: Path) -> None:
-    done = run("senet.bench", "step", "--pairs", 4, "--turn", 1, "--batch", 8, "--json", tmp_path / "step.json")
+    done = run("launch.bench", "step", "--pairs", 4, "--turn", 1, "--batch", 8, "--json", tmp_path / "step.json")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "step.json").read_text())
     for kind in ("wall", "cpu"):
@@ -22,7 +22,7 @@ def test_our_loop_is_measured_over_a_bare_one(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_ranks_compute_what_one_does(tmp_path: Path) -> None:
     words = ["configs/cifar10/se_resnet20.yaml", "--batch", 4, "--crop", 32, "--steps", 2, "--timed", 1]
-    done = run("senet.bench", "scaling", *words, "--json", tmp_path / "scaling.json")
+    done = run("launch.bench", "scaling", *words, "--json", tmp_path / "scaling.json")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "scaling.json").read_text())
     assert found["ranks_equal"]
