@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 ONLY_IN = {
     "wandb": {"senet/track/wandb_process.py"},

@@ -12,7 +12,7 @@ import yaml
 
 from senet.errors import UsageError
 from senet.slurm import Site, read_site, seconds
-from tests.conftest import ROOT, TINY, run
+from tests.helpers import ROOT, TINY, run
 
 SITE = """
 partition=gpu account='my lab' qos= cpus=12 data= python=python3 host_python=python3

@@ -13,7 +13,7 @@ from senet import config
 from senet.bench import gpu, summary
 from senet.plan import rates
 from senet.plan.traffic import Stack
-from tests.conftest import ROOT, run
+from tests.helpers import ROOT, run
 
 
 def state(out: Path, part: str) -> Any:

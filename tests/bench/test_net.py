@@ -14,7 +14,7 @@ from senet.bench.measure import Effort, Late, Spread, Timing, interleave, ratios
 from senet.bench.table import markdown, text
 from senet.errors import UsageError
 from senet.execution.execution import Execution
-from tests.conftest import run
+from tests.helpers import run
 
 CPU = torch.device("cpu")
 

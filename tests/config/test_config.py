@@ -12,7 +12,7 @@ from senet.config import Config, check, difference, divide_batch, from_dict, loa
 from senet.errors import UsageError
 from senet.models import build
 from senet.train.schedule import learning_rate
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
 NAMES = [name for file in FILES for name in dict.fromkeys([str(file), *variants(file)])]

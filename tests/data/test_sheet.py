@@ -13,7 +13,7 @@ from senet.config import Augment, Config, Data
 from senet.data import Source, train_loader
 from senet.data.sheet import CAPTION, draw
 from senet.errors import UsageError
-from tests.conftest import ROOT, run
+from tests.helpers import ROOT, run
 
 
 def test_the_sheet_shows_the_first_batch(images: Path, tmp_path: Path) -> None:

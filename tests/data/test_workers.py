@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, environment
+from tests.helpers import ROOT, environment
 
 TRAINER = """
 import sys, time

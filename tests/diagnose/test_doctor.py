@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from senet.diagnose import doctor
-from tests.conftest import ROOT, environment, run
+from tests.helpers import ROOT, environment, run
 
 
 def test_two_ranks_are_examined_with_their_data(tiny: Path, images: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from senet.diagnose import speed
 from senet.diagnose.speed import Speed
 from senet.distributed import World
 from senet.errors import UsageError
-from tests.conftest import TINY, run
+from tests.helpers import TINY, run
 
 TELLING = Speed(
     batch=64,

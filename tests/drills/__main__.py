@@ -25,6 +25,7 @@ from senet.train import ledger
 from tests.drills import damage, judge
 from tests.drills.cases import BATCH, STEPS, Case, Reference, catalogue, said
 from tests.drills.sandbox import Broken, Sandbox, Unable, make_data
+from tests.helpers import final, not_finite
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -117,7 +118,7 @@ def _judge(case: Case, sandbox: Sandbox, reference: Sandbox) -> list[str]:
     if "weights" in case.judged:
         found += judge.weights(sandbox.out, reference.out)
     if "finite" in case.judged:
-        found += judge.finite(judge.final(sandbox.out))
+        found += not_finite(final(sandbox.out))
     if "images" in case.judged:
         found += judge.images(sandbox.ledger, reference.ledger, STEPS, BATCH)
     if "replaced" in case.judged:  # by any others, so some come twice

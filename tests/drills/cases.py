@@ -14,9 +14,10 @@ from typing import Any
 
 from senet.run import status
 from senet.train import ledger
-from tests.drills import damage, judge
+from tests.drills import damage
 from tests.drills.sandbox import Broken, Job, Sandbox, free_port, small_disk
 from tests.drills.server import KEY, serving
+from tests.helpers import events
 
 STEPS, BATCH, LAST = 8, 12, 16  # of an epoch, of a step, of the run
 RESTARTS = 2
@@ -241,7 +242,7 @@ def _hung() -> list[Case]:
     def slow(sandbox: Sandbox, _: Reference, dice: random.Random) -> str:
         """It costs time and nothing else; the log says whose fault it is."""
         sandbox.run("epochs=3", faults="slow@1:1")
-        if (named := [line["slow_rank"] for line in judge.events(sandbox.out) if "slow_rank" in line]) != [1]:
+        if (named := [line["slow_rank"] for line in events(sandbox.out) if "slow_rank" in line]) != [1]:
             raise Broken(f"slow ranks that were named: {named}")
         return "named"
 

@@ -4,75 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from senet.run import checkpoint
 from senet.train import ledger
+from tests.helpers import differences, final, records
 
-CLOCK = ("seconds", "images_per_second", "data_wait", "validation_seconds")  # what is time in a record
 WEIGHTS = ("net", "statistics", "optimiser", "scaler", "progress", "meters", "skipped")
-
-
-def differences(one: Any, other: Any, where: str = "") -> Iterator[str]:
-    """Where two trees of containers and tensors are not the same to the bit."""
-    if type(one) is not type(other):
-        yield f"{where}: {type(one).__name__} instead of {type(other).__name__}"
-    elif isinstance(one, torch.Tensor):
-        if not torch.equal(one, other):
-            yield f"{where}: other values"
-    elif isinstance(one, dict):
-        for key in [*one, *(key for key in other if key not in one)]:
-            if key not in one or key not in other:
-                yield f"{where}.{key}: in one only"
-            else:
-                yield from differences(one[key], other[key], f"{where}.{key}")
-    elif isinstance(one, list | tuple):
-        if len(one) != len(other):
-            yield f"{where}: {len(one)} instead of {len(other)}"
-        for place, pair in enumerate(zip(one, other, strict=False)):
-            yield from differences(*pair, f"{where}[{place}]")
-    elif one != other:
-        yield f"{where}: {one!r} instead of {other!r}"
-
-
-def final(out: Path) -> dict[str, Any]:
-    """The payload of the last checkpoint, whole."""
-    return checkpoint.read(max((out / "checkpoints").glob("step-*.pt")))
 
 
 def weights(out: Path, reference: Path) -> list[str]:
     """Differences of everything that training has computed."""
     one, other = final(out), final(reference)
     return [text for part in WEIGHTS for text in differences(one[part], other[part], part)]
-
-
-def finite(tree: Any, where: str = "") -> list[str]:
-    """Tensors with numbers that are not finite."""
-    if isinstance(tree, torch.Tensor):
-        return [f"{where}: not finite"] if tree.is_floating_point() and not tree.isfinite().all() else []
-    parts = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
-    return [text for key, part in parts for text in finite(part, f"{where}.{key}")]
-
-
-def records(out: Path) -> list[dict[str, Any]]:
-    """The log's figures, without what is time and without events."""
-    return [
-        {key: value for key, value in line.items() if key not in CLOCK}
-        for line in _lines(out)
-        if line["kind"] != "event"
-    ]
-
-
-def events(out: Path) -> list[dict[str, Any]]:
-    return [line for line in _lines(out) if line["kind"] == "event"]
-
-
-def _lines(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 def log(out: Path, reference: Path) -> list[str]:

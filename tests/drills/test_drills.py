@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from senet.train import ledger
-from tests.conftest import ROOT, environment
 from tests.drills import judge
 from tests.drills.cases import catalogue
+from tests.helpers import ROOT, differences, environment
 
 
 @pytest.mark.slow
@@ -37,8 +37,8 @@ def test_drills_have_names_of_their_own() -> None:
 def test_a_difference_of_one_bit_is_found() -> None:
     one = {"net": {"w": torch.ones(3)}, "meters": [1, (2, 3)]}
     other = {"net": {"w": torch.tensor([1.0, 1.0, 1.0 + 2**-23])}, "meters": [1, (2, 4)]}
-    assert list(judge.differences(one, one)) == []
-    assert list(judge.differences(one, other)) == [".net.w: other values", ".meters[1][1]: 3 instead of 4"]
+    assert list(differences(one, one)) == []
+    assert list(differences(one, other)) == [".net.w: other values", ".meters[1][1]: 3 instead of 4"]
 
 
 def write(folder: Path, rank: int, *entries: tuple[int, list[int], int]) -> None:

@@ -16,7 +16,7 @@ from senet.config import SE, Net
 from senet.execution import tail
 from senet.models import build
 from senet.models.resnet import Block, PreactivationBlock
-from tests.conftest import ROOT, environment
+from tests.helpers import ROOT, environment
 
 NET = Net(widths=(8,), blocks=(1,), expansion=2)
 BASIC = Net(widths=(8,), blocks=(1,), block="basic", expansion=1)

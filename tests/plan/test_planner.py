@@ -19,7 +19,7 @@ from senet.plan.gpus import called
 from senet.plan.planner import Request, curve, failures, missing, plan
 from senet.plan.rates import Row
 from senet.plan.traffic import STACKS, Stack
-from tests.conftest import ROOT, run
+from tests.helpers import ROOT, run
 
 RESNET = config.load(f"{ROOT}/configs/imagenet/resnet50.yaml:v1.5", ["precision=fp16"])
 SE = config.load(f"{ROOT}/configs/imagenet/se_resnet50.yaml", ["precision=bf16"])

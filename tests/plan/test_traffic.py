@@ -9,7 +9,7 @@ from senet.execution.execution import Execution
 from senet.models import summary
 from senet.plan.gpus import device
 from senet.plan.traffic import STACKS, stack_of, trace
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 # GMAC forward, GFLOP of a training step, MB an image moves in bf16 by stack, images/s of one H200 by stack: worked out
 # independently of this code, from shapes, for 224 px. None: not worked out.

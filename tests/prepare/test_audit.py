@@ -21,8 +21,8 @@ from senet.data import Source, train_loader
 from senet.data.index import Index, find, index_file, stamp
 from senet.errors import UsageError
 from senet.prepare.audit import audit
-from tests.conftest import ROOT, command, environment, run
 from tests.data.test_index import pack
+from tests.helpers import ROOT, command, environment, run
 
 BAD = {
     "class0/cut.JPEG": "truncated",

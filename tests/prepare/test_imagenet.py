@@ -28,7 +28,7 @@ from senet.errors import UsageError
 from senet.prepare import imagenet, meta
 from senet.prepare.imagenet import Sources, prepare
 from senet.prepare.writing import Encoding, require_space
-from tests.conftest import ROOT, command, environment
+from tests.helpers import ROOT, command, environment
 
 WNIDS = ("n01440764", "n01443537", "n02119789", "n07742313")
 DEVKIT_IDS = {"n01440764": 449, "n01443537": 450, "n02119789": 1, "n07742313": 691}

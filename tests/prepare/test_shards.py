@@ -20,7 +20,7 @@ from senet.data.index import Index, find, find_shards, index_file, key, listing,
 from senet.errors import UsageError
 from senet.prepare import imagenet
 from senet.prepare.shards import Packing, convert
-from tests.conftest import draw
+from tests.helpers import draw
 from tests.prepare.test_imagenet import Archives, archives, contents
 
 __all__ = ["archives"]  # a fixture

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.conftest import TINY, run
-from tests.run.test_resume import final
+from tests.helpers import TINY, final, run
 
 
 def test_a_resumed_run_computes_as_it_began(tmp_path: Path, tiny: Path, images: Path) -> None:

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,22 +21,9 @@ from senet.config import Optim
 from senet.run import checkpoint
 from senet.run.saver import Saver, snapshot
 from senet.train.optimiser import sgd
-from tests.conftest import ROOT, TINY, command, environment, run
-from tests.run.test_resume import assert_same, final, records
+from tests.helpers import ROOT, TINY, assert_same, command, environment, final, lines, not_finite, records, run
 
 OFTEN = ["--log-every", 2, "--workers", 1, "--save-minutes", 0.00001]
-
-
-def lines(out: Path, **like: Any) -> list[dict[str, Any]]:
-    logged = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [record for record in logged if all(record.get(key) == value for key, value in like.items())]
-
-
-def finite(tree: Any) -> bool:
-    if isinstance(tree, torch.Tensor):
-        return not tree.is_floating_point() or bool(tree.isfinite().all())
-    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
-    return all(finite(part) for part in parts)
 
 
 @pytest.mark.parametrize("step", [0, 3])
@@ -51,9 +37,9 @@ def test_a_step_with_a_nan_is_left_out_on_all_ranks_and_named(
     assert done.returncode == 0, done.stderr
     assert f"left out 1 steps from step {step + 1}: gradients not finite" in done.stderr
     payload = final(out)
-    assert finite(payload["net"])
-    assert finite(payload["optimiser"])
-    assert finite(payload["statistics"])
+    assert not_finite(payload["net"]) == []
+    assert not_finite(payload["optimiser"]) == []
+    assert not_finite(payload["statistics"]) == []
     (event,) = lines(out, kind="event")
     assert (event["skipped"], event["first_skipped"]) == (1, step + 1)
     dumped = [json.loads((out / f"nonfinite-{step + 1:08d}-rank{rank}.json").read_text()) for rank in (0, 1)]
@@ -72,7 +58,7 @@ def test_too_many_in_a_row_go_back_and_leave_the_stretch_out(tmp_path: Path, tin
     assert done.returncode == 0, done.stderr
     assert "went back to epoch 1, step 0; leaves out steps 7 to 8" in done.stderr
     payload = final(out)
-    assert finite(payload["net"])
+    assert not_finite(payload["net"]) == []
     assert payload["skipped"] == [[6, 7]]
     assert (payload["progress"]["epoch"], payload["progress"]["images"]) == (2, 120)
     assert lines(out, kind="val")[-1]["images"] == 203
@@ -86,7 +72,7 @@ def test_a_fused_step_is_left_out_without_a_look_at_the_device() -> None:
     optimiser.found_inf = torch.ones(())  # type: ignore[attr-defined]
     optimiser.step()
     assert_same(before, dict(net.state_dict()))
-    assert finite(optimiser.state_dict())
+    assert not_finite(optimiser.state_dict()) == []
 
 
 # ----------------------------------------------------------------------------------------------------------------- stop
@@ -231,20 +217,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     return folder / "out"
 
 
-def elastic(arguments: list[object], faults: str) -> subprocess.CompletedProcess[str]:
-    """Two ranks under torchrun, which may restart them."""
-    start = command("launch.train", *arguments, ranks=2)
-    start.insert(start.index("-m", 3), "--max-restarts=2")
-    settings = environment(SENET_FAULTS=faults)
-    return subprocess.run(start, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=200, check=False)
-
-
 @pytest.mark.slow
 def test_a_rank_that_hangs_is_named_and_the_run_goes_on(
     tmp_path: Path, tiny: Path, images: Path, undisturbed: Path
 ) -> None:
     out = tmp_path / "out"
-    done = elastic([tiny, "--data", images, *OFTEN, "--hang-minutes", 0.2, "--out", out], "hang@1:4")
+    arguments = [tiny, "--data", images, *OFTEN, "--hang-minutes", 0.2, "--out", out]
+    done = run("launch.train", *arguments, ranks=2, restarts=2, SENET_FAULTS="hang@1:4")
     assert done.returncode == 0, done.stderr
     assert "is behind: in phase 'data' after 4 steps" in done.stderr
     assert "rank 1 on" in done.stderr.partition(" is behind")[0].rpartition(";")[2]

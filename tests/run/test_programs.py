@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 
-from tests.conftest import run
+from tests.helpers import run
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     """A finished run."""
     import yaml
 
-    from tests.conftest import TINY
+    from tests.helpers import TINY
 
     folder = tmp_path_factory.mktemp("trained")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))

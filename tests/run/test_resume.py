@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, command, environment, run
-from tests.drills.judge import CLOCK, differences, final
+from tests.helpers import ROOT, assert_same, command, environment, final, records, run
 
 AUGMENT = [
     "mixup=0.2",
@@ -30,16 +27,6 @@ BACKENDS = {
     "vision": ["--backend", "vision"],
     "cifar": ["data.set=cifar10", "data.classes=10", "data.pad=4", "data.resize=256"],
 }
-
-
-def records(out: Path) -> list[dict[str, Any]]:
-    """The log without what is time."""
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in CLOCK} for line in lines]
-
-
-def assert_same(one: Any, other: Any) -> None:
-    assert list(differences(one, other)) == []
 
 
 def words(tiny: Path, data: Path, out: Path, backend: str) -> list[object]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from senet.run.status import Status, read, write
-from tests.conftest import ROOT
+from tests.helpers import ROOT
 
 
 def told(out: Path) -> tuple[int, list[str]]:

@@ -10,13 +10,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, environment
+from tests.helpers import ROOT, environment, until
 
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue")
 CONFIG = """
@@ -59,13 +59,6 @@ partition=main account= qos= cpus= data= sbatch_options=(--exclusive)
 python={python} host_python=$python container=() srun_options=() numa=node patience=20
 enter() {{ export CUDA_VISIBLE_DEVICES=; }}
 """
-
-
-def until(true: Callable[[], object], what: str, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.1)
 
 
 def _lives(number: str) -> bool:

@@ -11,9 +11,8 @@ import pytest
 import yaml
 
 from senet.run.status import newest_step, read
-from tests.conftest import TINY
-from tests.run.test_resume import assert_same, final, records
-from tests.slurm.conftest import Cluster, until
+from tests.helpers import TINY, assert_same, final, records, until
+from tests.slurm.conftest import Cluster
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 EPOCHS = 16  # of five steps

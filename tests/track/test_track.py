@@ -18,7 +18,7 @@ import pytest
 from senet import track
 from senet.track.jsonl import JsonLines
 from senet.track.wandb import decide
-from tests.conftest import ROOT, environment
+from tests.helpers import ROOT, environment
 
 
 def test_lines_after_the_resumed_step_go_and_a_torn_one_too(tmp_path: Path) -> None:

@@ -8,14 +8,14 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from senet import track
-from tests.conftest import ROOT, command, environment, run
+from tests.helpers import ROOT, command, environment, run, until
 from tests.track.server import Server, serving
 
 KEY = "5ec2e7" * 7  # long enough for a key
@@ -81,13 +81,6 @@ def assert_no_secret(out: Path) -> None:
     files = [file for file in out.rglob("*") if file.is_file()]
     assert files
     assert not [file for file in files if KEY.encode() in file.read_bytes()]
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_an_offline_run_reads_back_under_its_own_id(tmp_path: Path, tiny: Path, images: Path) -> None:

@@ -29,8 +29,7 @@ from senet.train.cuda_graph import GraphedStep, obstacle
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
 from senet.train.trainer import DTYPES, Trainer, seed
-from tests.conftest import ROOT, TINY, environment
-from tests.run.test_resume import assert_same
+from tests.helpers import ROOT, TINY, assert_same, environment
 
 CPU = torch.device("cpu")
 CONFIG = from_dict(

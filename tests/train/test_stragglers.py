@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from senet.train.stragglers import STEPS, TWICE, Change, Shares, StragglerDetector, record
-from tests.conftest import ROOT, environment
+from tests.helpers import ROOT, environment
 
 
 def lap(data: float, compute: float, communication: float, steps: int = STEPS) -> Shares:
