@@ -120,14 +120,6 @@ class World:
             dist.destroy_process_group()
 
 
-def synchronise() -> None:
-    """Wait until this process's GPU, where it uses one, has done all it was asked to: what is timed must begin and end
-    so.
-    """
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-
-
 def start(device: str = "auto") -> World:
     """Join the world that torchrun's environment describes, or be alone in it. `device`: auto, cpu or cuda."""
     rank, size, local = (

@@ -15,13 +15,13 @@ from torch.amp.autocast_mode import autocast
 from torch.amp.grad_scaler import GradScaler
 
 from senet import config
-from senet.bench.measure import Step
 from senet.config import Config, Data, Net
 from senet.data.loader import BadImages, Batch
 from senet.distributed import World
 from senet.errors import UsageError
 from senet.execution.execution import Execution, Layout, Tail, prepare
 from senet.models import build
+from senet.system.timing import Step
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
 from senet.train.trainer import DTYPES, Trainer

@@ -154,7 +154,7 @@ def _run(name: str, job: Job, args: argparse.Namespace, seconds: float) -> dict[
     command = [
         sys.executable,
         "-m",
-        "senet.bench",
+        "launch.bench",
         "gpu",
         "--out",
         str(args.out),

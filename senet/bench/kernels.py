@@ -13,9 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from senet import config
 from senet.bench.contestants import execution, ours
-from senet.bench.measure import Effort, Spread, Step, interleave, reason, until
 from senet.bench.parts import Place, shallow
-from senet.distributed import synchronise
+from senet.system.timing import Effort, Spread, Step, measure, reason, synchronise, until
 from senet.train.trainer import DTYPES
 
 # ----------------------------------------------------------------------------------------------------------------- sync
@@ -88,10 +87,9 @@ def grouped(place: Place) -> dict[str, Any]:
             ).contiguous(memory_format=order)
             floor = (x.nbytes + grad.nbytes) / best.bandwidth
             works = _directions(x, w, grad, groups, stride)
-            found = interleave(
+            found = measure(
                 {kind: partial(_itself, work) for kind, work in works.items()},
-                place.device,
-                Effort(3, 0.02 if place.tiny else 0.1, 3, place.deadline),
+                Effort(3, 0.02 if place.tiny else 0.1, deadline=place.deadline),
             )
             for kind, timing in found.items():
                 ms = 1000 * Spread.of(timing.seconds).median if timing.seconds else None

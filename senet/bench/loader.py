@@ -40,9 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--threads", type=int, nargs="+", default=[1, 2], metavar="N", help="threads or worker processes, and cores"
     )
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images in a batch (default 64)")
-    parser.add_argument(
-        "--rounds", type=int, default=3, metavar="N", help="of each contestant, interleaved (default 3)"
-    )
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of each contestant, measured (default 3)")
     parser.add_argument(
         "--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS), metavar="NAME"
     )

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 from senet import config, plots
-from senet.bench import table
 from senet.bench.contestants import TIMM, Setting, execution, label, nvidia_style, ours, timm_style
-from senet.bench.measure import Effort, Spread, Step, Timing, interleave, ratios
 from senet.bench.probe import probe
 from senet.errors import UsageError
 from senet.execution.execution import Execution
 from senet.plan.traffic import Device, Stack, Traffic, itemsize, trace
+from senet.system import table, timing
+from senet.system.timing import Effort, Spread, Step, Timing, ratios
 from senet.train.trainer import DTYPES
 
 NETS = (
@@ -147,8 +147,8 @@ def measure(
             if peer in peers:
                 makers["timm", how] = partial(timm_style, theirs, setting, compiled=peer == "timm-compiled")
     keys = {f"{kind} {how}": (kind, how) for kind, how in makers}
-    found = interleave({text: makers[key] for text, key in keys.items()}, setting.device, effort)
-    timings = {keys[text]: timing for text, timing in found.items()}
+    found = timing.measure({text: makers[key] for text, key in keys.items()}, effort)
+    timings = {keys[text]: taken for text, taken in found.items()}
     counts = {"net": trace(net, setting.classes, setting.crop), "plain": trace(plain, setting.classes, setting.crop)}
     return [_row(name, kind, how, timings, counts, setting, best) for kind, how in timings]
 
@@ -162,18 +162,19 @@ def _row(
     setting: Setting,
     best: Device,
 ) -> dict[str, Any]:
-    timing = timings[kind, how]
-    row: dict[str, Any] = {"net": short(name), "config": name, "kind": kind, "how": how, "failure": timing.failure}
+    taken = timings[kind, how]
+    row: dict[str, Any] = {"net": short(name), "config": name, "kind": kind, "how": how, "failure": taken.failure}
     row |= {"batch": setting.batch, "crop": setting.crop, "precision": setting.precision, "device": setting.device.type}
-    row |= {"first_seconds": timing.first, "memory": timing.memory}
-    if timing.failure or not timing.seconds:
+    row |= {"first_seconds": taken.first, "memory": taken.memory}
+    if taken.failure or not taken.seconds:
         return row
-    speed = timing.rate(setting.batch)
+    speed = taken.rate(setting.batch)
+    assert speed is not None
     row |= {
         "images_per_second": asdict(speed),
         "ms": 1000 * setting.batch / speed.median,
-        "seconds": timing.seconds,
-        "cpu": timing.cpu,
+        "seconds": taken.seconds,
+        "cpu": taken.cpu,
     }
     if kind in ("net", "plain"):
         stacks: tuple[Stack, ...] = ("eager", "analytic")
@@ -183,7 +184,7 @@ def _row(
     if kind == "net":
         others = {"plain": ("plain", how), "timm": ("timm", "timm"), "timm_compiled": ("timm", "timm, compiled")}
         for other, key in (others | {"nvidia": ("nvidia", "NVIDIA's loop")}).items():
-            ratio = ratios(timing, timings[key]) if key in timings else None
+            ratio = ratios(taken, timings[key]) if key in timings else None
             row[f"x_{other}"] = asdict(ratio) if ratio else None
     return row
 
@@ -199,11 +200,11 @@ def cells(rows: Sequence[dict[str, Any]]) -> list[list[object]]:
             lines.append([who, row["how"], "not measured", None, None, None, None, None, None])
             continue
         ratios = [
-            Spread(**row[key]).text() if row.get(key) else None
+            str(Spread(**row[key])) if row.get(key) else None
             for key in ("x_plain", "x_timm", "x_timm_compiled", "x_nvidia")
         ]
         lines.append(
-            [who, row["how"], Spread(**row["images_per_second"]).text(), row["ms"], row.get("of_analytic"), *ratios]
+            [who, row["how"], str(Spread(**row["images_per_second"])), row["ms"], row.get("of_analytic"), *ratios]
         )
     return lines
 

@@ -13,11 +13,11 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from senet.bench.measure import reason
 from senet.bench.parts import Place
 from senet.config import SE, Net
 from senet.execution.execution import Execution, Layout, prepare
 from senet.models.resnet import Block, Branch
+from senet.system.timing import reason
 from senet.train.trainer import DTYPES
 
 DOUBT = {

@@ -21,16 +21,16 @@ from senet.bench import net as nets
 from senet.bench import step
 from senet.bench.contestants import Setting, execution, label, ours
 from senet.bench.loader import draw_photos
-from senet.bench.measure import Effort, Spread, Step, interleave, ratios, reason, until
 from senet.bench.net import short
 from senet.bench.probe import probe
 from senet.config import Config, Data, Net
 from senet.data import Source, has_dali, train_loader
-from senet.distributed import World, synchronise
+from senet.distributed import World
 from senet.execution.execution import choices, prepare
 from senet.models import build
 from senet.plan.traffic import Device
 from senet.run import provenance
+from senet.system.timing import Effort, Spread, Step, measure, ratios, reason, synchronise, until
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
 from senet.train.trainer import DTYPES, Trainer
@@ -52,7 +52,11 @@ class Place:
 
     @property
     def effort(self) -> Effort:
-        return Effort(2, 0.02, 1, self.deadline) if self.tiny else Effort(5, 0.6, 5, self.deadline)
+        return (
+            Effort(2, 0.02, warmup=1, deadline=self.deadline)
+            if self.tiny
+            else Effort(5, 0.6, warmup=5, deadline=self.deadline)
+        )
 
     def setting(self, loaded: Config, batch: int = 256) -> Setting:
         crop = 32 if self.tiny else loaded.data.crop
@@ -141,7 +145,7 @@ def graph(place: Place) -> dict[str, Any]:
         ]
     )
     makers: dict[str, Callable[[], Step]] = {how: partial(ours, loaded.net, setting, execution(how)) for how in hows}
-    found = interleave(makers, place.device, place.effort)
+    found = measure(makers, place.effort)
     rows = []
     for how, timing in found.items():
         ratio = ratios(timing, found[hows[0]])
@@ -149,7 +153,9 @@ def graph(place: Place) -> dict[str, Any]:
             {
                 "how": how,
                 "failure": timing.failure,
-                "images_per_second": asdict(timing.rate(setting.batch)) if timing.seconds else None,
+                "images_per_second": asdict(Spread.of([setting.batch / each for each in timing.seconds]))
+                if timing.seconds
+                else None,
                 "x_eager": asdict(ratio) if ratio else None,
                 "batch": setting.batch,
             }
@@ -219,12 +225,10 @@ def _fed(settings: Config, source: Source, place: Place) -> dict[str, Any]:
     finally:
         loader.close()
     setting = Setting(place.device, batch, settings.data.crop, settings.data.classes, settings.precision)
-    timing = interleave(
-        {"net": lambda: ours(settings.net, setting, execution("channels_last"))}, place.device, place.effort
-    )["net"]
+    timing = measure({"net": lambda: ours(settings.net, setting, execution("channels_last"))}, place.effort)["net"]
     return {
         "pixels": loader.description["backend"],
         "loader": asdict(Spread.of(alone[1:])),  # the first pass is a warm-up
         "together": asdict(Spread.of(together[1:])),
-        "net": asdict(timing.rate(batch)) if timing.seconds else None,
+        "net": asdict(Spread.of([batch / each for each in timing.seconds])) if timing.seconds else None,
     }

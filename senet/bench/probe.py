@@ -10,8 +10,8 @@ from functools import partial
 
 import torch
 
-from senet.distributed import synchronise
 from senet.plan.traffic import Device
+from senet.system.timing import synchronise
 
 
 def probe(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> Device:

@@ -18,9 +18,9 @@ from torch.profiler import ProfilerActivity, profile
 from senet import config, distributed
 from senet.bench.contestants import Endless
 from senet.data.loader import Batch
-from senet.distributed import synchronise
 from senet.execution.execution import Execution, prepare
 from senet.models import build
+from senet.system.timing import synchronise
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
 from senet.train.trainer import Trainer

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from senet import config
-from senet.distributed import synchronise
 from senet.models import build
 from senet.run.preflight import checkpoint_bytes
 from senet.run.saver import Saver, snapshot
+from senet.system.timing import synchronise
 from senet.train.optimiser import sgd
 
 

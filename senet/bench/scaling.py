@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from senet import config
-from senet.bench import table
-from senet.bench.measure import Spread
 from senet.errors import RunError
+from senet.system import table
+from senet.system.timing import Spread
 
 CLOSE = 1e-4  # of the greatest gradient: sums in another order
 
@@ -122,8 +122,8 @@ def _print(result: dict[str, Any]) -> None:
         ],
         ["bytes a step", f"{result['collective_bytes']:,}; gradients are {result['gradient_bytes']:,}"],
         ["collectives a step, one process", str(result["collectives_alone"])],
-        ["ms a step, one process with all images", Spread(**_ms(result["seconds_one"])).text()],
-        [f"ms a step, {ranks} ranks", Spread(**_ms(result["seconds_many"])).text()],
+        ["ms a step, one process with all images", str(Spread(**_ms(result["seconds_one"])))],
+        [f"ms a step, {ranks} ranks", str(Spread(**_ms(result["seconds_many"])))],
     ]
     print(table.text(("", ""), rows))
     if result["device"] == "cpu":

@@ -18,16 +18,16 @@ from typing import Any
 import torch
 
 from senet import config
-from senet.bench import table
 from senet.bench.contestants import Setting, execution, looked_at, plain_loop
-from senet.bench.measure import Spread, Step
 from senet.bench.net import choose
 from senet.config import Config
 from senet.data import Source, train_loader
 from senet.data.loader import Batch, TrainLoader
-from senet.distributed import World, synchronise
+from senet.distributed import World
 from senet.execution.execution import Execution, prepare
 from senet.models import build
+from senet.system import table
+from senet.system.timing import Spread, Step, synchronise
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
 from senet.train.trainer import DTYPES, Trainer

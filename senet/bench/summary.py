@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from senet import plots
-from senet.bench import net, step, table
+from senet.bench import net, step
 from senet.bench.contestants import execution
-from senet.bench.measure import Spread
 from senet.plan import gpus
 from senet.plan.rates import Row
 from senet.plan.traffic import Device, stack_of
+from senet.system import table
+from senet.system.timing import Spread
 
 Found = dict[str, dict[str, Any]]  # state of each part that was tried
 
@@ -83,7 +84,7 @@ def goals(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "least": goal.least,
                 "how": best.get("how"),
                 "value": spread.median if spread else None,
-                "shown": spread.text() if spread else "not measured",
+                "shown": str(spread) if spread else "not measured",
                 "reached": spread.median >= goal.least if spread else None,
             }
         )
@@ -213,7 +214,7 @@ def _sync(result: dict[str, Any]) -> str:
 def _graph(result: dict[str, Any]) -> str:
     lines = []
     for row in result["rows"]:
-        speed, ratio = (Spread(**row[key]).text() if row[key] else None for key in ("images_per_second", "x_eager"))
+        speed, ratio = (str(Spread(**row[key])) if row[key] else None for key in ("images_per_second", "x_eager"))
         lines.append((row["how"], speed or f"not measured: {row['failure']}", ratio))
     return table.markdown((f"{result['net']}, batch {result['rows'][0]['batch']}", "images/s", "x eager"), lines)
 
@@ -266,7 +267,7 @@ def _compiles(result: dict[str, Any]) -> str:
 def _loaders(result: dict[str, Any]) -> str:
     lines = []
     for row in result["rows"]:
-        speeds = [Spread(**row[key]).text() if row.get(key) else None for key in ("loader", "net", "together")]
+        speeds = [str(Spread(**row[key])) if row.get(key) else None for key in ("loader", "net", "together")]
         lines.append((row.get("pixels", row["backend"]), *speeds, row["failure"] or ""))
     note = (
         f"{result['net']}, batch {result['batch']}, {result['crop']} px, {result['images']} drawn JPEGs "

@@ -16,8 +16,9 @@ from torch import nn
 from senet.config import Config, divide_batch
 from senet.data import Source, train_loader
 from senet.data.loader import Batch, TrainLoader
-from senet.distributed import World, synchronise
+from senet.distributed import World
 from senet.models import build
+from senet.system.timing import synchronise
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
 from senet.train.trainer import DTYPES, Trainer

@@ -26,10 +26,11 @@ import torch
 
 from senet.config import Config, to_dict
 from senet.data.loader import Batch
-from senet.distributed import World, synchronise
+from senet.distributed import World
 from senet.errors import RunError, UsageError
 from senet.execution.execution import Execution, choices, prepare
 from senet.models import build
+from senet.system.timing import synchronise
 from senet.train.cuda_graph import obstacle
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd

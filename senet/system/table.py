@@ -1,4 +1,4 @@
-"""Tables of what was measured, as plain text for a terminal and as markdown for a page."""
+"""Tables, as plain text for a terminal and as Markdown for a page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ Row = Sequence[object]
 
 
 def text(header: Sequence[str], rows: Sequence[Row]) -> str:
-    """Columns under their heads, where they have any; the first to the left, the others to the right."""
+    """Lay `rows` out in columns under `header`, if that names any: the first to the left, the others to the right.
+
+    A float is shown with three digits, None as a dash, anything else by its `str`.
+    """
     cells = [*([list(header)] if any(header) else []), *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     return "\n".join(
@@ -20,12 +23,12 @@ def text(header: Sequence[str], rows: Sequence[Row]) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Row]) -> str:
+    """Write `rows` as a Markdown table, with cells as in `text`."""
     lines = [header, ["---"] * len(header), *([_cell(value).replace("|", "\\|") for value in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cell(value: object) -> str:
-    """Three digits of a number; a dash for what is not there."""
     if value is None:
         return "-"
     if isinstance(value, float):
