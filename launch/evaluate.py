@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     from senet import distributed
-    from senet.data import val_loader
+    from senet.data.source import val_loader
     from senet.run.load import load
     from senet.train.evaluate import evaluate
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from senet.data import Source
+    from senet.data.source import Source
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
@@ -22,9 +22,9 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--backend",
-        choices=["auto", "dali", "vision"],
+        choices=["auto", "dali", "pillow"],
         default="auto",
-        help="of image folders: DALI or torchvision/PIL",
+        help="decoder of image sets (default: DALI if it is installed)",
     )
     parser.add_argument(
         "--workers",
@@ -47,7 +47,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
 
 def source(args: argparse.Namespace) -> Source:
     """Where images come from, as the flags say."""
-    from senet.data import Source
+    from senet.data.source import Source
 
     return Source(
         root=args.data,

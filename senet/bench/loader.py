@@ -188,8 +188,8 @@ def _ours(backend: str) -> Callable[[Path, int, int], Callable[[], Iterator[int]
         import torch
 
         from senet.config import Data
-        from senet.data import Source, train_loader
-        from senet.data.index import class_folders
+        from senet.data.source import Source, train_loader
+        from senet.data.storage.index import class_folders
 
         torch.set_num_threads(1)
         classes = len(class_folders(data / "train")[0])
@@ -205,7 +205,7 @@ CONTESTANTS: dict[str, Callable[[Path, int, int], Callable[[], Iterator[int]]]] 
     "torchvision": _torchvision,
     "dali-reader": _dali_reader,
     "ours-dali": _ours("dali"),
-    "ours-vision": _ours("vision"),
+    "ours-pillow": _ours("pillow"),
 }
 
 

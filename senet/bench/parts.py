@@ -24,7 +24,7 @@ from senet.bench.loader import draw_photos
 from senet.bench.net import short
 from senet.bench.probe import probe
 from senet.config import Config, Data, Net
-from senet.data import Source, has_dali, train_loader
+from senet.data.source import Source, has_dali, train_loader
 from senet.distributed import World
 from senet.execution.execution import choices, prepare
 from senet.models import build
@@ -193,7 +193,7 @@ def loaders(place: Place) -> dict[str, Any]:
     rows: list[dict[str, Any]] = [] if has_dali() else [{"backend": "dali", "failure": "DALI is not installed"}]
     with tempfile.TemporaryDirectory() as folder:
         photos = draw_photos(Path(folder) / "photos", images)
-        for backend in (["dali"] if has_dali() else []) + ["vision"]:
+        for backend in (["dali"] if has_dali() else []) + ["pillow"]:
             try:
                 with until(place.deadline):
                     rows.append({"backend": backend, "failure": None, **_fed(settings, Source(photos, backend), place)})

@@ -21,8 +21,8 @@ from senet import config
 from senet.bench.contestants import Setting, execution, looked_at, plain_loop
 from senet.bench.net import choose
 from senet.config import Config
-from senet.data import Source, train_loader
 from senet.data.loader import Batch, TrainLoader
+from senet.data.source import Source, train_loader
 from senet.distributed import World
 from senet.execution.execution import Execution, prepare
 from senet.models import build

@@ -101,7 +101,7 @@ class Batches(Dataset[Made]):
         return random
 
 
-class Vision:
+class Pillow:
     """Batches of `samples` from any number on. `bad` collects what cannot be decoded."""
 
     def __init__(self, samples: Samples, workers: int, bad: BadImages) -> None:
@@ -125,7 +125,7 @@ class Vision:
 
     @property
     def description(self) -> dict[str, Any]:
-        return {"backend": "vision", "interpolation": "bilinear", "antialias": True, "orientation": "as stored"}
+        return {"backend": "pillow", "interpolation": "bilinear", "antialias": True, "orientation": "as stored"}
 
     def batches(self, first: int, count: int) -> Iterator[Raw]:
         """Batches `first` to `first + count - 1`."""
@@ -167,14 +167,14 @@ def _attend(theirs: Any, worker: int) -> None:
 class _Numbers(torch.utils.data.Sampler[int]):
     """The batches asked for at the moment: lets one DataLoader, with its workers, serve every epoch."""
 
-    def __init__(self, vision: Vision) -> None:
-        self.vision = vision
+    def __init__(self, pillow: Pillow) -> None:
+        self.pillow = pillow
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.vision.numbers)
+        return iter(self.pillow.numbers)
 
     def __len__(self) -> int:
-        return len(self.vision.numbers)
+        return len(self.pillow.numbers)
 
 
 def _processes() -> Any:

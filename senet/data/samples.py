@@ -9,11 +9,11 @@ from typing import TypeVar
 import numpy as np
 
 from senet.config import Data, crop_at
-from senet.data.index import Index
 from senet.data.philox import Ints
 from senet.data.pixels import Cut, random_cut, val_corner, val_size
 from senet.data.policy import Choice, choose
 from senet.data.sampler import NUMBER, Order
+from senet.data.storage.index import Index
 from senet.errors import RunError
 
 T = TypeVar("T")

@@ -9,8 +9,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from senet.config import Config, Data
-from senet.data import Source, train_loader
 from senet.data.loader import Batch
+from senet.data.source import Source, train_loader
 from senet.errors import UsageError
 
 COLUMNS, ROWS = 8, 4

@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from senet.config import Config, divide_batch
-from senet.data import Source, train_loader, val_loader
+from senet.data.source import Source, train_loader, val_loader
 from senet.distributed import World
 from senet.errors import RunError, UsageError
 from senet.models import build

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from senet.config import Config, divide_batch
-from senet.data import Source, train_loader
 from senet.data.loader import Batch, TrainLoader
+from senet.data.source import Source, train_loader
 from senet.distributed import World
 from senet.models import build
 from senet.system.timing import synchronise
@@ -155,9 +155,9 @@ def _for_data(found: Speed, config: Config, source: Source, device: torch.device
     else:
         smaller = f"launch.prepare imagenet --short-side {config.data.resize}"
         yield f"the {cores} cores are busy decoding: more cores, or smaller images ({smaller})"
-        if source.backend == "vision":
+        if source.backend == "pillow":
             yield "--backend dali decodes faster"
-        if device.type == "cuda" and source.backend == "vision":
+        if device.type == "cuda" and source.backend == "pillow":
             yield "DALI can decode on the GPU"
         if config.data.augment.policy != "none" or any(config.data.augment.color_jitter):
             yield "data.augment.policy and color_jitter cost time too (it is another config)"

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from senet.data import has_dali
-from senet.data.index import (
+from senet.data.source import has_dali
+from senet.data.storage.index import (
     ENDINGS,
     Index,
     class_folders,

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from senet.data.index import Index
 from senet.data.pixels import FORMATS, decode, kind, size
+from senet.data.storage.index import Index
 
 TRAITS = ("truncated", "empty", "cmyk", "sixteen_bit", "exif_rotated", "tiny", "misnamed", "grey", "palette", "alpha")
 COUNTED = ("grey", "palette", "alpha")  # traits that are usual: counted, not listed

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from senet.data.index import Index, Names, key, read_classes
+from senet.data.storage.index import Index, Names, key, read_classes
 from senet.errors import UsageError
 from senet.prepare import archive, meta
 from senet.prepare.shards import Packing, write_shards

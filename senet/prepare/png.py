@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from senet.data.cifar import Plain, read
-from senet.data.index import Index, Names
+from senet.data.storage.index import Index, Names
 from senet.errors import UsageError
 from senet.prepare.writing import appearing, begin, fill, mark
 

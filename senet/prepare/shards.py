@@ -18,9 +18,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from senet.data.index import LAYOUT, Index, Names, find_shards, index_file, key, listing, stamp
 from senet.data.philox import Ints, permutation
 from senet.data.pixels import kind
+from senet.data.storage.index import LAYOUT, Index, Names, find_shards, index_file, key, listing, stamp
 from senet.errors import UsageError
 from senet.prepare.writing import Encoding, begin, clear, each, mark, part_of, progress, put, read, require_space
 

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from senet.data.index import Index, Names, index_file, stamp
 from senet.data.philox import Ints
+from senet.data.storage.index import Index, Names, index_file, stamp
 from senet.errors import RunError, UsageError
 
 Job = TypeVar("Job")

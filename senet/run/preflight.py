@@ -12,8 +12,8 @@ import yaml
 from torch import nn
 
 from senet.config import Config, difference, from_dict
-from senet.data import Source, has_dali
 from senet.data.loader import AHEAD
+from senet.data.source import Source, has_dali
 from senet.distributed import World
 from senet.errors import UsageError
 from senet.run import lock, provenance
@@ -134,7 +134,7 @@ def shared_bytes(config: Config, source: Source, micro_batch: int) -> int:
     """Shared memory that the loaders of one rank take at most: PIL's worker processes hand batches over in it. 0 for
     DALI's threads.
     """
-    if config.data.set != "folder" or (source.backend != "vision" and has_dali()):
+    if config.data.set != "folder" or (source.backend != "pillow" and has_dali()):
         return 0
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     workers = source.workers or max(1, len(os.sched_getaffinity(0)) // local)

@@ -15,8 +15,8 @@ import torch
 
 from senet import distributed
 from senet.config import Config, from_dict
-from senet.data import Source, train_loader, val_loader
 from senet.data.loader import Batch
+from senet.data.source import Source, train_loader, val_loader
 from senet.errors import RunError, UsageError
 from senet.execution.execution import prepare
 from senet.models import build

@@ -26,7 +26,7 @@ def test_every_contestant_is_measured(images: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     rows = {row["name"]: row for row in json.loads((tmp_path / "loader.json").read_text())["rows"]}
-    assert rows.keys() == {"torchvision", "dali-reader", "ours-dali", "ours-vision"}
+    assert rows.keys() == {"torchvision", "dali-reader", "ours-dali", "ours-pillow"}
     for row in rows.values():
         assert row["per_cpu_second"] > 0, row
         assert row["of_torchvision"] > 0
@@ -44,7 +44,7 @@ def test_what_cannot_be_measured_is_said(tmp_path: Path) -> None:
         "--rounds",
         1,
         "--contestants",
-        "ours-vision",
+        "ours-pillow",
     )
     assert done.returncode == 0
     assert "not measured" in done.stdout

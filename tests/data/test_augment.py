@@ -11,9 +11,9 @@ from PIL import Image
 from torchvision import transforms
 
 from senet.config import Augment, Data, crop_at
-from senet.data import Source, train_loader
 from senet.data.augment import Augmentation, neighbours
 from senet.data.policy import FILL, OPERATIONS, POLICIES, SIGNED, Choice, Operations, apply, choose, levels
+from senet.data.source import Source, train_loader
 from senet.errors import UsageError
 from tests.data.test_loaders import CPU, epoch
 
@@ -31,7 +31,7 @@ HOST = {
     "trivialaugment": {"policy": "trivialaugment"},
     "resizing": {"start_crop": 16, "grow_epochs": 3.0},
 }
-CASES = [(backend, name, settings) for name, settings in (ALL | HOST).items() for backend in ("dali", "vision")]
+CASES = [(backend, name, settings) for name, settings in (ALL | HOST).items() for backend in ("dali", "pillow")]
 CASES += [("auto", name, settings) for name, settings in ALL.items()]
 
 
@@ -166,7 +166,7 @@ def test_mixing_needs_pairs(images: Path) -> None:
 def test_progressive_resizing(images: Path) -> None:
     data = Data(classes=3, crop=64, augment=Augment(start_crop=32, grow_epochs=4))
     assert [crop_at(data, number) for number in range(7)] == [32, 32, 48, 48, 64, 64, 64]
-    for backend in ("dali", "vision"):
+    for backend in ("dali", "pillow"):
         loader = train_loader(data, Source(images, backend, workers=1), 12, 12, 0, 0, 1, CPU)
         assert [next(loader.batches(number, 0)).images.shape[-1] for number in (0, 2, 4)] == [32, 48, 64]
         loader.close()

@@ -22,11 +22,11 @@ import torch
 from PIL import Image
 
 from senet.config import Data
-from senet.data import Source, train_loader, val_loader
+from senet.data.source import Source, train_loader, val_loader
 from senet.errors import UsageError
 
 CPU = torch.device("cpu")
-BACKENDS = ["dali", "vision"]
+BACKENDS = ["dali", "pillow"]
 TURNED = Image.Exif()
 TURNED[0x0112] = 6  # to be shown rotated by 90 degrees
 RAMP = np.add.outer(np.linspace(0, 40000, 90), np.linspace(0, 25000, 120)).astype(np.uint16)

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from senet.config import Data
-from senet.data import Source, train_loader, val_loader
-from senet.data.index import Index, find, index_file, listing, stamp
+from senet.data.source import Source, train_loader, val_loader
+from senet.data.storage.index import Index, find, index_file, listing, stamp
 from senet.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -47,7 +47,7 @@ def shards(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack(images, tmp_path_factory.mktemp("shards"), 4)
 
 
-@pytest.mark.parametrize("backend", ["dali", "vision"])
+@pytest.mark.parametrize("backend", ["dali", "pillow"])
 def test_shards_give_the_batches_of_the_folder(images: Path, shards: Path, backend: str) -> None:
     got = []
     for root in (images, shards):

@@ -11,17 +11,17 @@ import torch
 from PIL import Image
 
 from senet.config import Data
-from senet.data import Source, train_loader, val_loader
+from senet.data.source import Source, train_loader, val_loader
 from senet.errors import RunError, UsageError
 
 CPU = torch.device("cpu")
 FOLDER = Data(classes=3, crop=32, resize=40)
 CIFAR = Data(set="cifar10", classes=10, crop=32, pad=4)
 SYNTHETIC = Data(set="synthetic", classes=10, crop=16, train_images=62, val_images=203)
-SETS = [("dali", FOLDER), ("vision", FOLDER), ("auto", CIFAR), ("auto", SYNTHETIC)]
+SETS = [("dali", FOLDER), ("pillow", FOLDER), ("auto", CIFAR), ("auto", SYNTHETIC)]
 
 
-@pytest.fixture(params=SETS, ids=["dali", "vision", "cifar", "synthetic"])
+@pytest.fixture(params=SETS, ids=["dali", "pillow", "cifar", "synthetic"])
 def case(request: pytest.FixtureRequest, images: Path, cifar: Path) -> tuple[Data, Source]:
     backend, data = request.param
     root = cifar if data.set == "cifar10" else images
@@ -83,7 +83,7 @@ def test_validation_sees_each_image_once(case: tuple[Data, Source]) -> None:
 
 def test_backends_agree_on_validation_pixels(images: Path) -> None:
     shown = []
-    for backend in ("dali", "vision"):
+    for backend in ("dali", "pillow"):
         loader = val_loader(FOLDER, Source(images, backend, workers=1), 0, 1, CPU)
         shown.append(torch.cat([batch.images for batch in loader.batches()]))
         loader.close()
@@ -109,7 +109,7 @@ def damage(root: Path) -> dict[str, bytes]:
     return old
 
 
-@pytest.mark.parametrize("backend", ["dali", "vision"])
+@pytest.mark.parametrize("backend", ["dali", "pillow"])
 def test_bad_images_are_named_and_replaced(few_images: Path, backend: str) -> None:
     bad = set(damage(few_images))
     case = FOLDER, Source(few_images, backend, workers=1)
@@ -125,7 +125,7 @@ def test_bad_images_are_named_and_replaced(few_images: Path, backend: str) -> No
     assert torch.equal(again_labels, labels[12:])
 
 
-@pytest.mark.parametrize("backend", ["dali", "vision"])
+@pytest.mark.parametrize("backend", ["dali", "pillow"])
 @pytest.mark.parametrize("size", [1, 3, 9])
 def test_bad_images_are_left_out_of_the_validation(few_images: Path, backend: str, size: int) -> None:
     bad = {path for path in damage(few_images) if "/val/" in path}
@@ -153,7 +153,7 @@ def test_dali_survives_images_that_kill_its_pipeline(few_images: Path) -> None:
     loader.close()
 
 
-@pytest.mark.parametrize("backend", ["dali", "vision"])
+@pytest.mark.parametrize("backend", ["dali", "pillow"])
 def test_too_many_bad_images_stop_with_a_list(few_images: Path, backend: str) -> None:
     damage(few_images)
     loader = train_loader(FOLDER, Source(few_images, backend, workers=1, max_bad=2), 9, 9, 0, 0, 1, CPU)

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from senet.config import Augment, Config, Data
-from senet.data import Source, train_loader
 from senet.data.sheet import CAPTION, draw
+from senet.data.source import Source, train_loader
 from senet.errors import UsageError
 from tests.helpers import ROOT, run
 
@@ -34,7 +34,7 @@ def test_the_sheet_shows_the_first_batch(images: Path, tmp_path: Path) -> None:
 
 
 def test_a_sheet_is_asked_for_on_the_command_line(images: Path, tmp_path: Path, tiny: Path) -> None:
-    done = run("launch.show", tiny, "--data", images, "--batch", tmp_path / "sheet.png", "--backend", "vision")
+    done = run("launch.show", tiny, "--data", images, "--batch", tmp_path / "sheet.png", "--backend", "pillow")
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 500

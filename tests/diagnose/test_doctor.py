@@ -81,7 +81,7 @@ if odd:
     time.time = lambda: true() - 60
 from senet import config
 from senet import distributed
-from senet.data import Source
+from senet.data.source import Source
 from senet.models import build
 from senet.run import preflight
 preflight.SHARED = Path(sys.argv[1]) if odd else preflight.SHARED
@@ -89,7 +89,7 @@ world = distributed.start("cpu")
 out = Path(sys.argv[2]) / ("elsewhere" if odd else "run")
 settings = config.load("configs/imagenet/se_resnet50.yaml")
 net = build(settings.net, 1000)
-source = Source(backend="vision", workers=2)
+source = Source(backend="pillow", workers=2)
 found = preflight.warnings(world, settings, source, out, 10**6, 512, net)
 began = time.monotonic()
 calm = preflight.warnings(world, config.load("configs/debug/tiny.yaml"), source, Path(sys.argv[2]) / "run", 2, 16, net)

@@ -104,7 +104,7 @@ def _killed() -> list[Case]:
         return "torchrun"
 
     def loader_worker(sandbox: Sandbox, _: Reference, dice: random.Random) -> str:
-        job = sandbox.start("--backend", "vision", faults="slow@0:2", restarts=RESTARTS)
+        job = sandbox.start("--backend", "pillow", faults="slow@0:2", restarts=RESTARTS)
         _reach(sandbox, job, 3)
         workers = [number for number in job.family() if _is_fork(number)]
         if not workers:

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from senet.config import Data
-from senet.data import Source, train_loader
-from senet.data.index import Index, find, index_file, stamp
+from senet.data.source import Source, train_loader
+from senet.data.storage.index import Index, find, index_file, stamp
 from senet.errors import UsageError
 from senet.prepare.audit import audit
 from tests.data.test_index import pack
@@ -145,7 +145,7 @@ def test_one_of_each_defect_in_shards(odd: Path, tmp_path: Path) -> None:
     assert len(find(root, "train", 3)) == 41 - len(bad)
 
 
-@pytest.mark.parametrize("backend", ["dali", "vision"])
+@pytest.mark.parametrize("backend", ["dali", "pillow"])
 def test_training_after_an_audit_meets_nothing_bad(odd: Path, backend: str) -> None:
     audited(odd)
     loader = train_loader(

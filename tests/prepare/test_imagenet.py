@@ -23,7 +23,7 @@ import scipy.io
 from PIL import Image
 
 from launch.prepare import main
-from senet.data.index import Index, index_file, listing, scan_folder, stamp
+from senet.data.storage.index import Index, index_file, listing, scan_folder, stamp
 from senet.errors import UsageError
 from senet.prepare import imagenet, meta
 from senet.prepare.imagenet import Sources, prepare

@@ -11,7 +11,7 @@ from PIL import Image
 
 from launch.prepare import main
 from senet.data import cifar
-from senet.data.index import find
+from senet.data.storage.index import find
 from senet.errors import UsageError
 from senet.prepare.png import CLASSES, class_names, export
 from tests.prepare.test_imagenet import contents

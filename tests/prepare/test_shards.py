@@ -16,7 +16,7 @@ import webdataset
 from PIL import Image
 
 from launch.prepare import main
-from senet.data.index import Index, find, find_shards, index_file, key, listing, scan_shards, stamp
+from senet.data.storage.index import Index, find, find_shards, index_file, key, listing, scan_shards, stamp
 from senet.errors import UsageError
 from senet.prepare import imagenet
 from senet.prepare.shards import Packing, convert

@@ -14,7 +14,7 @@ from tests.helpers import TINY, final, run
 
 def test_a_resumed_run_computes_as_it_began(tmp_path: Path, tiny: Path, images: Path) -> None:
     out = tmp_path / "out"
-    arguments = [tiny, "--data", images, "--out", out, "--backend", "vision"]
+    arguments = [tiny, "--data", images, "--out", out, "--backend", "pillow"]
     first = run("launch.train", *arguments, "epochs=1", "--layout", "contiguous", "--tail", "analytic")
     assert first.returncode == 0, first.stderr
     assert "fp32, contiguous analytic;" in first.stderr
@@ -32,7 +32,7 @@ def test_a_resumed_run_computes_as_it_began(tmp_path: Path, tiny: Path, images: 
 def test_changed_settings_are_accepted_when_told_and_logged(tmp_path: Path, images: Path) -> None:
     out, file = tmp_path / "out", tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(TINY | {"epochs": 1}))
-    arguments = [file, "--data", images, "--out", out, "--backend", "vision"]
+    arguments = [file, "--data", images, "--out", out, "--backend", "pillow"]
     assert run("launch.train", *arguments).returncode == 0
     refused = run("launch.train", *arguments, "epochs=2", "optim.lr=0.01")
     assert refused.returncode == 2
@@ -62,7 +62,7 @@ def test_tune_times_what_there_is_once_and_takes_it(tmp_path: Path, tiny: Path, 
         "--data",
         images,
         "--backend",
-        "vision",
+        "pillow",
         "--tune",
     ]
     first = run("launch.train", *arguments, "--out", tmp_path / "one", **where)

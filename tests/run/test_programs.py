@@ -54,9 +54,9 @@ def test_run_folder(trained: Path) -> None:
 def test_other_pixels_than_in_training_are_warned_of(trained: Path, images: Path) -> None:
     same = run("launch.evaluate", trained, "--data", images)
     assert "warning" not in same.stderr
-    other = run("launch.evaluate", trained, "--data", images, "--backend", "vision")
+    other = run("launch.evaluate", trained, "--data", images, "--backend", "pillow")
     assert other.returncode == 0
-    assert "backend was 'dali-cpu', is now 'vision'" in other.stderr or "was 'dali-cpu', is 'vision'" in other.stderr
+    assert "backend was 'dali-cpu', is now 'pillow'" in other.stderr or "was 'dali-cpu', is 'pillow'" in other.stderr
 
 
 def refused(code: int, message: str, module: str, *words: object, ranks: int = 1) -> None:

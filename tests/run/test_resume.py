@@ -24,7 +24,7 @@ AUGMENT = [
 BACKENDS = {
     "augmented shards": ["--backend", "dali", *(f"data.augment.{setting}" for setting in AUGMENT)],
     "dali": ["--backend", "dali"],
-    "vision": ["--backend", "vision"],
+    "pillow": ["--backend", "pillow"],
     "cifar": ["data.set=cifar10", "data.classes=10", "data.pad=4", "data.resize=256"],
 }
 
@@ -90,14 +90,14 @@ def test_other_images_are_refused_and_other_pixels_warned_of(tmp_path: Path, tin
     assert refused.returncode == 2
     assert "other images than those" in refused.stderr
     (data / "train/class0/new.JPEG").unlink()
-    other = run("launch.train", *arguments, "--backend", "vision")
+    other = run("launch.train", *arguments, "--backend", "pillow")
     assert other.returncode == 0
-    assert "warning: other pixels than before: backend was 'dali-cpu', is now 'vision'" in other.stderr
+    assert "warning: other pixels than before: backend was 'dali-cpu', is now 'pillow'" in other.stderr
 
 
 def test_stop_request_saves_and_exits_with_75_and_goes_on(tmp_path: Path, tiny: Path, images: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    arguments = ["epochs=12", "--data", images, "--log-every", "2", "--workers", "1", "--backend", "vision"]
+    arguments = ["epochs=12", "--data", images, "--log-every", "2", "--workers", "1", "--backend", "pillow"]
     assert run("launch.train", tiny, *arguments, "--out", whole).returncode == 0
     with subprocess.Popen(command("launch.train", tiny, *arguments, "--out", stopped), cwd=ROOT, env=environment(),
                           stderr=subprocess.PIPE, text=True) as process:  # fmt: skip

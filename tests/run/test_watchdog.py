@@ -90,7 +90,7 @@ def test_workers_of_a_dead_torchrun_save_and_end_and_the_run_goes_on(tmp_path: P
         "--data",
         images,
         "--backend",
-        "vision",
+        "pillow",
         "--log-every",
         "2",
         "--workers",

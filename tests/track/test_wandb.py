@@ -85,7 +85,7 @@ def assert_no_secret(out: Path) -> None:
 
 def test_an_offline_run_reads_back_under_its_own_id(tmp_path: Path, tiny: Path, images: Path) -> None:
     out = tmp_path / "out"
-    arguments = [tiny, "--data", images, "--out", out, "--backend", "vision", "--log-every", "2"]
+    arguments = [tiny, "--data", images, "--out", out, "--backend", "pillow", "--log-every", "2"]
     done = run("launch.train", *arguments, WANDB_MODE="offline")
     assert done.returncode == 0, done.stderr
     assert "W&B: on (WANDB_MODE=offline)" in done.stderr
@@ -112,7 +112,7 @@ def test_one_run_over_a_stop_and_a_return_to_an_older_checkpoint(
         "--out",
         out,
         "--backend",
-        "vision",
+        "pillow",
         "--log-every",
         "2",
         "--workers",
@@ -183,7 +183,7 @@ def test_a_bad_server_costs_a_run_nothing(tmp_path: Path, tiny: Path, images: Pa
     out = tmp_path / "out"
     server.mood = mood
     process = begin(
-        [tiny, "--data", images, "--out", out, "--backend", "vision", "--log-every", "2", "--workers", "1"],
+        [tiny, "--data", images, "--out", out, "--backend", "pillow", "--log-every", "2", "--workers", "1"],
         server.address,
     )
     told = process.communicate(timeout=120)[1]
@@ -228,7 +228,7 @@ def test_a_stop_while_the_server_hangs_saves_and_ends_soon(
     out = tmp_path / "out"
     server.mood = "hangs"
     process = begin(
-        [tiny, "epochs=1000", "--data", images, "--out", out, "--backend", "vision", "--workers", "1"], server.address
+        [tiny, "epochs=1000", "--data", images, "--out", out, "--backend", "pillow", "--workers", "1"], server.address
     )
     until(lambda: (out / "log.jsonl").exists() and len(logged(out)) > 4 and bool(server.asked))
     process.terminate()
@@ -241,7 +241,7 @@ def test_without_the_package_a_run_says_so_and_goes_on(tmp_path: Path, tiny: Pat
     hide = (
         "import sys; sys.modules['wandb'] = None; from launch import guard; from launch.train import main; guard(main)"
     )
-    words = [tiny, "epochs=1", "--data", images, "--out", tmp_path / "out", "--backend", "vision", "--track", "wandb"]
+    words = [tiny, "epochs=1", "--data", images, "--out", tmp_path / "out", "--backend", "pillow", "--track", "wandb"]
     start = [sys.executable, "-c", hide, *map(str, words)]
     done = subprocess.run(start, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

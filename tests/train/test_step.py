@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from senet.config import Config, Data, Optim, from_dict
-from senet.data import Source, train_loader
 from senet.data.loader import Batch, TrainLoader
+from senet.data.source import Source, train_loader
 from senet.distributed import World
 from senet.models import build
 from senet.system import faults
@@ -264,7 +264,7 @@ def test_where_a_step_cannot_be_a_graph_the_reason_is_told() -> None:
 # --------------------------------------------------------------------------------------------------------------- loader
 
 
-@pytest.mark.parametrize("backend", ["dali", "vision", "cifar"])
+@pytest.mark.parametrize("backend", ["dali", "pillow", "cifar"])
 def test_images_for_bf16_are_what_autocast_makes_of_them(backend: str, images: Path, cifar: Path) -> None:
     data, root = Data(classes=3, crop=32, resize=40), images
     if backend == "cifar":

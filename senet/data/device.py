@@ -1,0 +1,129 @@
+"""The way of a batch from bytes on the host to what the net sees: ahead of its consumer, augmented, normalised."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from senet.config import Data
+from senet.data.augment import Augmentation, AugmentParams, neighbours
+from senet.data.loader import AHEAD, Batch, Raw
+
+
+class DevicePipeline:
+    """Moves raw batches to the device, augments and normalises them there; a thread prepares a few ahead of their
+    consumer.
+
+    On a GPU the thread does all of that, on a stream of its own: bytes travel and become numbers while the net
+    computes. A host has no cores to spare for it: there the consumer finishes what the thread has read. `dtype`
+    bfloat16 or float16 rounds the images once, as autocast would do it before the first convolution, in a pass less.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        device: torch.device,
+        augmentation: Augmentation | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.device, self.augmentation, self.dtype = device, augmentation, dtype
+        self.scale = 1 / (255 * torch.tensor(data.std, device=device))
+        self.shift = -torch.tensor(data.mean, device=device) / torch.tensor(data.std, device=device)
+        self.stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
+        self.waited = 0.0
+
+    def __call__(self, source: Callable[[], Iterable[Raw]]) -> Generator[Batch, None, None]:
+        ready: queue.Queue[Batch | tuple[Raw, AugmentParams] | BaseException | None] = queue.Queue(
+            AHEAD if self.stream is None else 1
+        )
+        abandoned = threading.Event()
+
+        def put(item: Batch | tuple[Raw, AugmentParams] | BaseException | None) -> bool:
+            while not abandoned.is_set():
+                try:
+                    ready.put(item, timeout=0.1)
+                    return True
+                except queue.Full:
+                    continue
+            return False
+
+        def work() -> None:
+            try:
+                with nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
+                    for raw in source():
+                        drawn = AugmentParams()
+                        if self.augmentation and raw.keys is not None:
+                            drawn = self.augmentation.draw(raw.epoch, raw.keys, raw.pixels.shape[1])
+                        if not put((raw, drawn) if self.stream is None else self._aside(raw, drawn, self.stream)):
+                            return
+                put(None)
+            except BaseException as error:
+                put(error)
+
+        thread = threading.Thread(target=work, name="loader", daemon=True)
+        thread.start()
+        try:
+            while True:
+                began = time.monotonic()
+                item = ready.get()
+                self.waited += time.monotonic() - began
+                if item is None:
+                    return
+                if isinstance(item, BaseException):
+                    raise item
+                yield self._take(item) if isinstance(item, Batch) else self.finish(*item)
+        finally:
+            abandoned.set()
+            thread.join()
+
+    def _aside(self, raw: Raw, drawn: AugmentParams, stream: torch.cuda.Stream) -> Batch:
+        """DevicePipeline a batch on a stream of its own, and wait for it, in the thread: what it was made from may be
+        overwritten then.
+        """
+        if not raw.pixels.is_cuda:
+            raw = raw._replace(pixels=raw.pixels.pin_memory(), labels=raw.labels.pin_memory())
+        batch = self.finish(raw, drawn)
+        done = torch.cuda.Event(blocking=True)
+        done.record(stream)
+        done.synchronize()
+        return batch
+
+    def _take(self, batch: Batch) -> Batch:
+        """Its memory is the thread's stream's; it must not be given out again before the consumer's stream is done with
+        it.
+        """
+        for part in batch:
+            if isinstance(part, Tensor):
+                part.record_stream(torch.cuda.current_stream(self.device))
+        return batch
+
+    def finish(self, raw: Raw, drawn: AugmentParams) -> Batch:
+        labels = raw.labels.to(self.device, torch.int64, non_blocking=True)
+        if raw.pixels.is_floating_point():
+            return Batch(raw.pixels.permute(0, 3, 1, 2).to(self.dtype), labels, keys=raw.keys)
+        pixels = raw.pixels.to(self.device, non_blocking=True)
+        if self.augmentation is None and pixels.is_cuda:  # from bytes to the end in one pass
+            return Batch(self._normalise(pixels, torch.empty_like(pixels, dtype=self.dtype)), labels, keys=raw.keys)
+        pixels = pixels.float()
+        if self.augmentation is None:
+            return Batch(self._normalise(pixels, pixels).to(self.dtype), labels, keys=raw.keys)
+        drawn = drawn.to(self.device)
+        pixels = self.augmentation.change(pixels, drawn)
+        images = self.augmentation.mix(self._normalise(pixels, pixels), drawn).to(self.dtype)
+        if drawn.weights is None:
+            return Batch(images, labels, keys=raw.keys)
+        return Batch(images, labels, neighbours(labels), drawn.weights, raw.keys)
+
+    def _normalise(self, pixels: Tensor, out: Tensor) -> Tensor:
+        """[b, H, W, 3] in 0..255, into `out`. Whole rows at once: a loop over three channels would cost more than the
+        arithmetic.
+        """
+        width = pixels.shape[2]
+        torch.addcmul(self.shift.repeat(width), pixels.flatten(2), self.scale.repeat(width), out=out.flatten(2))
+        return out.permute(0, 3, 1, 2)

@@ -1,0 +1,1 @@
+"""How the images of a set are kept: `find` tells folders from shards."""
