@@ -15,9 +15,7 @@ import os
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,33 +28,21 @@ from senet.distributed import World
 from senet.errors import RunError, UsageError
 from senet.execution.execution import Execution, choices, prepare
 from senet.models import build
-from senet.system.timing import synchronise
+from senet.system.table import text
+from senet.system.timing import Effort, Timing, interleave, synchronise
 from senet.train.cuda_graph import obstacle
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
 from senet.train.trainer import DTYPES, Trainer
 
-WARM_UP = 3  # steps of each choice before it is timed: kernels are chosen, code is compiled
+WARM_UP = 2  # steps of each choice after its first and before it is timed
 SLICE = 0.25  # seconds of steps between two readings of the clock
 FAR = 1.5  # times the fastest: not worth a second round
 NEAR = 1.02  # times the fastest: not a difference; then the plainest wins
 SPARE = 0.93  # of the GPU's memory that a batch may take
 
 
-@dataclass
-class Candidate:
-    """A choice and what became of it."""
-
-    execution: Execution
-    step: Callable[[], None] | None = None
-    times: list[float] = field(default_factory=list)  # seconds a step, one for each round
-    started: float = 0.0  # seconds until the first step was made: compilation
-    guess: float = 1.0  # seconds a step, to know how many fill a slice
-    reason: str = ""  # why it is out
-
-    @property
-    def seconds(self) -> float:
-        return statistics.median(self.times) if self.times else float("inf")
+Timings = dict[Execution, Timing]  # of each choice, in the order of what is plain
 
 
 def tune(
@@ -90,10 +76,10 @@ def tune(
         f"timing {len(offered)} executions of {micro_batch} images at once for {seconds:.0f} s, besides "
         "what compilation takes"
     )
-    candidates = measure(config, world, micro_batch, offered, seconds)
-    agree(candidates, world)
-    chosen = choose(candidates)
-    for line in table(candidates, chosen, micro_batch):
+    timings = measure(config, world, micro_batch, offered, seconds)
+    agree(timings, world)
+    chosen = choose(timings)
+    for line in table(timings, chosen, micro_batch).splitlines():
         say(line)
     if world.is_main:
         _remember(
@@ -101,7 +87,7 @@ def tune(
             {
                 **facts,
                 "execution": chosen.to_dict(),
-                "seconds": {str(c.execution): c.seconds for c in candidates if c.times},
+                "seconds": {str(execution): timing.median for execution, timing in timings.items() if timing.seconds},
             },
         )
     return chosen
@@ -110,49 +96,20 @@ def tune(
 # ------------------------------------------------------------------------------------------------------------ measuring
 
 
-def measure(
-    config: Config, world: World, micro_batch: int, offered: Sequence[Execution], seconds: float
-) -> list[Candidate]:
-    """Each choice timed in turn, again and again. A choice far behind after the first round is not timed again."""
-    candidates = [Candidate(execution) for execution in offered]
+def measure(config: Config, world: World, micro_batch: int, offered: Sequence[Execution], seconds: float) -> Timings:
+    """Time each choice in turns for about `seconds`. A choice far behind after the first round is not timed again, and
+    one that fails is out, whatever it was: out of memory, a compiler, a kernel that does not fit this GPU.
+    """
+    effort = Effort(rounds=2, seconds=SLICE, warmup=WARM_UP, total=seconds, behind=FAR)
+    makers = {
+        str(execution): partial(stepper, config, World(0, 1, world.device), micro_batch, execution)
+        for execution in offered
+    }
     with torch.random.fork_rng([world.device] if world.device.type == "cuda" else []):
-        # All are made before the first is compiled: making one empties the compiler's tables.
-        for act in (partial(_make, config, World(0, 1, world.device), micro_batch), _start):
-            for candidate in candidates:
-                if not candidate.reason:
-                    _try(candidate, act)
-        began = time.monotonic()
-        while time.monotonic() - began < seconds or any(c.step and len(c.times) < 2 for c in candidates):
-            running = [candidate for candidate in candidates if candidate.step]
-            for candidate in running:
-                _try(candidate, _time)
-            best = min((candidate.seconds for candidate in running), default=0.0)
-            for candidate in running:
-                if candidate.seconds > FAR * best:
-                    candidate.step = None
-            if sum(candidate.step is not None for candidate in candidates) < 2:
-                break
-        for candidate in candidates:
-            candidate.step = None
+        *_, timings = interleave(makers, effort)
     torch.compiler.reset()
     _forget()
-    return candidates
-
-
-def _make(config: Config, alone: World, micro_batch: int, candidate: Candidate) -> None:
-    candidate.step = stepper(config, alone, micro_batch, candidate.execution)
-
-
-def _start(candidate: Candidate) -> None:
-    assert candidate.step is not None
-    synchronise()
-    for number in range(WARM_UP):
-        began = time.perf_counter()
-        candidate.step()
-        synchronise()
-        candidate.guess = time.perf_counter() - began
-        if number == 0:
-            candidate.started = candidate.guess
+    return {execution: timings[str(execution)] for execution in offered}
 
 
 def stepper(config: Config, alone: World, micro_batch: int, execution: Execution) -> Callable[[], None]:
@@ -174,32 +131,6 @@ def stepper(config: Config, alone: World, micro_batch: int, execution: Execution
     return step
 
 
-def _time(candidate: Candidate) -> None:
-    """Seconds a step, over as many as fill a slice of time."""
-    assert candidate.step is not None
-    steps = max(1, min(1000, round(SLICE / candidate.guess)))
-    synchronise()
-    began = time.perf_counter()
-    for _ in range(steps):
-        candidate.step()
-    synchronise()
-    candidate.times.append((time.perf_counter() - began) / steps)
-
-
-def _try(candidate: Candidate, act: Callable[[Candidate], None]) -> None:
-    """A choice that fails is out, whatever it was: out of memory, a compiler, a kernel that does not fit this GPU."""
-    try:
-        act(candidate)
-    except Exception as error:
-        memory = isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
-        said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        candidate.reason = "out of memory" if memory else f"{type(error).__name__}: {said[:120]}"
-        candidate.step, candidate.times = None, []
-        error.__traceback__ = None  # it holds the tensors of the frames it went through
-    if candidate.reason:
-        _forget()
-
-
 def _forget() -> None:
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -208,45 +139,47 @@ def _forget() -> None:
 # ------------------------------------------------------------------------------------------------------------- choosing
 
 
-def agree(candidates: list[Candidate], world: World) -> None:
-    """Put in place of each choice's times those of the rank that is slowest with it; out on one rank is out on all."""
-    heard = world.all_gather_object([(candidate.times, candidate.reason) for candidate in candidates])
-    for place, candidate in enumerate(candidates):
-        ranks = [told[place] for told in heard]
-        reasons = [
-            f"rank {rank}: {reason}" if world.size > 1 else reason for rank, (_, reason) in enumerate(ranks) if reason
-        ]
-        candidate.reason = reasons[0] if reasons else ""
-        candidate.times = [] if reasons else max((times for times, _ in ranks), key=statistics.median)
+def agree(timings: Timings, world: World) -> None:
+    """Replace each choice's seconds by those of the rank that is slowest with it; a failure on one rank is one on all.
 
-
-def choose(candidates: Sequence[Candidate]) -> Execution:
-    """The first of those that are as fast as the fastest: they come in the order of what is plain. Raises RunError
-    where none works.
+    All ranks call it with the same choices.
     """
-    best = min(candidate.seconds for candidate in candidates)
+    gathered = world.all_gather_object([(timing.seconds, timing.failure) for timing in timings.values()])
+    for number, timing in enumerate(timings.values()):
+        ranks = [of_rank[number] for of_rank in gathered]
+        failures = [
+            f"rank {rank}: {failure}" if world.size > 1 else failure
+            for rank, (_, failure) in enumerate(ranks)
+            if failure
+        ]
+        timing.failure = failures[0] if failures else None
+        timing.seconds = [] if failures else max((seconds for seconds, _ in ranks), key=statistics.median)
+
+
+def choose(timings: Timings) -> Execution:
+    """Return the first of those that are as fast as the fastest: they come in the order of what is plain.
+
+    Raises RunError if none works.
+    """
+    best = min(timing.median for timing in timings.values())
     if best == float("inf"):
-        raise RunError(
-            f"not one execution of this net works here: {candidates[0].reason}; lower --largest-batch or batch"
-        )
-    return next(candidate.execution for candidate in candidates if candidate.seconds <= NEAR * best)
+        failure = next(iter(timings.values())).failure
+        raise RunError(f"not one execution of this net works here: {failure}; lower --largest-batch or batch")
+    return next(execution for execution, timing in timings.items() if timing.median <= NEAR * best)
 
 
-def table(candidates: Sequence[Candidate], chosen: Execution, micro_batch: int) -> list[str]:
-    """What was measured, the fastest first."""
-    plain = candidates[0].seconds
-    lines = [f"{'execution':28}{'ms a step':>11}{'images/s':>11}{'x default':>11}{'rounds':>8}{'start s':>9}"]
-    for candidate in sorted(candidates, key=lambda candidate: candidate.seconds):
-        if candidate.reason:
-            lines.append(f"{candidate.execution!s:28}  out: {candidate.reason}")
+def table(timings: Timings, chosen: Execution, micro_batch: int) -> str:
+    """Show what was measured, the fastest first."""
+    plain = next(iter(timings.values())).median
+    rows: list[list[object]] = []
+    for execution, timing in sorted(timings.items(), key=lambda item: item[1].median):
+        if timing.failure:
+            rows.append([execution, None, None, None, None, None, f"out: {timing.failure}"])
             continue
-        speed = f"{plain / candidate.seconds:>11.2f}" if candidates[0].times else f"{'-':>11}"
-        mark = "  <- chosen" if candidate.execution == chosen else ""
-        lines.append(
-            f"{candidate.execution!s:28}{1e3 * candidate.seconds:>11.2f}{micro_batch / candidate.seconds:>11.1f}{speed}"
-            f"{len(candidate.times):>8}{candidate.started:>9.1f}{mark}"
-        )
-    return lines
+        faster = plain / timing.median if plain < float("inf") else None
+        pace, mark = micro_batch / timing.median, "<- chosen" if execution == chosen else ""
+        rows.append([execution, 1e3 * timing.median, pace, faster, len(timing.seconds), timing.first, mark])
+    return text(("execution", "ms a step", "images/s", "x default", "rounds", "start s", ""), rows)
 
 
 # ---------------------------------------------------------------------------------------------------------- remembering

@@ -17,7 +17,8 @@ from senet.config import Config, from_dict
 from senet.data.loader import Batch
 from senet.execution.execution import Execution, prepare
 from senet.models import build
-from senet.train.autotune import Candidate, agree, tune
+from senet.system.timing import Timing
+from senet.train.autotune import agree, tune
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
 from senet.train.trainer import Trainer
@@ -119,17 +120,15 @@ def compiled(world: distributed.World) -> dict[str, Any]:
 def tuned(world: distributed.World) -> dict[str, Any]:
     lines: list[str] = []
     chosen = tune(CONFIG, world, 4, seconds=0.2, say=lines.append if world.is_main else lambda text: None)
-    candidates = [
-        Candidate(Execution(), times=[1.0]),
-        Candidate(Execution("contiguous"), times=[0.5], reason="odd" if world.rank else ""),
-    ]
-    agree(candidates, world)
+    other = Execution("contiguous")
+    timings = {Execution(): Timing([1.0]), other: Timing([0.5], failure="odd" if world.rank else None)}
+    agree(timings, world)
     return {
         "rank": world.rank,
         "chosen": str(chosen),
         "lines": lines,
-        "reason": candidates[1].reason,
-        "others": candidates[1].times,
+        "reason": timings[other].failure,
+        "others": timings[other].seconds,
     }
 
 

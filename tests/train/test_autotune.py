@@ -15,7 +15,8 @@ from senet.config import Config
 from senet.distributed import World
 from senet.errors import RunError, UsageError
 from senet.execution.execution import Execution
-from senet.train.autotune import Candidate, choose, largest_batch, measure, search, table, tune
+from senet.system.timing import Timing
+from senet.train.autotune import choose, largest_batch, measure, search, table, tune
 from tests.train.test_step import CONFIG, CPU, on_gpu, on_two_ranks
 
 ALONE = World(0, 1, CPU)
@@ -42,10 +43,11 @@ def test_the_winner_is_measured_once_for_each_circumstance(bare: Path) -> None:
     before = torch.get_rng_state()
     first, told = tuned(CONFIG)
     assert torch.equal(torch.get_rng_state(), before)
-    assert [line for line in told if "chosen" in line] == [line for line in told if line[:28].strip() == str(first)]
+    (line,) = (line for line in told if "chosen" in line)
+    assert line.startswith(f"{first}  ")
     (file,) = bare.iterdir()
     kept = json.loads(file.read_text())
-    assert sorted(line[:28].strip() for line in told[2:]) == sorted(kept["choices"])
+    assert sorted(line.partition("  ")[0] for line in told[2:]) == sorted(kept["choices"])
     assert {"channels_last", "contiguous"} <= set(kept["choices"])
     assert kept["execution"] == first.to_dict()
     assert kept["micro_batch"] == 4
@@ -81,10 +83,10 @@ def test_a_cache_that_cannot_be_written_is_no_failure(bare: Path, capsys: pytest
 
 
 def test_a_choice_that_fails_is_out_and_says_why(bare: Path) -> None:
-    candidates = measure(CONFIG, ALONE, 4, [PLAIN, TRITON, NCHW], 0.1)
-    assert [len(c.times) > 0 for c in candidates] == [True, False, True]
-    assert "needs a GPU" in candidates[1].reason
-    lines = table(candidates, choose(candidates), 4)
+    timings = measure(CONFIG, ALONE, 4, [PLAIN, TRITON, NCHW], 0.1)
+    assert [len(timing.seconds) > 0 for timing in timings.values()] == [True, False, True]
+    assert "needs a GPU" in str(timings[TRITON].failure)
+    lines = table(timings, choose(timings), 4).splitlines()
     assert any(line.startswith("channels_last triton") and "out: UsageError" in line for line in lines)
     with pytest.raises(RunError, match=r"not one execution .* needs a GPU"):
         choose(measure(CONFIG, ALONE, 4, [TRITON], 0.1))
@@ -93,8 +95,8 @@ def test_a_choice_that_fails_is_out_and_says_why(bare: Path) -> None:
 def test_equals_go_to_the_plainest() -> None:
     kinds = [PLAIN, NCHW, Execution(compile=True)]
     for times, winner in (([1.01, 1.0, 3.0], 0), ([1.1, 1.0, 1.005], 1), ([2.0, 1.0, 0.5], 2)):
-        candidates = [Candidate(kind, times=[seconds]) for kind, seconds in zip(kinds, times, strict=True)]
-        assert choose(candidates) == kinds[winner]
+        timings = {kind: Timing([seconds]) for kind, seconds in zip(kinds, times, strict=True)}
+        assert choose(timings) == kinds[winner]
 
 
 @pytest.mark.slow
