@@ -125,8 +125,8 @@ def ours(net: Net, setting: Setting, how: Execution) -> Step:
     )
     images, labels = setting.data()
     meter = Meter(setting.device)
-    # As our loaders give them: channels_last, rounded already to what the net computes in.
-    given = images.to(DTYPES[setting.precision]).contiguous(memory_format=torch.channels_last)
+    # As our loaders give them: in the net's memory format, rounded already to what it computes in.
+    given = images.to(DTYPES[setting.precision], memory_format=how.memory_format)
     loader: Any = Endless(Batch(given, labels))
     return looked_at(trainer, loader, meter)
 

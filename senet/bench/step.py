@@ -134,10 +134,12 @@ def turns(
     return wall, cpu
 
 
-def _loader(settings: Config, device: torch.device) -> TrainLoader:
-    return train_loader(
+def _loader(settings: Config, device: torch.device, how: Execution) -> TrainLoader:
+    loader = train_loader(
         settings.data, Source(), settings.batch, settings.batch, settings.seed, 0, 1, device, DTYPES[settings.precision]
     )
+    loader.memory_format = how.memory_format
+    return loader
 
 
 def ours(settings: Config, device: torch.device, how: Execution) -> Step:
@@ -148,14 +150,14 @@ def ours(settings: Config, device: torch.device, how: Execution) -> Step:
     trainer = Trainer(
         settings, world, world.distribute(net), sgd(net, settings.optim), lambda phase, step: None, how.graph
     )
-    return looked_at(trainer, _loader(settings, device), Meter(device))
+    return looked_at(trainer, _loader(settings, device, how), Meter(device))
 
 
 def bare(settings: Config, device: torch.device, how: Execution) -> Step:
     """A bare loop over a loader of the same kind."""
     torch.manual_seed(0)
     net = prepare(build(settings.net, settings.data.classes).to(device), how).train()
-    batches: Generator[Batch, None, None] = _loader(settings, device).batches(0, 0)
+    batches: Generator[Batch, None, None] = _loader(settings, device, how).batches(0, 0)
     setting = Setting(device, settings.batch, settings.data.crop, settings.data.classes, settings.precision)
 
     def batch() -> Any:

@@ -33,6 +33,7 @@ class DevicePipeline:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.device, self.augmentation, self.dtype = device, augmentation, dtype
+        self.memory_format = torch.channels_last
         self.scale = 1 / (255 * torch.tensor(data.std, device=device))
         self.shift = -torch.tensor(data.mean, device=device) / torch.tensor(data.std, device=device)
         self.stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
@@ -106,24 +107,30 @@ class DevicePipeline:
     def finish(self, raw: Raw, drawn: AugmentParams) -> Batch:
         labels = raw.labels.to(self.device, torch.int64, non_blocking=True)
         if raw.pixels.is_floating_point():
-            return Batch(raw.pixels.permute(0, 3, 1, 2).to(self.dtype), labels, keys=raw.keys)
+            return Batch(self._rounded(raw.pixels.permute(0, 3, 1, 2)), labels, keys=raw.keys)
         pixels = raw.pixels.to(self.device, non_blocking=True)
         if self.augmentation is None and pixels.is_cuda:  # from bytes to the end in one pass
-            return Batch(self._normalise(pixels, torch.empty_like(pixels, dtype=self.dtype)), labels, keys=raw.keys)
+            images = torch.empty_like(pixels.permute(0, 3, 1, 2), dtype=self.dtype, memory_format=self.memory_format)
+            return Batch(self._normalise(pixels, images.permute(0, 2, 3, 1)), labels, keys=raw.keys)
         pixels = pixels.float()
         if self.augmentation is None:
-            return Batch(self._normalise(pixels, pixels).to(self.dtype), labels, keys=raw.keys)
+            return Batch(self._rounded(self._normalise(pixels, pixels)), labels, keys=raw.keys)
         drawn = drawn.to(self.device)
         pixels = self.augmentation.change(pixels, drawn)
-        images = self.augmentation.mix(self._normalise(pixels, pixels), drawn).to(self.dtype)
+        images = self._rounded(self.augmentation.mix(self._normalise(pixels, pixels), drawn))
         if drawn.weights is None:
             return Batch(images, labels, keys=raw.keys)
         return Batch(images, labels, neighbours(labels), drawn.weights, raw.keys)
 
     def _normalise(self, pixels: Tensor, out: Tensor) -> Tensor:
-        """[b, H, W, 3] in 0..255, into `out`. Whole rows at once: a loop over three channels would cost more than the
-        arithmetic.
-        """
-        width = pixels.shape[2]
-        torch.addcmul(self.shift.repeat(width), pixels.flatten(2), self.scale.repeat(width), out=out.flatten(2))
+        """Normalise [b, H, W, 3] in 0..255 into `out` of that shape; returns it as [b, 3, H, W]."""
+        if out.is_contiguous():  # whole rows at once: a loop over three channels would cost more than the arithmetic
+            width = pixels.shape[2]
+            torch.addcmul(self.shift.repeat(width), pixels.flatten(2), self.scale.repeat(width), out=out.flatten(2))
+        else:
+            torch.addcmul(self.shift, pixels, self.scale, out=out)
         return out.permute(0, 3, 1, 2)
+
+    def _rounded(self, images: Tensor) -> Tensor:
+        """[b, 3, H, W] in the dtype and the memory format of the net: one copy, or none if they are in both already."""
+        return images.to(self.dtype, memory_format=self.memory_format)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from senet.data.philox import Ints
@@ -14,7 +15,7 @@ AHEAD = 3  # batches that wait on the host; on a GPU it is one, with another in 
 
 
 class Batch(NamedTuple):
-    # [b, 3, H, W], channels_last, normalised, on the device; float32, or rounded to what the net computes in
+    # [b, 3, H, W], normalised, on the device, in the loader's memory format; float32, or what the net computes in
     images: Tensor
     labels: Tensor  # int64 [b]
     others: Tensor | None = None  # int64 [b], labels of what each image is mixed with
@@ -38,6 +39,7 @@ class Loader(Protocol):
     description: dict[str, Any]  # how pixels are made; plain values
 
     bad: BadImages
+    memory_format: torch.memory_format  # of the images; may be set until the first batch is asked for
     fingerprint: str  # of the images, their order and labels
     classes: tuple[str, ...]  # names by label; empty where the data set does not tell them
 

@@ -71,6 +71,14 @@ class _Loader:
     def waited(self) -> float:
         return self.finish.waited
 
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return self.finish.memory_format
+
+    @memory_format.setter
+    def memory_format(self, value: torch.memory_format) -> None:
+        self.finish.memory_format = value
+
     def close(self) -> None:
         self.backend.close()
 

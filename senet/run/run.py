@@ -106,7 +106,7 @@ class Run:
         self.loader = train_loader(
             data, source, config.batch, micro_batch, config.seed, world.rank, world.size, world.device, dtype
         )
-
+        self.loader.memory_format = self.val.memory_format = self.choice.execution.memory_format
         self.hosts = preflight.check_alike(world, (self.loader.fingerprint, self.val.fingerprint))
 
         torch.manual_seed(config.seed)
@@ -337,9 +337,8 @@ class Run:
         blank = torch.zeros(images, 3, crop, crop, device=self.world.device, dtype=DTYPES[self.config.precision])
         labels = torch.arange(images, device=self.world.device) % self.config.data.classes
         self.trainer.model.train()
-        self.trainer.backward(
-            Batch(blank.contiguous(memory_format=torch.channels_last), labels), Meter(self.world.device)
-        )
+        blank = blank.contiguous(memory_format=self.choice.execution.memory_format)
+        self.trainer.backward(Batch(blank, labels), Meter(self.world.device))
         self.trainer.optimiser.zero_grad(set_to_none=True)
         self.net.load_state_dict(before)
         evaluate(self.net, self.val, self.config, self.world, stop=lambda: True)

@@ -14,6 +14,7 @@ from senet.distributed import World
 from senet.errors import UsageError
 from senet.run import provenance
 from senet.train.meter import Meter
+from senet.train.optimiser import in_parameters_layout
 from senet.train.trainer import Trainer
 
 
@@ -68,6 +69,7 @@ class State:
         try:
             self.net.load_state_dict(payload["net"])
             self.trainer.optimiser.load_state_dict(payload["optimiser"])
+            in_parameters_layout(self.trainer.optimiser)
         except (RuntimeError, ValueError) as error:
             raise UsageError(
                 f"the checkpoint holds another net: {' '.join(str(error).split())[:200]}; use another --out"

@@ -119,9 +119,8 @@ def stepper(config: Config, alone: World, micro_batch: int, execution: Execution
     trainer = Trainer(config, alone, net, sgd(net, config.optim), lambda *_: None, graph=execution.graph)
     meter = Meter(alone.device)
     side = config.data.crop
-    images = torch.randn(micro_batch, side, side, 3, device=alone.device, dtype=DTYPES[config.precision]).permute(
-        0, 3, 1, 2
-    )
+    images = torch.randn(micro_batch, 3, side, side, device=alone.device, dtype=DTYPES[config.precision])
+    images = images.contiguous(memory_format=execution.memory_format)
     batch = Batch(images, torch.arange(micro_batch, device=alone.device) % config.data.classes)
     act = trainer.step if trainer.replay is None else trainer.replay
 

@@ -42,6 +42,18 @@ def sgd(net: nn.Module, settings: config.Optim) -> optim.SGD:
     return optimiser
 
 
+def in_parameters_layout(optimiser: optim.Optimizer) -> None:
+    """Give what `optimiser` keeps for each parameter (its momentum) the strides of that parameter.
+
+    `load_state_dict` keeps the strides of the checkpoint, which another execution may have written; fused kernels take
+    all tensors of a parameter for alike, and mix up their values without an error on a CPU.
+    """
+    for parameter, state in optimiser.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 def set_learning_rate(optimiser: optim.Optimizer, lr: float | Tensor) -> None:
     for group in optimiser.param_groups:
         group["lr"] = lr
