@@ -1,0 +1,65 @@
+"""ShuffleNet (Zhang et al. 2018), plain and SE (table 3: 140 and 142 MFLOPs, 1.8 and 2.4 million parameters)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from senet.config import SE
+from senet.models.layers import ConvBN, initialise, se_slot
+
+WIDTHS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}  # of stage 2, by groups; later stages double it
+UNITS = {"stage2": 4, "stage3": 8, "stage4": 4}
+Units = Literal["stride1", "all"]
+
+
+class Unit(nn.Module):
+    """1x1 grouped, channel shuffle, 3x3 depthwise, 1x1 grouped, then the sum with the input and ReLU.
+
+    One that strides concatenates its branch with the averaged input instead. [N, inputs, H, W] -> [N, outputs, ...].
+    """
+
+    def __init__(self, inputs: int, outputs: int, groups: int, stride: int, se: SE | None) -> None:
+        super().__init__()
+        self.groups, self.stride, narrow = groups, stride, outputs // 4
+        branch = outputs if stride == 1 else outputs - inputs
+        # The input of the net's first unit has too few channels to be grouped.
+        self.conv1 = ConvBN(inputs, narrow, 1, groups=1 if inputs == 24 else groups)
+        self.conv2 = ConvBN(narrow, narrow, 3, stride, groups=narrow, relu=False)
+        self.conv3 = ConvBN(narrow, branch, 1, groups=groups, relu=False)
+        self.se = se_slot(branch, se)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.se(self.conv3(self.conv2(F.channel_shuffle(self.conv1(x), self.groups))))
+        if self.stride == 1:
+            return F.relu(x + branch)
+        return F.relu(torch.cat([F.avg_pool2d(x, 3, 2, 1), branch], 1))
+
+
+class ShuffleNet(nn.Module):
+    """[N, 3, H, W] -> logits [N, classes]: ShuffleNet 1x.
+
+    The paper does not say where SE stands. Here it scales the branch before the sum, as in ResNets, in the 13 units
+    that have a sum: 2.43 M parameters. `units="all"` has it before the concatenations too: 2.48 M, which the paper's
+    2.4 fits less.
+    """
+
+    def __init__(self, se: SE | None, classes: int, groups: int = 3, units: Units = "stride1") -> None:
+        super().__init__()
+        channels = 24
+        self.stem = nn.Sequential(ConvBN(3, channels, 3, 2), nn.MaxPool2d(3, 2, 1))
+        self.stages = nn.Sequential()
+        outputs = WIDTHS[groups]
+        for stage, count in UNITS.items():
+            layers = nn.Sequential(Unit(channels, outputs, groups, 2, se if units == "all" else None))
+            layers.extend(Unit(outputs, outputs, groups, 1, se) for _ in range(count - 1))
+            self.stages.add_module(stage, layers)
+            channels, outputs = outputs, 2 * outputs
+        self.fc = nn.Linear(channels, classes)
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.stages(self.stem(x)).mean((2, 3)))

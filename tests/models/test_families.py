@@ -1,0 +1,104 @@
+"""Networks of the paper beyond the residual ones: sizes of tables 2 and 3, where SE stands, and that they learn."""
+
+import pytest
+import torch
+from torch import nn
+
+from senet.config import SE
+from senet.models import SEBlock
+from senet.models.bn_inception import BNInception
+from senet.models.inception_resnet_v2 import InceptionResNetV2
+from senet.models.mobilenet import MobileNet
+from senet.models.shake_shake import ShakeShake, _Mix
+from senet.models.shufflenet import ShuffleNet
+from senet.models.vgg import VGG
+
+SMALL = {  # and the side of their images
+    "bn_inception": (lambda se: BNInception(se, 10), 32),
+    "inception_resnet_v2": (lambda se: InceptionResNetV2(se, 10, (1, 1, 1), 0.2), 75),
+    "vgg": (lambda se: VGG(se, 10, 16, 0.5), 32),
+    "mobilenet": (lambda se: MobileNet(se, 10, 0.25), 32),
+    "shufflenet": (lambda se: ShuffleNet(se, 10), 32),
+    "shake_shake_26": (lambda se: ShakeShake(se, 10, blocks=(1, 1, 1), width=16), 8),
+    "shake_even_29": (lambda se: ShakeShake(se, 10, "bottleneck", (1, 1, 1), 8, 4, "even"), 8),
+}
+
+
+@pytest.fixture(params=SMALL)
+def small(request: pytest.FixtureRequest):
+    return SMALL[request.param]
+
+
+def test_se_forced_to_one_equals_the_plain_net(small) -> None:
+    make, side = small
+    se, plain = make(SE()).eval(), make(None).eval()
+    assert any(isinstance(module, SEBlock) for module in se.modules())
+    plain.load_state_dict({name: value for name, value in se.state_dict().items() if ".se." not in name})
+    for module in se.modules():
+        if isinstance(module, SEBlock):
+            nn.init.zeros_(module.up.weight)
+            nn.init.constant_(module.up.bias, 100.0)
+    x = torch.randn(2, 3, side, side)
+    assert torch.equal(se(x), plain(x))
+
+
+def test_gates_start_near_a_half_and_every_weight_learns(small) -> None:
+    make, side = small
+    torch.manual_seed(0)
+    net, gates = make(SE(ratio=4)), []  # at 16 a small net's gates hang on a single channel, which ReLU may silence
+    for module in net.modules():
+        if isinstance(module, SEBlock):
+            module.register_forward_hook(lambda block, inputs, output: gates.append(block.gates(*inputs).mean().item()))
+    net(torch.randn(8, 3, side, side)).square().mean().backward()
+    assert all(0.3 < gate < 0.7 for gate in gates)
+    assert abs(sum(gates) / len(gates) - 0.5) < 0.1
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in net.parameters())
+    assert all(module.up.weight.grad.abs().sum() > 0 for module in net.modules() if isinstance(module, SEBlock))
+
+
+NAMES = {
+    "bn_inception": "stage3.c.conv3x3.0.conv.weight stage4.a.pool.1.bn.weight stage5.b.se.up.bias",
+    "inception_resnet_v2": "stage3.0.branches.branches.2.2.conv.weight stage4.1.up.bias stage5.1.se.down.weight",
+    "vgg": "stage3.2.conv.weight stage5.2.bn.bias stage5.2.se.up.weight",
+    "mobilenet": "stage4.5.depthwise.conv.weight stage4.5.pointwise.bn.weight stage1.0.se.up.weight",
+    "shufflenet": "stage2.3.conv1.conv.weight stage4.1.conv3.bn.weight stage4.1.se.down.bias",
+    "shake_shake_26": "stage2.0.branches.1.0.conv.weight stage3.0.shortcut.conv2.weight stage4.0.se.up.weight",
+    "shake_even_29": "stage2.0.branches.1.2.bn.weight stage3.0.shortcut.conv.weight stage4.0.se.up.weight",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_dict_names_are_public(name: str) -> None:
+    with torch.device("meta"):
+        names = SMALL[name][0](SE()).state_dict().keys()
+    assert {f"stages.{part}" for part in NAMES[name].split()} | {"fc.weight", "fc.bias"} <= names
+
+
+def test_shaken_branches_share_output_and_gradient_by_separate_draws_for_each_image() -> None:
+    first, second = (torch.full((3, 2, 4, 4), value, requires_grad=True) for value in (1.0, 0.0))
+    alpha, beta = torch.tensor([0.25, 0.5, 1.0]).view(3, 1, 1, 1), torch.tensor([1.0, 0.0, 0.125]).view(3, 1, 1, 1)
+    mixed = _Mix.apply(first, second, alpha, beta)
+    mixed.sum().backward()
+    assert torch.equal(mixed, alpha.expand_as(mixed))
+    assert torch.equal(first.grad, beta.expand_as(mixed))
+    assert torch.equal(second.grad, 1 - first.grad)
+
+
+@pytest.mark.parametrize("name", ["shake_shake_26", "shake_even_29"])
+def test_shaking_follows_the_seed_alone_and_stops_in_evaluation(name: str) -> None:
+    torch.manual_seed(0)
+    net, x = SMALL[name][0](SE()), torch.randn(4, 3, 8, 8)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()  # so that images are independent of each other
+
+    def logits(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return net(x)
+
+    assert torch.equal(logits(1), logits(1))
+    assert not torch.equal(logits(1), logits(2))
+    same = net(x[:1].expand(4, -1, -1, -1))
+    assert not torch.allclose(same[0], same[1])  # each image has draws of its own
+    net.eval()
+    assert torch.equal(logits(1), logits(2))
