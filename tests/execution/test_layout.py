@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import ROOT, environment
-from tests.run.test_resume import final
+from tests.helpers import ROOT, environment, final
 
 WATCH = """
 import importlib, json, sys
