@@ -11,6 +11,7 @@ ONLY_IN = {
     "torch.distributed": {"senet/distributed.py"},
     "timm": {"senet/models/timm.py"},
     "triton": {"senet/execution/kernels.py"},
+    "matplotlib": {"senet/plots.py"},
 }
 # A room may import those of the lines above it, never one beside or below it.
 LAYERS = [

@@ -1,79 +1,90 @@
-"""Charts show what they are given: where it stands, and by name."""
+"""Charts show what they are given, by name and to scale, and leave matplotlib's own settings as they were."""
 
 from __future__ import annotations
 
+import io
+import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np
+import matplotlib
 import pytest
-from PIL import Image, ImageColor
+from matplotlib.patches import Rectangle
+from PIL import Image
 
 from senet.errors import UsageError
-from senet.plots import COLOURS, SHARP, Axis, Bar, Line, bars, beside, lines, number, save
+from senet.plots import COLOURS, Bar, Line, bars, lines, number, page
+from tests.helpers import ROOT
 
 
-def painted(chart: Image.Image, colour: str) -> np.ndarray:
-    """[n, 2] rows and columns of the pixels of one colour below the legend, in points."""
-    pixels = np.asarray(chart).astype(int)
-    near = np.abs(pixels - np.array(ImageColor.getrgb(colour))).sum(2) < 12
-    near[: 84 * SHARP] = False
-    return np.argwhere(near) / SHARP
-
-
-def test_bars_are_as_long_as_their_values() -> None:
+def test_bars_are_as_long_as_their_values_and_named() -> None:
     rows = [
         Bar("a", 100, "first"),
         Bar("a", 50, "second"),
         Bar("b", None, "first"),
         Bar("b", 25, "third", low=20, high=30, limit=110),
     ]
-    chart = bars("title", rows, Axis("images a second"), "note")
-    lengths = [np.ptp(painted(chart, colour)[:, 1]) for colour in COLOURS[:3]]
-    assert lengths[1] / lengths[0] == pytest.approx(0.5, abs=0.02)
-    assert lengths[2] / lengths[0] == pytest.approx(0.25, abs=0.02)
+    picture = io.BytesIO()
+    with page(picture, "title", note="note") as (axes,):
+        bars(axes, rows, "images per second")
+    drawn = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    assert [patch.get_width() for patch in drawn] == [100, 50, 0, 25]
+    assert [matplotlib.colors.to_hex(patch.get_facecolor()).upper() for patch in drawn] == [
+        COLOURS[index] for index in (0, 1, 0, 2)
+    ]
+    assert [text.get_text() for text in axes.texts] == ["100", "50", "not measured", "25"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    assert [tuple(line.get_xdata()) for line in axes.lines][-1] == (110, 110)
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["first", "second", "third"]
+    with Image.open(picture) as read:
+        assert read.format == "PNG"
+        assert read.width > 1000
 
 
-@pytest.mark.parametrize(
-    ("scale", "points"), [("linear", [(0, 0), (50, 50), (100, 100)]), ("log10", [(1, 1), (10, 10), (100, 100)])]
-)
-def test_points_stand_where_their_numbers_say(scale: str, points: list[tuple[float, float]]) -> None:
-    axis = Axis("x", scale)  # type: ignore[arg-type]
-    chart = lines("title", [Line("measured", points, dots=True)], axis, axis)
-    dots = painted(chart, COLOURS[0])
-    columns = [dots[(dots[:, 1] > edge - 8) & (dots[:, 1] < edge + 8)].mean(0) for edge in _thirds(dots)]
-    (low, left), (middle, centre), (high, right) = columns
-    assert (low + high) / 2 == pytest.approx(middle, abs=1.5)
-    assert (left + right) / 2 == pytest.approx(centre, abs=1.5)
-    assert low > high
-
-
-def _thirds(dots: np.ndarray) -> list[float]:
-    first, last = dots[:, 1].min() + 5, dots[:, 1].max() - 5
-    return [first, (first + last) / 2, last]
-
-
-def test_dashed_lines_have_gaps() -> None:
-    axis = Axis("x")
-    full, dashed = (
-        len(painted(lines("", [Line("a", [(0, 0), (30, 40)], dashed=dash)], axis, axis), COLOURS[0]))
-        for dash in (False, True)
-    )
-    assert 0.5 < dashed / full < 0.8
-
-
-def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="GPUs: 0 has no logarithm"):
-        lines("", [Line("a", [(0, 1), (1, 1)])], Axis("GPUs", "log2"), Axis("y"))
-    with pytest.raises(ValueError, match="nothing to draw"):
-        lines("", [Line("a", [(1, float("nan"))])], Axis("x"), Axis("y"))
-    page = beside(bars("", [Bar("a", 1)], Axis("x")), bars("", [Bar("a", 0)], Axis("x")))
-    with pytest.raises(UsageError, match=r"name a \.png file in a folder that exists"):
-        save(page, tmp_path / "nowhere" / "page.png")
-    save(page, tmp_path / "page.png")
+def test_lines_are_sorted_marked_and_scaled(tmp_path: Path) -> None:
+    measured = Line("measured", [(8, 50), (2, 10)], dots=True)
+    with page(tmp_path / "page.png", "title", panels=2) as (left, right):
+        lines(left, [Line("modelled", [(1, 5), (16, 90)], dashed=True), measured], "GPUs", "images/s", 2, 10)
+        lines(right, [Line("alone", [(0, 1), (1, 2)])], "epoch", "error")
+    modelled, dots = left.lines
+    assert list(dots.get_xdata()) == [2, 8]
+    assert (modelled.get_linestyle(), dots.get_linestyle(), dots.get_marker()) == ("--", "None", "o")
+    assert (left.get_xscale(), left.get_yscale(), right.get_xscale()) == ("log", "log", "linear")
+    assert (left.get_xlabel(), left.get_ylabel()) == ("GPUs", "images/s")
+    assert right.get_legend() is None
     with Image.open(tmp_path / "page.png") as read:
-        assert read.size == page.size
+        assert read.width > 2 * read.height
+
+
+def test_what_cannot_be_drawn_or_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no points to draw"), page(tmp_path / "empty.png", "") as (axes,):
+        lines(axes, [Line("a", [])], "x", "y")
+    assert not (tmp_path / "empty.png").exists()
+    for name in ("nowhere/page.png", "page.docx"):
+        refusal = pytest.raises(UsageError, match=r"name a \.png file in a folder that exists")
+        with refusal, page(tmp_path / name, "") as (axes,):
+            lines(axes, [Line("a", [(0, 1)])], "x", "y")
+
+
+def test_settings_of_matplotlib_stay() -> None:
+    before = dict(matplotlib.rcParams)
+    with page(io.BytesIO(), "") as (axes,):
+        lines(axes, [Line("a", [(0, 1)])], "x", "y")
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("words", ["configs/imagenet/se_resnet50.yaml --gpus 8", "--explain"])
+def test_matplotlib_is_imported_only_to_draw(words: str) -> None:
+    script = (
+        f"import sys; from launch.plan import main; main({words.split()!r}); assert 'matplotlib' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    script = "import sys, senet.plots; assert 'matplotlib.pyplot' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
 def test_numbers_are_short() -> None:
-    told = [number(value) for value in (0, 0.25, 999, 2048, 10_000, 12_500, 999_900, 6.88e6, 1.5e9)]
-    assert told == ["0", "0.25", "999", "2,048", "10k", "12.5k", "1M", "6.88M", "1.5G"]
+    written = [number(value) for value in (0, 0.25, 999, 2048, 10_000, 12_500, 999_900, 6.88e6, 1.5e9)]
+    assert written == ["0", "0.25", "999", "2,048", "10k", "12.5k", "1M", "6.88M", "1.5G"]

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from senet import config, plots
+from senet import config
 from senet.bench.contestants import TIMM, Setting, execution, label, nvidia_style, ours, timm_style
 from senet.bench.probe import probe
 from senet.errors import UsageError
@@ -106,7 +106,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         if row["failure"]:
             print(f"{row['net']} {row['how']}: not measured: {row['failure']}")
     if args.png:
-        plots.save(bars(rows, best), args.png)
+        draw(rows, best, args.png)
     return {"device": asdict(best), "versions": {"torch": torch.__version__}, "rows": rows, "rounds": args.rounds}
 
 
@@ -209,8 +209,10 @@ def cells(rows: Sequence[dict[str, Any]]) -> list[list[object]]:
     return lines
 
 
-def bars(rows: Sequence[dict[str, Any]], best: Device) -> Any:
-    """Bars of images/s; the mark on a bar is the analytic roofline."""
+def draw(rows: Sequence[dict[str, Any]], best: Device, file: Path) -> None:
+    """Draw bars of images/s; the mark on a bar is the analytic roofline. Raises UsageError."""
+    from senet import plots
+
     drawn = []
     for row in sorted(rows, key=lambda row: row["net"]):  # of one net in the order of the table
         kind = {"net": "ours", "plain": "ours, without SE", "timm": "timm", "nvidia": "NVIDIA's loop"}[row["kind"]]
@@ -223,4 +225,5 @@ def bars(rows: Sequence[dict[str, Any]], best: Device) -> Any:
         f"{best.name}, {first['precision']}, batch {first['batch']}, {first['crop']} px, torch "
         f"{torch.__version__}; mark: analytic roofline"
     )
-    return plots.bars("Training images a second, synthetic data", drawn, plots.Axis("images/s"), note)
+    with plots.page(file, "Training images per second, synthetic data", note=note) as (axes,):
+        plots.bars(axes, drawn, "images/s")

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from senet import plots
 from senet.bench import net, step
 from senet.bench.contestants import execution
 from senet.plan import gpus
@@ -329,30 +328,29 @@ def _failures(found: Found, names: Sequence[str]) -> str:
 
 
 def _draw(out: Path, done: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    from senet import plots
+
     if rows and "machine" in done:
         imagenet = [row for row in rows if "resnet110" not in row["net"]]
-        plots.save(net.bars(_distinct(imagenet), Device(**done["machine"]["best"])), out / "nets.png")
+        net.draw(_distinct(imagenet), Device(**done["machine"]["best"]), out / "nets.png")
     if "profile" in done:
-        bars = [
+        drawn = [
             plots.Bar(kind, ms, how)
             for kind in _kinds(done["profile"])
             for how, found in done["profile"]["executions"].items()
             if (ms := (found.get("kinds") or {}).get(kind)) is not None
         ]
-        if bars:
-            plots.save(
-                plots.bars("Where a step of SE-ResNet-50 goes", bars, plots.Axis("ms of kernels a step")),
-                out / "profile.png",
-            )
+        if drawn:
+            with plots.page(out / "profile.png", "Where a step of SE-ResNet-50 goes") as (axes,):
+                plots.bars(axes, drawn, "ms of kernels a step")
     if "cifar" in done and len(done["cifar"]["epochs"]) > 1:
         lines = [
             plots.Line(label, [(row["epoch"], row[key]) for row in done["cifar"]["epochs"] if row[key] is not None])
             for label, key in (("training", "train_top1_error"), ("test", "top1_error"))
         ]
-        page = plots.lines(
-            f"SE-ResNet-20, {done['cifar']['data']}", lines, plots.Axis("epoch"), plots.Axis("top-1 error, %", low=0)
-        )
-        plots.save(page, out / "cifar.png")
+        with plots.page(out / "cifar.png", f"SE-ResNet-20, {done['cifar']['data']}") as (axes,):
+            plots.lines(axes, lines, "epoch", "top-1 error, %")
+            axes.set_ylim(bottom=0)
 
 
 def _kinds(result: dict[str, Any]) -> list[str]:

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from senet import plots
 from senet.config import Config
 from senet.plan import gpus, planner, rates, scale, traffic
 from senet.plan.advice import advice
@@ -152,34 +151,30 @@ def as_dict(config: Config, plan: Plan) -> dict[str, Any]:
 
 
 def draw(config: Config, name: str, plan: Plan, file: Path) -> None:
-    """The scaling curve to 2,048 GPUs. Raises UsageError."""
-    wish = plan.wish
-    found = curve(config, wish)
+    """Draw the scaling curve to 2,048 GPUs. Raises UsageError."""
+    from senet.plots import Line, lines, page
+
+    wish, found, theirs = plan.wish, curve(config, plan.wish), _measured(config, plan.wish)
     each, whole = f"{plan.batch_per_gpu:.4g} images a GPU", f"{config.batch:,} images in all"
-    gpu_axis = plots.Axis("GPUs", "log2", high=2048)
     paces = [
-        plots.Line(each, [(n, pace) for n, pace, _ in found["each"]]),
-        plots.Line(whole, [(n, pace) for n, pace, _ in found["global"]]),
-        plots.Line("no loss", [(n, n / plan.rate.each) for n, _, _ in found["each"]], dashed=True),
+        Line(each, [(n, pace) for n, pace, _ in found["each"]]),
+        Line(whole, [(n, pace) for n, pace, _ in found["global"]]),
+        Line("no loss", [(n, n / plan.rate.each) for n, _, _ in found["each"]], dashed=True),
+        Line("measured", [(row.gpus, row.rate) for row in theirs], dots=True),
     ]
     shares = [
-        plots.Line(each, [(n, 100 * share) for n, _, share in found["each"]]),
-        plots.Line(whole, [(n, 100 * share) for n, _, share in found["global"]]),
+        Line(each, [(n, 100 * share) for n, _, share in found["each"]]),
+        Line(whole, [(n, 100 * share) for n, _, share in found["global"]]),
     ]
-    theirs = _measured(config, wish)
-    if theirs:
-        paces.append(plots.Line("measured", [(row.gpus, row.rate) for row in theirs], dots=True))
     title = f"{name}, {wish.gpu.upper()}, {config.precision}, {wish.stack}"
     note = (
         f"One GPU: {plan.rate.basis}, {plan.rate.fraction:.2f} of the roofline, ± {100 * plan.rate.spread:.0f} "
         "%. More GPUs: modelled."
     )
-    left = plots.lines(
-        title, [line for line in paces if line.points], gpu_axis, plots.Axis("images a second", "log10"), note
-    )
-    percent = plots.Axis("percent of one GPU with large batches", low=0, high=100)
-    right = plots.lines("efficiency", [line for line in shares if line.points], gpu_axis, percent, " ")
-    plots.save(plots.beside(left, right), file)
+    with page(file, title, 2, note) as (left, right):
+        lines(left, [line for line in paces if line.points], "GPUs", "images per second", 2, 10)
+        lines(right, [line for line in shares if line.points], "GPUs", "percent of one GPU with large batches", 2)
+        right.set_ylim(0, 103)
 
 
 def _measured(config: Config, wish: Request) -> list[rates.Row]:
