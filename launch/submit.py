@@ -14,13 +14,12 @@ import shlex
 import sys
 from pathlib import Path
 
-import yaml
-
 from launch import guard, train
 from launch.flags import run_name
 from senet import config
 from senet.config import divide_batch
 from senet.errors import UsageError
+from senet.run.changes import check_folder
 from senet.run.status import newest_step, read
 from senet.slurm import EARLY, ROOT, Job, alive, need, read_site, script, seconds, send
 
@@ -118,8 +117,7 @@ def _job(args: argparse.Namespace, passed: list[str]) -> Job:
     largest = None if flags.largest_batch == "auto" else flags.largest_batch  # tried out on the GPUs
     for one in variants:
         settings = config.load(one, args.overrides)
-        if not flags.accept_changes:
-            _check_folder(settings, args.out / one.rpartition(":")[2] if args.array else args.out)
+        check_folder(settings, _folder(args, one), flags.accept_changes, "-- --accept-changes")
         divide_batch(settings.batch, ranks, largest)
     if data is None and settings.data.set != "synthetic":
         raise UsageError("no data set: give --data DIR, or set data= in the site file")
@@ -145,21 +143,15 @@ def _job(args: argparse.Namespace, passed: list[str]) -> Job:
     )
 
 
-def _check_folder(settings: config.Config, out: Path) -> None:
-    """As the training will, which here would be too late. Raises UsageError."""
-    file = out / "config.yaml"
-    if file.exists() and (
-        changed := config.difference(config.from_dict(yaml.safe_load(file.read_text()), str(file)), settings)
-    ):
-        raise UsageError(
-            f"{out} holds a run with another config ({'; '.join(changed)}); use another --out, the same settings, "
-            "or -- --accept-changes"
-        )
+def _folder(args: argparse.Namespace, config: str) -> Path:
+    """The run folder of a config or, in an array, of a variant."""
+    out: Path = args.out / config.rpartition(":")[2] if args.array else args.out
+    return out
 
 
 def _array(variants: list[str], args: argparse.Namespace) -> str:
     """The indices of the variants that are not finished."""
-    left = [str(index) for index, name in enumerate(variants) if not _done(args.out / name.rpartition(":")[2])]
+    left = [str(index) for index, name in enumerate(variants) if not _done(_folder(args, name))]
     return ",".join(left) + (f"%{args.at_once}" if args.at_once and left else "")
 
 

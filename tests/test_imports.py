@@ -29,6 +29,7 @@ LAYERS = [
 WITHOUT = {
     "senet/config/": ("torch", "numpy"),
     "senet/run/status.py": ("torch", "numpy", "yaml"),
+    "senet/run/changes.py": ("torch", "numpy"),
     "senet/slurm.py": ("torch", "numpy"),
     "senet/train/schedule.py": ("torch", "numpy"),
 }

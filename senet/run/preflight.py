@@ -8,10 +8,9 @@ import socket
 import time
 from pathlib import Path
 
-import yaml
 from torch import nn
 
-from senet.config import Config, difference, from_dict
+from senet.config import Config
 from senet.data.loader import AHEAD
 from senet.data.source import Source, has_dali
 from senet.distributed import World
@@ -41,49 +40,6 @@ def check_alike(world: World, images: tuple[str, str]) -> list[str]:
                     f"{other[what]}, not {first[what]}; {remedy}"
                 )
     return [rank["host"] for rank in ranks]
-
-
-def check_folder(config: Config, out: Path, accept: bool) -> None:
-    """Refuse a run folder that holds another run, unless told to `accept` its changes. Raises UsageError listing what
-    differs.
-    """
-    file = out / "config.yaml"
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: is a file; give a folder")
-    if file.exists():
-        try:
-            old = from_dict(yaml.safe_load(file.read_text()), str(file))
-        except yaml.YAMLError:
-            raise UsageError(f"{file}: damaged; restore it or use another --out") from None
-        check_same(old, config, out, accept)
-
-
-def check_same(old: Config, new: Config, where: Path, accept: bool) -> list[str]:
-    """The settings in which two configs differ, when told to `accept` them. Raises UsageError otherwise, or when the
-    net is another.
-    """
-    changed = difference(old, new)
-    others = [change for change in changed if change.startswith(("net.", "data.set", "data.classes"))]
-    if others and accept:
-        raise UsageError(f"{where} holds a run of another net or data set ({'; '.join(others)}); use another --out")
-    if changed and not accept:
-        raise UsageError(
-            f"{where} holds a run with another config ({'; '.join(changed)}); use another --out, the same "
-            "settings, or --accept-changes"
-        )
-    return changed
-
-
-def check_within_epoch(changed: list[str], where: Path) -> None:
-    """Refuse changes, in the middle of an epoch, of what decides which images it has left. Raises UsageError."""
-    if moved := [
-        change
-        for change in changed
-        if change.startswith(("batch:", "seed:", "data.augment.repeats", "data.augment.balance"))
-    ]:
-        raise UsageError(
-            f"{where} is in the middle of an epoch, where {'; '.join(moved)} cannot change; finish the epoch first"
-        )
 
 
 def claim(world: World, out: Path) -> Lock | None:

@@ -20,7 +20,7 @@ from senet.data.source import Source, train_loader, val_loader
 from senet.errors import RunError, UsageError
 from senet.execution.execution import prepare
 from senet.models import build
-from senet.run import checkpoint, choice, preflight, report, status
+from senet.run import changes, checkpoint, choice, preflight, report, status
 from senet.run.lock import Lock
 from senet.run.report import Report
 from senet.run.saver import Saver
@@ -91,7 +91,7 @@ class Run:
         self.lock: Lock | None = None
         self.alone = False
         self.report = Report(world, flags.out, time.monotonic())
-        preflight.check_folder(config, flags.out, flags.accept_changes)
+        changes.check_folder(config, flags.out, flags.accept_changes)
         self.watchdog = Watchdog(flags.out, world.rank, world.size, 60 * flags.hang_minutes, orphaned=stop.orphaned)
         if world.device.type == "cuda":
             torch.backends.cudnn.benchmark = not flags.deterministic
@@ -395,7 +395,7 @@ class Run:
         if path is None:
             return False
         payload = found[1] if found else checkpoint.read(path)
-        self.changed = preflight.check_same(from_dict(payload["config"]), self.config, path, self.flags.accept_changes)
+        self.changed = changes.check_same(from_dict(payload["config"]), self.config, path, self.flags.accept_changes)
         for name, was in payload["pixels"].items() if self.world.is_main else ():
             if (now := self.val.description.get(name)) != was:
                 print(
@@ -411,7 +411,7 @@ class Run:
             )
         self.state.restore(payload, self.world)
         if self.state.step and self.changed:
-            preflight.check_within_epoch(self.changed, path)
+            changes.check_within_epoch(self.changed, path)
         return True
 
     # ---------------------------------------------------------------------------------------------------------- telling

@@ -1,0 +1,57 @@
+"""In which settings a start may differ from the ones before it in the same run folder.
+
+Imports no torch: `launch.submit` asks before the job waits in a queue.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from senet.config import Config, difference, from_dict
+from senet.errors import UsageError
+
+ANOTHER = ("net.", "data.set", "data.classes")  # settings whose change makes it another run
+WITHIN_EPOCH = ("batch:", "seed:", "data.augment.repeats", "data.augment.balance")  # decide which images are left
+
+
+def check_folder(config: Config, out: Path, accept: bool, flag: str = "--accept-changes") -> None:
+    """Refuse a run folder that holds a run of another config, unless its changes are to be accepted.
+
+    Raises UsageError that lists what differs and names the `flag` that accepts it.
+    """
+    file = out / "config.yaml"
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: is a file; give a folder")
+    if file.exists():
+        try:
+            old = from_dict(yaml.safe_load(file.read_text()), str(file))
+        except yaml.YAMLError:
+            raise UsageError(f"{file}: damaged; restore it or use another --out") from None
+        check_same(old, config, out, accept, flag)
+
+
+def check_same(old: Config, new: Config, where: Path, accept: bool, flag: str = "--accept-changes") -> list[str]:
+    """Return the settings in which two configs differ, if changes are to be accepted.
+
+    Raises UsageError for any change otherwise, and for another net or data set in any case.
+    """
+    changed = difference(old, new)
+    others = [change for change in changed if change.startswith(ANOTHER)]
+    if others and accept:
+        raise UsageError(f"{where} holds a run of another net or data set ({'; '.join(others)}); use another --out")
+    if changed and not accept:
+        raise UsageError(
+            f"{where} holds a run with another config ({'; '.join(changed)}); use another --out, the same settings, "
+            f"or {flag}"
+        )
+    return changed
+
+
+def check_within_epoch(changed: list[str], where: Path) -> None:
+    """Refuse changes, in the middle of an epoch, of what decides which images it has left. Raises UsageError."""
+    if moved := [change for change in changed if change.startswith(WITHIN_EPOCH)]:
+        raise UsageError(
+            f"{where} is in the middle of an epoch, where {'; '.join(moved)} cannot change; finish the epoch first"
+        )
