@@ -1,0 +1,77 @@
+"""One process on a null GPU: what waits, which layouts are computed, what memory is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.nullgpu.conftest import NullGpus
+
+
+@pytest.fixture(scope="module")
+def told(libraries: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the quick checks found, by name."""
+    gpus = NullGpus(libraries, tmp_path_factory.mktemp("nullgpus"))
+    found = gpus.told("tests.nullgpu.checks", "executions", "augmentations", "saves")
+    return {line["check"]: line for line in found}
+
+
+def result(told: dict[str, Any], check: str) -> Any:
+    assert "error" not in told[check], told[check]["error"]
+    assert told[check]["strays"] == 0, "kernels on another device than the rank's"
+    return told[check]["result"]
+
+
+def test_no_step_waits_for_the_device_in_any_kind_of_execution(told: dict[str, Any]) -> None:
+    """Under torch's sync debug mode; the loader's thread prepares batches meanwhile, also beside a graph's capture."""
+    assert set(result(told, "executions")) == {
+        "channels_last",
+        "contiguous",
+        "channels_last triton",
+        "channels_last graph",
+        "channels_last analytic compile",
+    }
+
+
+def test_convolutions_compute_in_the_layout_of_the_execution(told: dict[str, Any]) -> None:
+    for execution, layouts in result(told, "executions").items():
+        if "compile" not in execution:
+            assert set(layouts) == {execution.split()[0]}, execution
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "erase",
+        "mix",
+        "rotate",
+        pytest.param("colour", marks=pytest.mark.xfail(strict=True, reason="fault 17: its matrices wait")),
+    ],
+)
+def test_augmentation_waits_for_nothing_and_keeps_the_layout(told: dict[str, Any], kind: str) -> None:
+    assert set(result(told, "augmentations")[kind]) == {"channels_last"}
+
+
+@pytest.mark.xfail(strict=True, reason="fault 13: the saver keeps the last snapshot")
+def test_a_written_checkpoint_leaves_nothing_on_the_device(told: dict[str, Any]) -> None:
+    found = result(told, "saves")
+    assert found["after"] == found["before"]
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, reason="fault 13: cycles keep the parameters of each probe")
+def test_probes_of_the_largest_batch_leave_nothing_on_the_device(nullgpus: NullGpus) -> None:
+    (found,) = nullgpus.told("tests.nullgpu.checks", "probes", NULLGPU_GIB="13.6")
+    assert found["result"]["left"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.full
+def test_no_step_waits_for_the_device_in_all_executions_and_precisions(nullgpus: NullGpus) -> None:
+    (found,) = nullgpus.told("tests.nullgpu.checks", "all_executions")
+    assert "error" not in found, found["error"]
+    assert len(found["result"]) == 24
+    (found,) = nullgpus.told("tests.nullgpu.checks", "tuning")
+    assert "error" not in found, found["error"]
