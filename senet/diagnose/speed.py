@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from senet.config import Config, divide_batch
-from senet.data.loader import Batch, TrainLoader
+from senet.data.endless import Endless, noise
 from senet.data.source import Source, train_loader
 from senet.distributed import World
 from senet.models import build
-from senet.system.timing import synchronise
+from senet.system.table import text
+from senet.system.timing import synchronise, timed
 from senet.train.meter import Meter
 from senet.train.optimiser import sgd
 from senet.train.trainer import DTYPES, Trainer
@@ -64,13 +65,14 @@ def measure(world: World, config: Config, source: Source, seconds: float = 4.0, 
     try:
         config = replace(config, optim=replace(config.optim, lr=1e-6))  # nothing is to be learnt from one batch
         net = build(config.net, config.data.classes).to(world.device).to(memory_format=torch.channels_last)
-        same = _Again(_blank(config, micro_batch, world.device), accumulate)
+        batch = noise(micro_batch, config.data.crop, config.data.classes, world.device, dtype)
+        same = Endless(lambda number: [batch], accumulate)
         alone = _loop(world, config, net, same, seconds)
         model = world.distribute(net, config.compress)
         step = _loop(world, config, model, same, seconds) if world.size > 1 else alone
         gradients = sum(part.numel() * 4 for part in net.parameters())
         reduced = _all_reduce(world, gradients, seconds / 2)
-        endless = _Endless(loader)
+        endless = Endless(lambda number: loader.batches(number, 0), loader.accumulation_steps)
         data, busy = _data(world, endless, seconds)
         waited, began = loader.waited, time.monotonic()
         together = _loop(world, config, model, endless, seconds)
@@ -94,13 +96,12 @@ def page(found: Speed, config: Config, source: Source, device: torch.device, ran
     ]
     if ranks == 1:
         rows = [row for row in rows if row[0] not in ("net under DDP", "all-reduce alone")]
-    lines = [f"{'':18}{'images/s':>10}{'ms a step':>12}"]
-    for name, taken, remark in rows:
-        pace = "-" if name.startswith("all-reduce") else f"{found.batch / taken:,.0f}"
-        lines.append(f"{name:18}{pace:>10}{1e3 * taken:>12.1f}   {remark}")
-    return "\n".join(
-        [*lines, "", verdict(found), *(f"- {advice}" for advice in _advice(found, config, source, device))]
-    )
+    cells = [
+        (name, None if name.startswith("all-reduce") else found.batch / taken, f"{1e3 * taken:.1f}", remark)
+        for name, taken, remark in rows
+    ]
+    table = text(("", "images/s", "ms a step", ""), cells)
+    return "\n".join([table, "", verdict(found), *(f"- {advice}" for advice in _advice(found, config, source, device))])
 
 
 def verdict(found: Speed) -> str:
@@ -166,62 +167,18 @@ def _for_data(found: Speed, config: Config, source: Source, device: torch.device
 # ------------------------------------------------------------------------------------------------------------ the parts
 
 
-class _Again:
-    """One batch for ever, in place of a loader."""
-
-    steps = 10**9
-
-    def __init__(self, batch: Batch, accumulation_steps: int) -> None:
-        self.batch, self.accumulation_steps = batch, accumulation_steps
-
-    def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
-        while True:
-            yield self.batch
-
-
-class _Endless:
-    """A loader's epochs, one after the other as if they were one."""
-
-    steps = 10**9
-
-    def __init__(self, loader: TrainLoader) -> None:
-        self.loader, self.accumulation_steps, self.epoch = loader, loader.accumulation_steps, 0
-
-    def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
-        while True:
-            with closing(self.loader.batches(self.epoch, 0)) as batches:
-                self.epoch += 1
-                yield from batches
-
-
-def _blank(config: Config, images: int, device: torch.device) -> Batch:
-    crop = config.data.crop
-    pixels = torch.randn(images, 3, crop, crop, device=device, dtype=DTYPES[config.precision])
-    pixels = pixels.contiguous(memory_format=torch.channels_last)
-    return Batch(pixels, torch.arange(images, device=device) % config.data.classes)
-
-
 def _loop(world: World, config: Config, model: nn.Module, loader: Any, seconds: float) -> float:
     """Seconds a step of the real loop; as many steps on all ranks."""
     net = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
     trainer = Trainer(config, world, model, sgd(net, config.optim), lambda phase, step: None)
     with closing(trainer.steps(loader, 0, 0, Meter(world.device))) as steps:  # type: ignore[type-var]
         next(steps)
-        synchronise()
-        began = time.monotonic()
-        for _ in islice(steps, WARM):
-            pass
-        synchronise()
-        count = world.broadcast_object(_count(seconds, (time.monotonic() - began) / WARM))
+        count = world.broadcast_object(_count(seconds, timed(lambda: next(steps), WARM)[0]))
         world.all_gather_object(None)
-        began = time.monotonic()
-        for _ in islice(steps, count):
-            pass
-        synchronise()
-        return max(world.all_gather_object((time.monotonic() - began) / count))
+        return max(world.all_gather_object(timed(lambda: next(steps), count)[0]))
 
 
-def _data(world: World, loader: _Endless, seconds: float) -> tuple[float, float]:
+def _data(world: World, loader: Endless, seconds: float) -> tuple[float, float]:
     """Seconds that this rank's share of a step takes to load, and the share of the machine's cores that was busy."""
     batches = loader.batches(0, 0)
     with closing(batches):
@@ -247,16 +204,8 @@ def _all_reduce(world: World, size: int, seconds: float) -> float:
         return 0.0
     flat = torch.zeros(size // 4, device=world.device)
     world.all_reduce_sum(flat)
-    synchronise()
-    began = time.monotonic()
-    world.all_reduce_sum(flat)
-    synchronise()
-    count = world.broadcast_object(_count(seconds, time.monotonic() - began))
-    began = time.monotonic()
-    for _ in range(count):
-        world.all_reduce_sum(flat)
-    synchronise()
-    return (time.monotonic() - began) / count
+    count = world.broadcast_object(_count(seconds, timed(lambda: world.all_reduce_sum(flat))[0]))
+    return timed(lambda: world.all_reduce_sum(flat), count)[0]
 
 
 def _count(seconds: float, each: float) -> int:

@@ -8,15 +8,20 @@ Row = Sequence[object]
 
 
 def text(header: Sequence[str], rows: Sequence[Row]) -> str:
-    """Lay `rows` out in columns under `header`, if that names any: the first to the left, the others to the right.
+    """Lay `rows` out in columns under `header`, if that names any.
 
-    A float is shown with three digits, None as a dash, anything else by its `str`.
+    The first column and those that hold words are aligned to the left. A float is shown with three digits, None as a dash, anything else by its `str`.
     """
     cells = [*([list(header)] if any(header) else []), *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    left = [
+        column == 0 or any(isinstance(row[column], str) and _word(row[column]) for row in rows)
+        for column in range(len(header))
+    ]
     return "\n".join(
         "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+            cell.ljust(width) if words else cell.rjust(width)
+            for cell, width, words in zip(row, widths, left, strict=True)
         ).rstrip()
         for row in cells
     )
@@ -34,3 +39,7 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _word(text: object) -> bool:
+    return not str(text).replace(",", "").replace(".", "").lstrip("-").isdigit()
