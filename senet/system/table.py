@@ -10,7 +10,8 @@ Row = Sequence[object]
 def text(header: Sequence[str], rows: Sequence[Row]) -> str:
     """Lay `rows` out in columns under `header`, if that names any.
 
-    The first column and those that hold words are aligned to the left. A float is shown with three digits, None as a dash, anything else by its `str`.
+    The first column and those that hold words are aligned to the left. A float is shown with three digits, None as a
+    dash, anything else by its `str`.
     """
     cells = [*([list(header)] if any(header) else []), *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
