@@ -36,7 +36,13 @@ def train_cifar(place: Place) -> dict[str, Any]:
     if place.data:
         command += ["--data", str(place.data)]
     else:
-        command += ["data.set=synthetic", "data.pad=0", "data.train_images=50000", "data.val_images=10000"]
+        command += [
+            "data.set=synthetic",
+            "data.classes=10",
+            "data.crop=32",
+            "data.train_images=50000",
+            "data.val_images=10000",
+        ]
     if place.tiny:
         command = [word for word in command if "images=" not in word]
         command += ["epochs=1", *([] if place.data else ["batch=16", "data.train_images=64", "data.val_images=32"])]

@@ -15,7 +15,7 @@ from torch.amp.autocast_mode import autocast
 from torch.amp.grad_scaler import GradScaler
 
 from senet import config
-from senet.config import Config, Data, Net
+from senet.config import Config, Net, Synthetic, Timm
 from senet.data.loader import BadImages, Batch
 from senet.distributed import World
 from senet.errors import UsageError
@@ -54,7 +54,7 @@ class Setting:
     precision: str  # fp32, bf16, fp16
 
     def config(self, net: Net) -> Config:
-        data = Data(set="synthetic", classes=self.classes, crop=self.crop)
+        data = Synthetic(classes=self.classes, crop=self.crop)
         return config.from_dict(
             config.to_dict(Config(net=net, data=data, batch=self.batch)) | {"precision": self.precision}
         )
@@ -174,7 +174,7 @@ def timm_style(name: str, setting: Setting, compiled: bool) -> Step:
     step.
     """
     torch.manual_seed(0)
-    module = build(Net(timm=name), setting.classes).to(setting.device).to(memory_format=torch.channels_last).train()
+    module = build(Timm(name), setting.classes).to(setting.device).to(memory_format=torch.channels_last).train()
     decayed = [p for p in module.parameters() if p.ndim > 1]
     spared = [p for p in module.parameters() if p.ndim <= 1]
     groups = [{"params": spared, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 1e-4}]

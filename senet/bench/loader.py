@@ -187,14 +187,14 @@ def _ours(backend: str) -> Callable[[Path, int, int], Callable[[], Iterator[int]
     def make(data: Path, threads: int, batch: int) -> Callable[[], Iterator[int]]:
         import torch
 
-        from senet.config import Data
+        from senet.config import Folder
         from senet.data.source import Source, train_loader
         from senet.data.storage.index import class_folders
 
         torch.set_num_threads(1)
         classes = len(class_folders(data / "train")[0])
         source = Source(data, backend, workers=threads)
-        loader = train_loader(Data(classes=classes, crop=CROP), source, batch, batch, 0, 0, 1, torch.device("cpu"))
+        loader = train_loader(Folder(classes=classes, crop=CROP), source, batch, batch, 0, 0, 1, torch.device("cpu"))
         epochs = iter(range(10**6))
         return lambda: (len(part.labels) for part in loader.batches(next(epochs), 0))
 

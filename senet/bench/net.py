@@ -98,7 +98,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     for name in args.configs:
         loaded = config.load(name)
         crop = args.crop or loaded.data.crop
-        batch = args.batch or (8 if device.type == "cpu" else 1024 if loaded.net.stem == "cifar" else 256)
+        batch = args.batch or (8 if device.type == "cpu" else 1024 if crop <= 32 else 256)
         setting = Setting(device, batch, crop, loaded.data.classes, precision)
         rows += measure(name, loaded.net, setting, hows, peers, effort, best)
     print(table.text(HEADER, cells(rows)))
@@ -134,11 +134,11 @@ def measure(
     best: Device,
 ) -> list[dict[str, Any]]:
     """A row for each contestant around one net: itself, its plain counterpart, and the peers."""
-    plain = replace(net, se=None)
+    plain = replace(net, se=None) if isinstance(net, config.ResNet) else net
     makers: dict[tuple[str, str], Callable[[], Step]] = {}
     for chosen in hows:
         makers["net", label(chosen)] = partial(ours, net, setting, chosen)
-        if net.se is not None:
+        if plain != net:
             makers["plain", label(chosen)] = partial(ours, plain, setting, chosen)
     if "nvidia" in peers:
         makers["nvidia", "NVIDIA's loop"] = partial(nvidia_style, net, setting)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from senet.bench.parts import Place
-from senet.config import SE, Net
+from senet.config import SE, Bottleneck
 from senet.execution.execution import Execution, Layout, prepare
 from senet.models.resnet import Block, Branch
 from senet.system.timing import reason
@@ -66,7 +66,7 @@ class _Case:
 
     def __init__(self, place: Place, shape: tuple[int, int, int], se: bool, shift: float, precision: str) -> None:
         images, channels, side = shape
-        net = Net(blocks=(1,), widths=(channels // 4,), expansion=4, se=SE() if se else None)
+        net = Bottleneck(blocks=(1,), widths=(channels // 4,), expansion=4, se=SE() if se else None)
         self.facts = {"shape": list(shape), "se": se, "shift": shift, "precision": precision}
         self.precision, self.dtype = precision, DTYPES[precision]
         torch.manual_seed(0)

@@ -23,7 +23,7 @@ from senet.bench.contestants import Setting, execution, label, ours
 from senet.bench.loader import draw_photos
 from senet.bench.net import short
 from senet.bench.probe import probe
-from senet.config import Config, Data, Net
+from senet.config import Config, Folder, Net, ResNet
 from senet.data.source import Source, has_dali, train_loader
 from senet.distributed import World
 from senet.execution.execution import choices, prepare
@@ -85,7 +85,7 @@ def machine(place: Place) -> dict[str, Any]:
 
 def shallow(net: Net) -> Net:
     """One block a stage: for a rehearsal."""
-    return replace(net, blocks=(1,) * len(net.blocks))
+    return replace(net, blocks=(1,) * len(net.blocks)) if isinstance(net, ResNet) else net
 
 
 def whole(name: str, hows: Sequence[str], peers: Sequence[str], batch: int = 256) -> Part:
@@ -108,7 +108,9 @@ def whole(name: str, hows: Sequence[str], peers: Sequence[str], batch: int = 256
 def compiles(place: Place) -> dict[str, Any]:
     """Seconds until the first step of a shallow net, for all that can be compiled, and whether it works at all."""
     loaded = config.load("configs/cifar10/se_resnet20.yaml")
-    net = replace(loaded.net, blocks=(1,), widths=(16,)) if place.tiny else shallow(loaded.net)
+    net = shallow(loaded.net)
+    if place.tiny and isinstance(net, ResNet):
+        net = replace(net, blocks=(1,), widths=(16,))
     setting = replace(place.setting(loaded, 128), crop=32)
     hows = [
         how
@@ -184,7 +186,7 @@ def loaders(place: Place) -> dict[str, Any]:
     """From JPEGs to a trained step: the loader alone, the net alone, both together."""
     name = "configs/imagenet/se_resnet50.yaml:v1.5"
     loaded = config.load(name)
-    data = Data(classes=10, crop=32 if place.tiny else 224, resize=36 if place.tiny else 256)
+    data = Folder(classes=10, crop=32 if place.tiny else 224, resize=36 if place.tiny else 256)
     batch, images = (4, 12) if place.tiny else (128, 1024)
     net = shallow(loaded.net) if place.tiny else loaded.net
     settings = config.from_dict(

@@ -43,10 +43,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> dict[str, Any]:
     """Run both, compare, print, return it as plain data. Raises RunError when a rank fails."""
     loaded = config.load(args.config)
-    data = replace(loaded.data, set="synthetic", crop=args.crop, pad=0)
-    chosen = replace(
-        loaded, net=replace(loaded.net, dropout=0.0), data=data, batch=args.batch * args.ranks, precision="fp32"
-    )
+    data = config.Synthetic(classes=loaded.data.classes, crop=args.crop)
+    net = replace(loaded.net, dropout=0.0) if isinstance(loaded.net, config.ResNet) else loaded.net
+    chosen = replace(loaded, net=net, data=data, batch=args.batch * args.ranks, precision="fp32")
     settings = {
         "config": config.to_dict(chosen),
         "device": args.device,

@@ -71,7 +71,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
 
 def synthetic(loaded: Config, batch: int, precision: Any) -> Config:
     """The same on made-up images, so that no data set is needed."""
-    data = replace(loaded.data, set="synthetic", pad=0, flip=True)
+    data = config.Synthetic(classes=loaded.data.classes, crop=loaded.data.crop)
     return replace(loaded, data=data, batch=batch, precision=precision)
 
 

@@ -1,53 +1,105 @@
-"""YAML files with `base` and `variants`, read strictly into frozen dataclasses. Nothing in here knows of nets."""
+"""YAML files with `base` and `variants`: finding and reading them. Nothing in here knows what the settings mean."""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import math
-import types
-import typing
-from collections.abc import Iterable, Mapping
+import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import yaml
 
 from senet.errors import UsageError
 
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
-def read(name: str, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The settings in `FILE.yaml` or `FILE.yaml:VARIANT`, `base` and variant merged. Raises UsageError."""
-    path, variant = _split(name)
+
+class Layer(NamedTuple):
+    """Settings that are written in one place, and its name."""
+
+    where: str
+    settings: dict[str, Any]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: PyYAML follows 1.1, where 1e-4 is a string."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def parse(text: str) -> Any:
+    """The value that a piece of YAML stands for. Raises yaml.YAMLError."""
+    return yaml.load(text, _Loader)  # noqa: S506 (it is a SafeLoader)
+
+
+def layers(name: str, seen: tuple[Path, ...] = ()) -> list[Layer]:
+    """What `FILE.yaml` or `FILE.yaml:VARIANT` consists of: its base files, the file, its variant, each of which changes
+    those before it. Raises UsageError.
+    """
+    path, variant = find(name)
     tree = read_file(path)
     if path.resolve() in seen:
         raise UsageError(f"{path}: base leads back to itself; remove one of the base lines")
     base, changes = tree.pop("base", None), tree.pop("variants", None) or {}
+    found: list[Layer] = []
     if base is not None:
         if not isinstance(base, str):
             raise UsageError(f"{path}: base must be the name of a file, not {base!r}")
-        tree = _merge(read(str(path.parent / base), (*seen, path.resolve())), tree)
+        found = layers(os.path.normpath(path.parent / base), (*seen, path.resolve()))
     if not isinstance(changes, dict):
         raise UsageError(f"{path}: variants must map names to changes, not {changes!r}")
+    found.append(Layer(str(path), tree))
     if variant is not None:
         if variant not in changes:
-            raise UsageError(f"{path}: no variant {variant!r}{_nearest(variant, changes)}")
-        tree = _merge(tree, changes[variant] or {})
-    return tree
+            raise UsageError(f"{path}: no variant {variant!r}{nearest(variant, changes)}")
+        change = changes[variant] or {}
+        if not isinstance(change, dict):
+            raise UsageError(f"{path}:{variant}: must be a mapping of settings, not {change!r}")
+        found.append(Layer(f"{path}:{variant}", change))
+    return found
 
 
-def _split(name: str) -> tuple[Path, str | None]:
+def find(name: str) -> tuple[Path, str | None]:
+    """The file and the variant that are meant by `FILE.yaml`, `FILE.yaml:VARIANT`, or the end of a path in configs/
+    such as `se_resnet50` or `imagenet/se_resnet50`.
+
+    Raises UsageError if there is no such file, or several.
+    """
     path, colon, variant = name.rpartition(":")
-    return (Path(path), variant) if colon and path.endswith((".yaml", ".yml")) else (Path(name), None)
+    file = Path(path if colon else name)
+    if colon and Path(name).exists():
+        file, colon = Path(name), ""
+    if not file.exists() and not file.is_absolute():
+        wanted = file.with_name(file.name.removesuffix(".yaml") + ".yaml").parts
+        known = sorted(CONFIGS.rglob("*.yaml"))
+        matching = [one for one in known if one.parts[-len(wanted) :] == wanted]
+        if len(matching) > 1:
+            raise UsageError(f"{name}: several configs are called so: {', '.join(map(_shown, matching))}")
+        if matching:
+            file = Path(_shown(matching[0]))
+    if not file.exists():
+        beside = sorted(file.parent.glob("*.yaml")) if file.suffix and file.parent.is_dir() else []
+        words = {one.stem: _shown(one) for one in [*sorted(CONFIGS.rglob("*.yaml")), *beside]}
+        near = [words[word] for word in difflib.get_close_matches(file.stem, words)]
+        raise UsageError(f"{file}: no such config file" + (f"; did you mean {' or '.join(near)}?" if near else ""))
+    return file, variant if colon else None
+
+
+def _shown(file: Path) -> str:
+    """A path as it is typed here."""
+    here = Path.cwd()
+    return str(file.relative_to(here) if file.is_relative_to(here) else file)
 
 
 def read_file(path: Path) -> dict[str, Any]:
     """The mapping in one file. Raises UsageError."""
     try:
-        tree = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        near = _nearest(path.name, [p.name for p in path.parent.glob("*.yaml")]) if path.parent.is_dir() else ""
-        raise UsageError(f"{path}: no such config file{near}") from None
+        tree = parse(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
@@ -59,83 +111,22 @@ def read_file(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _merge(base: Any, change: Any) -> Any:
-    if not (isinstance(base, dict) and isinstance(change, dict)):
-        return change
-    return base | {key: _merge(base.get(key), value) for key, value in change.items()}
-
-
-def override(tree: dict[str, Any], assignment: str) -> None:
-    """Put `key=value`, typed as in a file, into `tree`. Raises UsageError."""
-    key, equals, text = assignment.partition("=")
+def assignment(text: str) -> dict[str, Any]:
+    """The mapping that `key.key=value` stands for, its value typed as in a file. Raises UsageError."""
+    key, equals, value = text.partition("=")
     if not equals or not key:
-        raise UsageError(f"{assignment!r}: an override is written key=value, as in optim.lr=0.3")
+        raise UsageError(f"{text!r}: an override is written key=value, as in optim.lr=0.3")
     try:
-        value = yaml.safe_load(text)
+        tree = parse(value)
     except yaml.YAMLError:
-        raise UsageError(f"{key}: {text!r} is not valid YAML") from None
-    *parents, last = key.split(".")
-    for parent in parents:
-        if not isinstance(tree.get(parent), dict):
-            tree[parent] = {}
-        tree = tree[parent]
-    tree[last] = value
+        raise UsageError(f"{key}: {value!r} is not valid YAML") from None
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    return tree
 
 
-def convert(value: Any, kind: Any, key: str, where: str) -> Any:
-    """`value`, as YAML gave it, as an instance of the annotated type `kind`."""
-
-    def wrong(expected: str) -> UsageError:
-        return UsageError(f"{where}: {key}: expected {expected}, got {value!r}")
-
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, Mapping):
-            raise UsageError(f"{where}: {key or 'the file'}: expected a mapping of settings, got {value!r}")
-        kinds = typing.get_type_hints(kind)
-        prefix = f"{key}." if key else ""
-        for name in value:
-            if name not in kinds:
-                raise UsageError(f"{where}: {prefix}{name}: unknown key{_nearest(str(name), kinds)}")
-        return typing.cast(Any, kind)(
-            **{name: convert(v, kinds[name], prefix + name, where) for name, v in value.items()}
-        )
-    if origin is types.UnionType:
-        if value is None and type(None) in arguments:
-            return None
-        (kind,) = (argument for argument in arguments if argument is not type(None))
-        return convert(value, kind, key, where)
-    if origin is Literal:
-        if value not in arguments:
-            raise UsageError(
-                f"{where}: {key}: {value!r} is not one of {', '.join(arguments)}{_nearest(str(value), arguments)}"
-            )
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise wrong("a list")
-        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
-            raise wrong(f"a list of {len(arguments)} numbers")
-        return tuple(convert(item, arguments[0], key, where) for item in value)
-    if kind is float:
-        # PyYAML follows YAML 1.1, where 1e-4 is a string.
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise wrong("a finite number")
-        return number
-    if kind is int and (not isinstance(value, int) or isinstance(value, bool)):
-        raise wrong("a whole number")
-    if kind is bool and not isinstance(value, bool):
-        raise wrong("true or false")
-    if kind is str and not isinstance(value, str):
-        raise wrong("a text")
-    return value
-
-
-def _nearest(word: str, words: Iterable[str]) -> str:
+def nearest(word: str, words: Iterable[str]) -> str:
+    """`; did you mean ...?`, or else the words there are, if they are few."""
     words = [str(w) for w in words]
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     if near:

@@ -23,7 +23,6 @@ from nvidia.dali.auto_aug import augmentations
 from nvidia.dali.auto_aug.core import augmentation, signed_bin
 from nvidia.dali.auto_aug.core._select import select
 
-from senet.config import Augment
 from senet.data.loader import BadImages, Raw
 from senet.data.philox import Ints
 from senet.data.pixels import size
@@ -98,13 +97,14 @@ class Dali:
         settings["device_id"] = self.device.index if self.device.type == "cuda" else None
         data = self.samples.data
         # On the CPU DALI normalises in passing; a GPU is sent bytes.
-        plain = self.device.type == "cpu" and (self.samples.order is None or data.augment == Augment())
+        plain = self.device.type == "cpu" and (self.samples.order is None or not data.augment.active)
         end = partial(_normalise, mean=data.mean, std=data.std) if plain else _as_bytes
         if self.samples.order is None:
             return _val_pipeline(source, data.crop, end, **settings)
-        if data.augment.policy == "none":
+        policy = data.augment.policy
+        if policy is None:
             return _train_pipeline(source, end, **settings)
-        return _policy_pipeline(source, data.augment.policy, operations(data.augment), **settings)
+        return _policy_pipeline(source, policy.name, operations(policy), **settings)
 
     def _next(self) -> tuple[list[Any], ...]:
         """What the pipeline is fed with for one batch."""

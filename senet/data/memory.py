@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from senet.config import Data
+from senet.config import Cifar, Data, Synthetic
 from senet.data.loader import Raw
 from senet.data.philox import Ints, uniforms
 from senet.data.sampler import NUMBER, Order
@@ -62,13 +62,13 @@ class InMemory:
 
     def _augment(self, pixels: Tensor, draws: NDArray[np.float64]) -> Tensor:
         """Zeros on each side, a random crop of the old size, a random flip (section 5.1, CIFAR)."""
+        if not isinstance(self.data, Cifar):
+            return pixels
         pad, size = self.data.pad, self.data.crop
         chance = torch.from_numpy(draws).to(self.device, non_blocking=True)
         columns = torch.arange(size, device=self.device).expand(len(pixels), size)
-        if self.data.set != "synthetic" and self.data.flip:
+        if self.data.flip:
             columns = torch.where(chance[:, 2:3] < 0.5, columns.flip(1), columns)
-        if pad == 0 and self.data.set == "synthetic":
-            return pixels
         corners = (chance[:, :2] * (2 * pad + 1)).long()
         rows = corners[:, :1] + torch.arange(size, device=self.device)
         columns = corners[:, 1:] + columns
@@ -77,7 +77,7 @@ class InMemory:
         return padded[batch, rows[:, :, None], columns[:, None, :]]
 
 
-def synthetic(data: Data, images: int, seed: int) -> tuple[NDArray[np.uint8], Ints]:
+def synthetic(data: Synthetic, images: int, seed: int) -> tuple[NDArray[np.uint8], Ints]:
     """A pool of random pixels and labels for `images` images that take them in turn: for measuring speed, nothing to
     learn.
     """

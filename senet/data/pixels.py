@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from senet.config import Data
+from senet.config import Folder
 from senet.data.philox import Floats, Ints, crops, uniforms
 
 STARTS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers that start a frame and hold its size
@@ -125,14 +125,14 @@ class Cut:
     flips: Ints
 
 
-def random_cut(data: Data, seed: int, epoch: int, keys: Ints, sizes: Ints) -> Cut:
+def random_cut(data: Folder, seed: int, epoch: int, keys: Ints, sizes: Ints) -> Cut:
     """Training: the paper's random crop and horizontal flip of images of `sizes` [b, 2] (height, width)."""
     draws: Floats = uniforms(seed, epoch, keys, 23)
     boxes = crops(draws, sizes[:, 0], sizes[:, 1], data.area, data.aspect)
     return Cut(boxes, ((draws[:, 22] < 0.5) & data.flip).astype(np.int64))
 
 
-def val_size(data: Data, height: int, width: int) -> tuple[int, int]:
+def val_size(data: Folder, height: int, width: int) -> tuple[int, int]:
     """(height, width) of a validation image whose shorter side has become `data.resize`, rounded as
     torchvision does.
     """
@@ -141,6 +141,6 @@ def val_size(data: Data, height: int, width: int) -> tuple[int, int]:
     return (data.resize, longer) if height <= width else (longer, data.resize)
 
 
-def val_corner(data: Data, height: int, width: int) -> tuple[int, int]:
+def val_corner(data: Folder, height: int, width: int) -> tuple[int, int]:
     """(y, x) of the centre crop of a resized image, rounded as torchvision does."""
     return round((height - data.crop) / 2), round((width - data.crop) / 2)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
-from senet.config import Augment
+from senet.config import Policy, RandAugment
 from senet.data.philox import Floats, Ints, Purpose, uniforms
 
 SIGNED = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "color", "contrast", "sharpness")
@@ -96,21 +96,21 @@ def levels(policy: str) -> dict[str, Floats]:
     return found
 
 
-def operations(augment: Augment) -> int:
+def operations(policy: Policy) -> int:
     """How many an image gets, one after the other."""
-    return {"autoaugment": 2, "randaugment": augment.policy_ops, "trivialaugment": 1}[augment.policy]
+    return policy.ops if isinstance(policy, RandAugment) else {"autoaugment": 2, "trivialaugment": 1}[policy.name]
 
 
-def choose(augment: Augment, seed: int, epoch: int, keys: Ints) -> Choice:
+def choose(policy: Policy, seed: int, epoch: int, keys: Ints) -> Choice:
     """What the images get; nothing but (seed, epoch, key) decides."""
-    if augment.policy == "autoaugment":
+    if policy.name == "autoaugment":
         return _autoaugment(uniforms(seed, epoch, keys, 5, Purpose.POLICY))
-    count = operations(augment)
+    count = operations(policy)
     draws = uniforms(seed, epoch, keys, 3 * count, Purpose.POLICY).reshape(-1, count, 3)
     chosen = (draws[..., 0] * len(RANDOM)).astype(np.int32)
     bins = (draws[..., 1] * BINS["trivialaugment"]).astype(np.int32)
-    if augment.policy == "randaugment":
-        bins[:] = augment.policy_magnitude
+    if isinstance(policy, RandAugment):
+        bins[:] = policy.magnitude
     return Choice(chosen, bins, (draws[..., 2] < 0.5).astype(np.int32))
 
 
@@ -128,8 +128,8 @@ def _autoaugment(draws: Floats) -> Choice:
 class Operations:
     """A policy's operations on PIL images."""
 
-    def __init__(self, policy: str) -> None:
-        self.levels = levels(policy) if policy != "none" else {}
+    def __init__(self, policy: Policy | None) -> None:
+        self.levels = levels(policy.name) if policy else {}
 
     def __call__(self, image: Image.Image, choice: Choice, place: int) -> Image.Image:
         """`image`, RGB, after what `choice` has for the image at `place`."""

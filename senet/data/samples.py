@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from senet.config import Data, crop_at
+from senet.config import Folder, crop_at
 from senet.data.philox import Ints
 from senet.data.pixels import Cut, random_cut, val_corner, val_size
 from senet.data.policy import Choice, choose
@@ -27,7 +27,7 @@ class Samples:
     """
 
     index: Index
-    data: Data
+    data: Folder
     order: Order | None  # training
     dealt: tuple[Ints, ...] = ()  # validation: this rank's batches
 
@@ -85,9 +85,10 @@ class Samples:
 
     def choose(self, number: int, keys: Ints) -> Choice | None:
         """The operations of an augmentation policy, if there is one."""
-        if self.order is None or self.data.augment.policy == "none":
+        policy = self.data.augment.policy
+        if self.order is None or policy is None:
             return None
-        return choose(self.data.augment, self.order.seed, self.epoch(number), keys)
+        return choose(policy, self.order.seed, self.epoch(number), keys)
 
     def random_cut(self, number: int, keys: Ints, sizes: Ints) -> Cut:
         assert self.order is not None

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from senet.config import Augment, Data
+from senet.config import Data
 from senet.data import cifar
 from senet.data.augment import Augmentation
 from senet.data.device import DevicePipeline
@@ -128,7 +128,7 @@ def train_loader(
         raise UsageError(
             f"data.augment: mixup and cutmix need pairs, but a rank takes {micro_batch} images at once; change batch"
         )
-    finish = DevicePipeline(data, device, Augmentation(data, seed) if augment != Augment() else None, dtype)
+    finish = DevicePipeline(data, device, Augmentation(data, seed) if augment.active else None, dtype)
     if data.set == "folder":
         index = find(_root(source), "train", data.classes)
         order = Order(
@@ -209,10 +209,6 @@ def _in_memory(data: Data, source: Source, split: str, seed: int) -> Any:
         raise UsageError(f"--backend {source.backend} would have no effect: {data.set} is held in memory; leave it out")
     if data.set == "synthetic":
         return synthetic(data, data.train_images if split == "train" else data.val_images, seed)
-    if data.classes != {"cifar10": 10, "cifar100": 100}[data.set]:
-        raise UsageError(
-            f"data.classes: {data.classes} does not fit {data.set}; set data.classes={data.set.removeprefix('cifar')}"
-        )
     return cifar.read(_root(source), data.set, split, source.checksum)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from senet.config import Config, divide_batch
+from senet.config import Config, Folder, divide_batch
 from senet.data.endless import Endless, noise
 from senet.data.source import Source, train_loader
 from senet.distributed import World
@@ -145,7 +145,9 @@ def _advice(found: Speed, config: Config, source: Source, device: torch.device) 
 
 
 def _for_data(found: Speed, config: Config, source: Source, device: torch.device) -> Iterator[str]:
-    cores = len(os.sched_getaffinity(0))
+    cores, data = len(os.sched_getaffinity(0)), config.data
+    if not isinstance(data, Folder):
+        return
     if found.busy < IDLE:
         if source.workers is not None and source.workers < cores:
             yield f"more workers: --workers {min(2 * source.workers, cores)}; cores are idle"
@@ -154,13 +156,13 @@ def _for_data(found: Speed, config: Config, source: Source, device: torch.device
             "the set to a local disk"
         )
     else:
-        smaller = f"launch.prepare imagenet --short-side {config.data.resize}"
+        smaller = f"launch.prepare imagenet --short-side {data.resize}"
         yield f"the {cores} cores are busy decoding: more cores, or smaller images ({smaller})"
         if source.backend == "pillow":
             yield "--backend dali decodes faster"
         if device.type == "cuda" and source.backend == "pillow":
             yield "DALI can decode on the GPU"
-        if config.data.augment.policy != "none" or any(config.data.augment.color_jitter):
+        if data.augment.policy or any(data.augment.color_jitter):
             yield "data.augment.policy and color_jitter cost time too (it is another config)"
 
 

@@ -19,7 +19,7 @@ def build(net: config.Net, classes: int) -> nn.Module:
     """The network of a config, with fresh weights: [N, 3, H, W] -> logits [N, classes]. Raises UsageError for an
     unknown timm name.
     """
-    return ResNet(net, classes) if net.timm is None else untrained(net.timm, classes)
+    return untrained(net.timm, classes) if isinstance(net, config.Timm) else ResNet(net, classes)
 
 
 @dataclass(frozen=True)

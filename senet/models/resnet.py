@@ -27,10 +27,11 @@ class Branch(nn.Sequential):
 class Block(nn.Module):
     """A residual unit with a slot at each place where the paper puts an SE block (figure 5, section 6.5)."""
 
-    def __init__(self, net: config.Net, inputs: int, width: int, stride: int, se: config.SE | None) -> None:
+    def __init__(self, net: config.ResNet, inputs: int, width: int, stride: int, se: config.SE | None) -> None:
         super().__init__()
         outputs = width * net.expansion
-        self.branch = (basic if net.block == "basic" else bottleneck)(net, inputs, width, stride, se)
+        kind = bottleneck if isinstance(net, config.Bottleneck) else basic
+        self.branch = kind(net, inputs, width, stride, se)  # type: ignore[arg-type]
         self.shortcut = self._shortcut(net, inputs, outputs, stride)
         place = se.place if se else None
         self.se_pre = slot(inputs, se, place == "pre")
@@ -39,7 +40,7 @@ class Block(nn.Module):
         self.se_post = slot(outputs, se, place == "post")
         self.tail: Callable[[Block, Tensor], Tensor] | None = None  # see `senet.execution.execution.prepare`
 
-    def _shortcut(self, net: config.Net, inputs: int, outputs: int, stride: int) -> nn.Module:
+    def _shortcut(self, net: config.ResNet, inputs: int, outputs: int, stride: int) -> nn.Module:
         if inputs == outputs and stride == 1:
             return nn.Identity()
         layers = Branch()
@@ -58,7 +59,7 @@ class Block(nn.Module):
 class PreactivationBlock(Block):
     """BN and ReLU before the convolutions ("Identity Mappings"); a projection starts from the activated input."""
 
-    def __init__(self, net: config.Net, inputs: int, width: int, stride: int, se: config.SE | None) -> None:
+    def __init__(self, net: config.ResNet, inputs: int, width: int, stride: int, se: config.SE | None) -> None:
         super().__init__(net, inputs, width, stride, se)
         self.bn = nn.BatchNorm2d(inputs)
 
@@ -69,7 +70,7 @@ class PreactivationBlock(Block):
         return self.se_post(self.se_identity(shortcut) + residual)
 
 
-def basic(net: config.Net, inputs: int, width: int, stride: int, se: config.SE | None) -> Branch:
+def basic(net: config.ResNet, inputs: int, width: int, stride: int, se: config.SE | None) -> Branch:
     """Two 3x3 convolutions. In a pre-activation block the first BN and ReLU stand before the branch, and
     none after it.
     """
@@ -83,7 +84,7 @@ def basic(net: config.Net, inputs: int, width: int, stride: int, se: config.SE |
     return layers
 
 
-def bottleneck(net: config.Net, inputs: int, width: int, stride: int, se: config.SE | None) -> Branch:
+def bottleneck(net: config.Bottleneck, inputs: int, width: int, stride: int, se: config.SE | None) -> Branch:
     """1x1, 3x3 (grouped), 1x1."""
     narrow, outputs = int(width * net.reduce), width * net.expansion
     first, second = (stride, 1) if net.stride_at == "conv1x1" else (1, stride)
@@ -102,35 +103,35 @@ def slot(channels: int, se: config.SE | None, here: bool) -> nn.Module:
     return SEBlock(channels, se) if se and here else nn.Identity()
 
 
-def stem(net: config.Net) -> Branch:
+def stem(net: config.ResNet) -> Branch:
     """What stands before stage 2."""
     layers = Branch()
-    if net.stem == "cifar":
+    if isinstance(net.stem, config.CifarStem):
         layers.add(conv=conv(3, net.widths[0], 3))
-    elif net.stem == "conv7x7":
+    elif net.stem.kind == "conv7x7":
         layers.add(conv=conv(3, 64, 7, 2))
     else:
         layers.add(conv1=conv(3, 64, 3, 2), bn1=nn.BatchNorm2d(64), relu1=nn.ReLU())
         layers.add(conv2=conv(64, 64, 3), bn2=nn.BatchNorm2d(64), relu2=nn.ReLU(), conv=conv(64, 128, 3))
     if not net.preactivation:
         layers.add(bn=nn.BatchNorm2d(stem_width(net)), relu=nn.ReLU())
-    if net.stem != "cifar":
+    if isinstance(net.stem, config.Stem):
         # The released Caffe models pool without padding and round up: the same size, another window.
-        ceil = net.maxpool == "ceil"
+        ceil = net.stem.maxpool == "ceil"
         layers.add(pool=nn.MaxPool2d(3, 2, padding=0 if ceil else 1, ceil_mode=ceil))
     return layers
 
 
-def stem_width(net: config.Net) -> int:
-    return {"cifar": net.widths[0], "conv7x7": 64, "conv3x3x3": 128}[net.stem]
+def stem_width(net: config.ResNet) -> int:
+    return {"cifar": net.widths[0], "conv7x7": 64, "conv3x3x3": 128}[net.stem.kind]
 
 
 class ResNet(nn.Module):
     """[N, 3, H, W] -> logits [N, classes]. Stages are numbered as in the paper: 2 to 5, CIFAR 2 to 4."""
 
-    def __init__(self, net: config.Net, classes: int) -> None:
+    def __init__(self, net: config.ResNet, classes: int) -> None:
         super().__init__()
-        self.small = net.stem == "cifar"  # images of 32x32 pixels
+        self.small = isinstance(net.stem, config.CifarStem)  # images of 32x32 pixels
         self.stem = stem(net)
         block: type[Block] = PreactivationBlock if net.preactivation else Block
         channels = stem_width(net)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from senet.config import Config
+from senet.config import Config, Folder
 from senet.plan import scale
 from senet.plan.planner import Plan, curve, dividing
 
@@ -32,8 +32,8 @@ def _batch(config: Config, plan: Plan) -> Iterator[str]:
             f"batch {config.batch:,} is above 32k: SGD loses accuracy there without layer-wise rates (LARS), "
             "which this trainer has not"
         )
-    elif config.batch > WARM and config.schedule.warmup == "none":
-        yield f"batch {config.batch:,} is above 8k: warm up, as in schedule.warmup=linear schedule.warmup_epochs=5"
+    elif config.batch > WARM and config.schedule.warmup is None:
+        yield f"batch {config.batch:,} is above 8k: warm up, as in schedule.warmup=linear schedule.warmup.epochs=5"
     ruled = PAPER * config.batch
     if config.data.set == "folder" and config.data.classes == 1000 and not 0.5 <= config.optim.lr / ruled <= 2:
         yield (
@@ -92,8 +92,9 @@ def _enough(plan: Plan) -> int | None:
 
 def _supply(config: Config, plan: Plan) -> Iterator[str]:
     wish, data = plan.wish, plan.data
+    side = max(256, config.data.resize) if isinstance(config.data, Folder) else 0
     if wish.storage is not None and data.storage > wish.storage:
-        smaller = f"shrink the set (launch.prepare imagenet --shards --short-side {max(256, config.data.resize)})"
+        smaller = f"shrink the set (launch.prepare imagenet --shards --short-side {side})"
         yield (
             f"storage: the first epoch wants {data.storage:.2g} GB/s and there are {wish.storage:g}; {smaller} "
             "or copy it to each node"
@@ -102,7 +103,7 @@ def _supply(config: Config, plan: Plan) -> Iterator[str]:
         yield (
             f"decoding bounds: {wish.cores} cores a "
             f"node{' and the GPU decoders' if data.decode_on_gpu is not None else ''} give "
-            f"{data.limit:,.0f} images/s; more cores, or smaller images (--short-side {max(256, config.data.resize)})"
+            f"{data.limit:,.0f} images/s; more cores, or smaller images (--short-side {side})"
         )
     elif data.cores and wish.cores is None and not data.decode_on_gpu:
         needed = data.cores["this loader"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from senet.config import Config, crop_at, divide_batch
+from senet.config import Config, Folder, Synthetic, crop_at, divide_batch
 from senet.errors import UsageError
 from senet.plan import rates, scale
 from senet.plan.gpus import GPU, find
@@ -196,18 +196,20 @@ def _images(config: Config, wish: Request) -> int:
     data = config.data
     if wish.images is not None:
         return wish.images
-    if data.set == "folder" and data.classes != 1000:
+    if isinstance(data, Folder) and data.classes != 1000:
         raise UsageError(
             f"--images N is needed: a folder with {data.classes} classes is not ImageNet; say how many "
             "training images it has"
         )
-    return {"folder": 1_281_167, "cifar10": 50_000, "cifar100": 50_000, "synthetic": data.train_images}[data.set]
+    if isinstance(data, Synthetic):
+        return data.train_images
+    return 1_281_167 if isinstance(data, Folder) else 50_000
 
 
 def _validation(config: Config, images: int) -> float:
-    return {"cifar10": 10_000, "cifar100": 10_000, "synthetic": config.data.val_images}.get(
-        config.data.set, images * 50_000 / 1_281_167
-    )
+    if isinstance(config.data, Synthetic):
+        return config.data.val_images
+    return images * 50_000 / 1_281_167 if isinstance(config.data, Folder) else 10_000
 
 
 def _data(config: Config, wish: Request, device: GPU, pace: float) -> Data:

@@ -14,7 +14,7 @@ from typing import Literal
 import yaml
 
 from senet import config
-from senet.config import Config, Net, files
+from senet.config import Bottleneck, Config, Net
 from senet.errors import UsageError
 from senet.plan.gpus import GPUS, device, find
 from senet.plan.scale import FIXED, JITTER
@@ -75,7 +75,7 @@ def rows(file: Path = FILE) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
     try:
         tree = yaml.safe_load(file.read_text())
         ours, others = (
-            tuple(files.convert(row, Row, f"row {row}", str(file)) for row in tree[part] or [])
+            tuple(config.read(Row, row, f"{file}: row {row}") for row in tree[part] or [])
             for part in ("ours", "others")
         )
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
@@ -114,7 +114,7 @@ def _each(row: Row) -> float:
 
 def _kin(net: Net) -> Net:
     """Nets that differ in where they stride are alike in speed, relative to their rooflines."""
-    return net if net.timm else replace(net, stride_at="conv1x1")
+    return replace(net, stride_at="conv1x1") if isinstance(net, Bottleneck) else net
 
 
 def rate(settings: Config, gpu: str, stack: Stack, file: Path = FILE) -> Rate:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from senet.config import Config, Data, Net, from_dict
+from senet.config import Config, Folder, Timm, from_dict
 from senet.errors import UsageError
 from senet.models import build
 from senet.models.timm import released
@@ -23,7 +23,7 @@ def load(what: str, weights: Path | None = None) -> tuple[Config, nn.Module, dic
     if what.startswith("timm:"):
         name = what.removeprefix("timm:")
         net, facts = released(name, weights)
-        return Config(net=Net(timm=name), data=Data(**facts)), net, None
+        return Config(net=Timm(name), data=Folder(**facts)), net, None
     if weights is not None:
         raise UsageError("--weights goes with timm:NAME; a checkpoint brings its own")
     path = checkpoint.find(Path(what))

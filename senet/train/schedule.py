@@ -2,22 +2,22 @@
 
 import math
 
-from senet.config import Schedule
+from senet.config import LinearWarmup, Schedule, Step
 
 
 def learning_rate(schedule: Schedule, lr: float, epoch: float, epochs: int) -> float:
-    """The learning rate at `epoch` (fractional, from 0) of a run of `epochs`, `lr` being that of the recipe (section
-    5.1).
+    """Compute the learning rate at `epoch` (fractional, from 0) of a run of `epochs`; `lr` is that of the recipe
+    (section 5.1).
 
-    step: lr times gamma for each milestone reached. cosine: a half period from lr to 0, over what follows the warm-up.
-    Warm-up, before `warmup_epochs`: linear from `warmup_lr`, or constant at it (ResNet-110 of "Identity Mappings"
-    starts so).
+    Step: lr times gamma for each milestone reached. Cosine: a half period from lr to 0, over what follows the warm-up.
+    Warm-up: linear from its lr, or constant at it (ResNet-110 of "Identity Mappings" starts this way).
     """
-    if schedule.warmup != "none" and epoch < schedule.warmup_epochs:
-        done = epoch / schedule.warmup_epochs if schedule.warmup == "linear" else 0.0
-        return schedule.warmup_lr + (lr - schedule.warmup_lr) * done
-    if schedule.shape == "step":
+    warmup = schedule.warmup
+    if warmup and epoch < warmup.epochs:
+        done = epoch / warmup.epochs if isinstance(warmup, LinearWarmup) else 0.0
+        return warmup.lr + (lr - warmup.lr) * done
+    if isinstance(schedule, Step):
         return lr * schedule.gamma ** sum(epoch >= milestone for milestone in schedule.milestones)
-    start = schedule.warmup_epochs
+    start = warmup.epochs if warmup else 0.0
     done = min(1.0, (epoch - start) / (epochs - start)) if epochs > start else 1.0
     return lr * 0.5 * (1 + math.cos(math.pi * done))

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from senet.config import Config, check, difference, divide_batch, from_dict, load, to_dict, variants
+from senet.config import (
+    SE,
+    Basic,
+    Bottleneck,
+    Cifar10,
+    Cifar100,
+    CifarStem,
+    Config,
+    ConstantWarmup,
+    Cosine,
+    LinearWarmup,
+    RandAugment,
+    Step,
+    Synthetic,
+    Timm,
+    check,
+    difference,
+    divide_batch,
+    from_dict,
+    load,
+    to_dict,
+    variants,
+    warnings,
+)
 from senet.errors import UsageError
 from senet.models import build
 from senet.train.schedule import learning_rate
@@ -75,8 +100,8 @@ def test_base_variants_and_overrides(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("optim: {lrate: 1}", "optim.lrate: unknown key"),
-        ("scedule: {}", "scedule: unknown key; did you mean 'schedule'?"),
+        ("optim: {lrate: 1}", "optim.lrate: unknown key; did you mean optim.lr?"),
+        ("scedule: {}", "scedule: unknown key; did you mean schedule?"),
         ("optim: {lr: fast}", "optim.lr: expected a finite number, got 'fast'"),
         ("optim: {lr: .nan}", "optim.lr: expected a finite number"),
         ("batch: 12.5", "batch: expected a whole number"),
@@ -89,15 +114,37 @@ def test_base_variants_and_overrides(tmp_path: Path) -> None:
         ),
         ("net: {se: {stages: [6]}}", "net.se.stages: (6,) is out of range: this net's stages are 2 to 5"),
         ("net: {widths: [64]}", "net.widths: (64,) is out of range: net.blocks has 4 stages"),
+        ("net: {timm: resnet18, groups: 32}", "net.groups: unknown key of net timm; known: timm, family"),
+        ("net: {block: basic, stride_at: conv3x3}", "net.stride_at: unknown key of net resnet basic"),
+        ("net: {family: resnest}", "net.family: 'resnest' is not one of resnet, timm; did you mean 'resnet'?"),
+        ("net: {blocks: [3, 4, 6, 3, 1]}", "net.blocks: expected a list of at most 4, got [3, 4, 6, 3, 1]"),
+        ("net: {blocks: [3, 4, 6, 0]}", "net.blocks: 0 is out of range: must be at least 1"),
         (
-            "net: {timm: resnet18, groups: 32, widths: [32, 32, 32, 32]}",
-            "net.widths: (32, 32, 32, 32) would have no effect: net.timm is set",
+            "schedule: {warmup: {epoch: 5}}",
+            "unknown key of schedule.warmup linear; did you mean schedule.warmup.epochs?",
         ),
-        ("net: {block: basic, stride_at: conv3x3}", "net.stride_at: 'conv3x3' would have no effect: a basic block"),
-        ("schedule: {warmup_epochs: 5}", "schedule.warmup_epochs: 5.0 would have no effect: schedule.warmup is none"),
-        ("schedule: {shape: cosine, gamma: 0.2}", "schedule.gamma: 0.2 would have no effect: schedule.shape is cosine"),
-        ("data: {set: cifar10, crop: 32, resize: 40}", "data.resize: 40 would have no effect: data.set is cifar10"),
-        ("data: {set: cifar10}", "set data.crop: 32"),
+        ("schedule: {warmup: constant}", "schedule.warmup.epochs: is needed by schedule.warmup constant"),
+        (
+            "schedule: {shape: cosine, gamma: 0.2}",
+            "unknown key of schedule cosine; known: shape, warmup",
+        ),
+        ("schedule: {shape: cosin}", "schedule.shape: 'cosin' is not one of step, cosine; did you mean 'cosine'?"),
+        ("schedule: cosin", "schedule.shape: 'cosin' is not one of step, cosine; did you mean 'cosine'?"),
+        ("schedule: 3", "schedule: expected a mapping of settings, got 3"),
+        ("schedule: {milestones: [60, 30]}", "schedule.milestones: (60.0, 30.0) is out of range: must rise"),
+        ("schedule: {warmup: {epochs: 100}}", "schedule.warmup.epochs: 100.0 is out of range: must end before the run"),
+        ("data: {set: cifar10, resize: 40}", "data.resize: unknown key of data cifar10; known: pad, "),
+        ("data: {set: cifar10, crop: 32}", "data.crop: unknown key of data cifar10"),
+        ("data: {set: cifar10, augment: {policy: autoaugment}}", "data.augment.policy: unknown key"),
+        (
+            "data: {augment: {policy: {ops: 3}}}",
+            "unknown key of data.augment.policy autoaugment",
+        ),
+        ("data: {augment: {grow: {start: 128, epochs: 100}}}", "data.augment.grow.epochs: 100.0 is out of range"),
+        ("data: {augment: {grow: {start: 240, epochs: 9}}}", "data.augment.grow.start: 240 is out of range"),
+        ("lr: 0.3", "lr: unknown key; did you mean optim.lr?"),
+        ("net: {ratio: 4}", "net.ratio: unknown key of net resnet bottleneck; did you mean net.se.ratio?"),
+        ("optim: {nesterov: true, momentum: 0}", "optim.nesterov: true needs a momentum above 0"),
         ("net: {zero_init: true, preactivation: true}", "net.zero_init: would silence each branch for good"),
         ("net: [1]", "net: expected a mapping"),
         ("a: [", "not valid YAML"),
@@ -112,6 +159,81 @@ def test_errors_name_the_key_and_the_remedy(tmp_path: Path, text: str, message: 
         load(write(tmp_path, text))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "key", "value"),
+    [
+        ("cifar10/se_resnet20", "schedule.shape=cosine", "schedule", Cosine()),
+        ("cifar10/se_resnet20", "schedule=cosine", "schedule", Cosine()),
+        ("cifar10/se_resnet110", "schedule.warmup=none", "schedule", Step(milestones=(82, 123))),
+        ("cifar10/se_resnet110", "schedule.warmup=null", "schedule", Step(milestones=(82, 123))),
+        ("cifar10/se_resnet110", "schedule.warmup=linear", "schedule.warmup", LinearWarmup(epochs=1.0256, lr=0.01)),
+        ("cifar10/se_resnet110", "schedule.shape=cosine", "schedule", Cosine(warmup=ConstantWarmup(1.0256, 0.01))),
+        ("imagenet/se_resnet50", "net.timm=resnet50", "net", Timm("resnet50")),
+        ("imagenet/se_resnext50_32x4d", "net.block=basic", "net",
+            Basic(widths=(128, 256, 512, 1024), expansion=2, se=SE())),
+        ("imagenet/senet154", "net.stem=cifar", "net.stem", CifarStem()),
+        ("imagenet/resnet18", "net.block=bottleneck net.groups=2", "net",
+            Bottleneck(blocks=(2, 2, 2, 2), expansion=1, groups=2)),
+        ("debug/drill", "data.set=cifar10", "data", Cifar10(augment={"mixup": 0.2})),
+        ("debug/drill", "data.augment.policy=autoaugment data.set=cifar100 data.augment={mixup: 0.1}", "data", None),
+        ("cifar10/se_resnet20", "data.set=cifar100", "data", Cifar100()),
+        ("debug/demo", "data.set=synthetic data.train_images=64", "data",
+            Synthetic(classes=10, crop=64, train_images=64)),
+        ("debug/overfit", "schedule.milestones=[30,60] schedule.shape=step", "schedule", Step(milestones=(30, 60))),
+        ("debug/overfit", "schedule.gamma=0.2 schedule=step", "schedule", Step(gamma=0.2)),
+        ("debug/demo", "data.augment.policy.ops=3 data.augment.policy=randaugment", "data.augment.policy",
+            RandAugment(ops=3)),
+    ],
+)  # fmt: skip
+def test_what_was_inherited_for_another_tag_is_dropped(name: str, overrides: str, key: str, value: object) -> None:
+    words = re.split(r" (?=[a-z_.]+=)", overrides)
+    for order in itertools.permutations(words):
+        if value is None:  # what the command line itself writes is never dropped
+            with pytest.raises(UsageError, match=r"command line: data.augment.policy: unknown key"):
+                load(ROOT / f"configs/{name}.yaml", order)
+        else:
+            config = load(ROOT / f"configs/{name}.yaml", order)
+            assert operator.attrgetter(key)(config) == value
+
+
+def test_files_drop_what_they_inherit_for_another_tag_too(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "data: {augment: {mixup: 0.1, policy: randaugment}}\n"
+        "schedule: {milestones: [1, 2], gamma: 0.5, warmup: {lr: 1}}\n"
+        "variants: {small: {data: {set: cifar10}}, wrong: {data: {set: cifar10, crop: 32}}}",
+        "base.yaml",
+    )
+    small = load(write(tmp_path, "base: base.yaml:small\nschedule: cosine"))
+    assert small.data == Cifar10(augment={"mixup": 0.1})
+    assert small.schedule == Cosine(warmup=LinearWarmup(lr=1.0))
+    with pytest.raises(UsageError, match=r"base\.yaml:wrong: data\.crop: unknown key of data cifar10"):
+        load(tmp_path / "base.yaml:wrong")
+    write(tmp_path, "optim: {lrr: 1}", "base.yaml")
+    with pytest.raises(UsageError, match=r"base\.yaml: optim\.lrr: unknown key; did you mean optim\.lr\?"):
+        load(write(tmp_path, "base: base.yaml\nnet: {timm: resnet50}"))  # names the file to mend
+
+
+def test_a_config_is_found_by_the_end_of_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    full = load(ROOT / "configs/imagenet/se_resnet50.yaml")
+    for name in ("se_resnet50", "se_resnet50.yaml", "imagenet/se_resnet50", "configs/imagenet/se_resnet50.yaml"):
+        assert load(name) == full
+    assert load("se_resnet50:released").batch == 256
+    with pytest.raises(UsageError, match=r"configs/cifar10/se_resnet20\.yaml, .*configs/cifar100/se_resnet20\.yaml"):
+        load("se_resnet20")
+    with pytest.raises(UsageError, match=r"no such config file; did you mean .*configs/imagenet/se_resnet50\.yaml"):
+        load("se_resnet5O")
+    write(tmp_path, "batch: 7", "se_resnet50.yaml")  # what is there goes before what is shipped
+    assert load("se_resnet50.yaml").batch == 7
+
+
+def test_schedules_that_never_act_are_named() -> None:
+    file = ROOT / "configs/imagenet/se_resnet50.yaml"
+    assert warnings(load(file)) == []
+    assert "schedule.milestones: 60, 90 never come in a run of 50 epochs" in warnings(load(file, ["epochs=50"]))[0]
 
 
 def test_unknown_variants_and_overrides_are_refused(tmp_path: Path) -> None:
@@ -136,11 +258,11 @@ def test_schedules() -> None:
     paper = load(ROOT / "configs/imagenet/se_resnet50.yaml")
     rates = [learning_rate(paper.schedule, paper.optim.lr, e, 100) for e in (0, 29.99, 30, 60, 89.99, 90)]
     assert rates == pytest.approx([0.6, 0.6, 0.06, 0.006, 0.006, 0.0006])
-    cosine = from_dict({"schedule": {"shape": "cosine", "warmup": "linear", "warmup_epochs": 5, "warmup_lr": 0.1}})
+    cosine = from_dict({"schedule": {"shape": "cosine", "warmup": {"epochs": 5, "lr": 0.1}}})
     check(cosine)
     rates = [learning_rate(cosine.schedule, 0.6, e, 105) for e in (0, 2.5, 5, 55, 105)]
     assert rates == pytest.approx([0.1, 0.35, 0.6, 0.3, 0.0])
     warm = load(ROOT / "configs/cifar10/se_resnet110.yaml")
     assert learning_rate(warm.schedule, 0.1, 399 / 390, 164) == 0.01
     assert learning_rate(warm.schedule, 0.1, 400 / 390, 164) == 0.1
-    assert Config().schedule.warmup == "none"
+    assert Config().schedule.warmup is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from senet.config import Augment, Data, crop_at
+from senet.config import Augment, AutoAugment, Cifar10, Folder, FolderAugment, Grow, RandAugment, crop_at
 from senet.data.augment import Augmentation, neighbours
 from senet.data.policy import FILL, OPERATIONS, POLICIES, SIGNED, Choice, Operations, apply, choose, levels
 from senet.data.source import Source, train_loader
@@ -27,9 +28,9 @@ ALL = {
 }
 HOST = {
     "autoaugment": {"policy": "autoaugment"},
-    "randaugment": {"policy": "randaugment", "policy_ops": 2},
+    "randaugment": {"policy": RandAugment(ops=2)},
     "trivialaugment": {"policy": "trivialaugment"},
-    "resizing": {"start_crop": 16, "grow_epochs": 3.0},
+    "resizing": {"grow": {"start": 16, "epochs": 3}},
 }
 CASES = [(backend, name, settings) for name, settings in (ALL | HOST).items() for backend in ("dali", "pillow")]
 CASES += [("auto", name, settings) for name, settings in ALL.items()]
@@ -41,24 +42,26 @@ CASES += [("auto", name, settings) for name, settings in ALL.items()]
 def test_same_pixels_on_any_ranks_and_after_a_resume(
     backend: str, name: str, settings: dict[str, object], images: Path, cifar: Path
 ) -> None:
-    augment = Augment(**settings)  # type: ignore[arg-type]
     if backend == "auto":
-        case = Data(set="cifar10", classes=10, crop=32, pad=4, augment=augment), Source(cifar)
+        case = Cifar10(pad=4, augment=Augment(**settings)), Source(cifar)
     else:
-        case = Data(classes=3, crop=32, resize=40, augment=augment), Source(images, backend, workers=1)
+        case = (
+            Folder(classes=3, crop=32, resize=40, augment=FolderAugment(**settings)),
+            Source(images, backend, workers=1),
+        )
     pixels, labels = epoch(case, 1)
     for world, micro_batch, step in ((2, 6, 0), (3, 2, 2)):
         again, again_labels = epoch(case, 1, step, world, micro_batch)
         assert torch.equal(again, pixels[12 * step :])
         assert torch.equal(again_labels, labels[12 * step :])
     assert pixels.isfinite().all()
-    plain, _ = epoch((Data(**{**case[0].__dict__, "augment": Augment()}), case[1]), 1)
+    plain, _ = epoch((replace(case[0], augment=type(case[0].augment)()), case[1]), 1)
     assert plain.shape != pixels.shape or not torch.equal(plain, pixels)
 
 
 def augmented(images: torch.Tensor, **settings: object) -> torch.Tensor:
     """Images [b, H, H, 3] after what is done to colours and geometry."""
-    augmentation = Augmentation(Data(augment=Augment(**settings)), 0)  # type: ignore[arg-type]
+    augmentation = Augmentation(Folder(augment=FolderAugment(**settings)), 0)  # type: ignore[arg-type]
     return augmentation.change(images, augmentation.draw(0, np.arange(len(images)), images.shape[1]))
 
 
@@ -87,7 +90,7 @@ def test_colour_jitter_is_torchvisions_but_for_the_rounding(part: int) -> None:
     image = torch.from_numpy(np.random.default_rng(0).integers(60, 180, (1, 8, 8, 3)).astype(np.float32))
     limits = [0.0, 0.0, 0.0, 0.0]
     limits[part] = 0.4
-    augmentation = Augmentation(Data(augment=Augment(color_jitter=tuple(limits))), 0)  # type: ignore[arg-type]
+    augmentation = Augmentation(Folder(augment=FolderAugment(color_jitter=tuple(limits))), 0)  # type: ignore[arg-type]
     drawn = augmentation.draw(0, np.array([5]), 8)
     assert drawn.factors is not None
     adjust = [
@@ -123,7 +126,7 @@ def test_rotation() -> None:
 
 def test_erasing_and_cutout() -> None:
     def erased(**settings: object) -> torch.Tensor:
-        augmentation = Augmentation(Data(augment=Augment(**settings)), 0)  # type: ignore[arg-type]
+        augmentation = Augmentation(Folder(augment=FolderAugment(**settings)), 0)  # type: ignore[arg-type]
         return augmentation.mix(torch.ones(4000, 3, 32, 32), augmentation.draw(0, KEYS, 32))[:, 0] == 0
 
     holes = erased(erase=0.25).flatten(1).float().mean(1)
@@ -138,7 +141,7 @@ def test_erasing_and_cutout() -> None:
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.2, 0.0), (1.0, 0.0), (0.0, 1.0), (0.8, 1.0)])
 def test_mixing_takes_from_the_neighbour_what_the_weights_say(mixup: float, cutmix: float) -> None:
-    augmentation = Augmentation(Data(augment=Augment(mixup=mixup, cutmix=cutmix)), 0)
+    augmentation = Augmentation(Folder(augment=FolderAugment(mixup=mixup, cutmix=cutmix)), 0)
     drawn = augmentation.draw(0, KEYS, 32)
     own = torch.arange(4000) % 2  # neighbours are black and white
     images = augmentation.mix(own.float().view(-1, 1, 1, 1).expand(-1, 3, 32, 32).contiguous(), drawn)
@@ -160,11 +163,11 @@ def test_mixing_takes_from_the_neighbour_what_the_weights_say(mixup: float, cutm
 
 def test_mixing_needs_pairs(images: Path) -> None:
     with pytest.raises(UsageError, match="need pairs, but a rank takes 3 images"):
-        train_loader(Data(classes=3, crop=32, augment=Augment(mixup=0.2)), Source(images), 12, 3, 0, 0, 1, CPU)
+        train_loader(Folder(classes=3, crop=32, augment=FolderAugment(mixup=0.2)), Source(images), 12, 3, 0, 0, 1, CPU)
 
 
 def test_progressive_resizing(images: Path) -> None:
-    data = Data(classes=3, crop=64, augment=Augment(start_crop=32, grow_epochs=4))
+    data = Folder(classes=3, crop=64, augment=FolderAugment(grow=Grow(32, 4)))
     assert [crop_at(data, number) for number in range(7)] == [32, 32, 48, 48, 64, 64, 64]
     for backend in ("dali", "pillow"):
         loader = train_loader(data, Source(images, backend, workers=1), 12, 12, 0, 0, 1, CPU)
@@ -194,18 +197,18 @@ def test_policies_are_torchvisions() -> None:
 
 
 def test_every_operation_is_chosen_as_often_as_the_papers_say() -> None:
-    trivial = choose(Augment(policy="trivialaugment"), 0, 0, KEYS)
+    trivial = choose(AutoAugment("trivialaugment"), 0, 0, KEYS)
     assert trivial.operations.shape == (4000, 1)
     counts = np.bincount(trivial.operations[:, 0], minlength=14)
     assert counts.min() > 4000 / 14 * 0.8
     assert len(counts) == 14  # without invert
     assert set(trivial.bins[:, 0]) == set(range(31))
     assert 0.45 < trivial.signs.mean() < 0.55
-    random = choose(Augment(policy="randaugment", policy_magnitude=7), 0, 0, KEYS)
+    random = choose(RandAugment(magnitude=7), 0, 0, KEYS)
     assert random.operations.shape == (4000, 2)
     assert set(random.bins.flat) == {7}
-    auto = choose(Augment(policy="autoaugment"), 0, 0, KEYS)
-    assert np.array_equal(auto.operations[:3], choose(Augment(policy="autoaugment"), 0, 0, KEYS[:3]).operations)
+    auto = choose(AutoAugment(), 0, 0, KEYS)
+    assert np.array_equal(auto.operations[:3], choose(AutoAugment(), 0, 0, KEYS[:3]).operations)
     share = (auto.operations == OPERATIONS.index("equalize")).any(1).mean()
     expected = np.mean([1 - np.prod([1 - float(p) * (name == "equalize") for name, p, _ in pair]) for pair in POLICIES])
     assert abs(share - expected) < 0.03
@@ -265,5 +268,5 @@ def test_operations_of_both_backends_agree(policy: str) -> None:
 def test_operations_in_a_row() -> None:
     place = {name: number for number, name in enumerate(OPERATIONS)}
     choice = Choice(*(np.array([pair], np.int32) for pair in ([place["invert"], place["posterize"]], [0, 0], [0, 0])))
-    got = np.asarray(Operations("autoaugment")(photo(), choice, 0))
+    got = np.asarray(Operations(AutoAugment())(photo(), choice, 0))
     assert np.array_equal(got, (255 - np.asarray(photo())) & 0xFF)

@@ -21,7 +21,7 @@ import pytest
 import torch
 from PIL import Image
 
-from senet.config import Data
+from senet.config import Data, Folder
 from senet.data.source import Source, train_loader, val_loader
 from senet.errors import UsageError
 
@@ -128,7 +128,7 @@ def make(root: Path, files: dict[str, tuple[str, bytes]]) -> Data:
             folder = root / split / name
             folder.mkdir(parents=True)
             (folder / f"image.{ending}").write_bytes(content)
-    return Data(classes=len(files), crop=32, resize=40)
+    return Folder(classes=len(files), crop=32, resize=40)
 
 
 def shown(root: Path, data: Data, backend: str) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, str]]:
@@ -265,7 +265,7 @@ def test_hidden_folders_are_ignored_with_a_warning(
 
 
 def counted(root: Path, backend: str) -> tuple[list[int], dict[str, str]]:
-    data, source = Data(classes=3, crop=32, resize=40), Source(root, backend, workers=1)
+    data, source = Folder(classes=3, crop=32, resize=40), Source(root, backend, workers=1)
     train, val = train_loader(data, source, 9, 9, 0, 0, 1, CPU), val_loader(data, source, 0, 1, CPU)
     counts = [sum(len(b.labels) for b in batches) for batches in (train.batches(0, 0), val.batches())]
     train.close()
@@ -275,7 +275,7 @@ def counted(root: Path, backend: str) -> tuple[list[int], dict[str, str]]:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_wrong_classes_are_refused(few_images: Path, backend: str) -> None:
-    data = Data(classes=3, crop=32, resize=40)
+    data = Folder(classes=3, crop=32, resize=40)
 
     def refused(message: str, data: Data = data) -> None:
         with pytest.raises(UsageError, match=message):

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from senet.config import Data
+from senet.config import Folder
 from senet.data.source import Source, train_loader, val_loader
 from senet.data.storage.index import Index, find, index_file, listing, stamp
 from senet.errors import UsageError
 
 CPU = torch.device("cpu")
-DATA = Data(classes=3, crop=32, resize=40)
+DATA = Folder(classes=3, crop=32, resize=40)
 
 
 def pack(root: Path, into: Path, shards: int, ending: str = "jpg") -> Path:

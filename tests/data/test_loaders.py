@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from senet.config import Data
+from senet.config import Cifar10, Data, Folder, Synthetic
 from senet.data.source import Source, train_loader, val_loader
 from senet.errors import RunError, UsageError
 
 CPU = torch.device("cpu")
-FOLDER = Data(classes=3, crop=32, resize=40)
-CIFAR = Data(set="cifar10", classes=10, crop=32, pad=4)
-SYNTHETIC = Data(set="synthetic", classes=10, crop=16, train_images=62, val_images=203)
+FOLDER = Folder(classes=3, crop=32, resize=40)
+CIFAR = Cifar10(pad=4)
+SYNTHETIC = Synthetic(classes=10, crop=16, train_images=62, val_images=203)
 SETS = [("dali", FOLDER), ("pillow", FOLDER), ("auto", CIFAR), ("auto", SYNTHETIC)]
 
 
@@ -170,14 +170,14 @@ def test_folder_errors(few_images: Path) -> None:
     refused(None, "--data DIR is needed")
     refused(few_images / "nowhere", "no such folder; expected DIR/train/CLASS")
     refused(few_images / "train", "has neither a folder train/ nor shards")
-    refused(few_images, "3 classes in train, but data.classes is 1000", Data(crop=32))
+    refused(few_images, "3 classes in train, but data.classes is 1000", Folder(crop=32))
     with pytest.raises(UsageError, match="larger than the training set"):
         train_loader(FOLDER, Source(few_images), 90, 90, 0, 0, 1, CPU)
     (few_images / "train/.hidden").mkdir()  # no class
     (few_images / "train/class3").mkdir()
-    refused(few_images, "class3: an empty class folder", Data(classes=4, crop=32))
+    refused(few_images, "class3: an empty class folder", Folder(classes=4, crop=32))
     (few_images / "train/class3/a.JPEG").write_bytes(b"")
-    refused(few_images, "train/ and val/ have other classes: class3", Data(classes=4, crop=32))
+    refused(few_images, "train/ and val/ have other classes: class3", Folder(classes=4, crop=32))
 
 
 def test_flags_without_effect_are_refused(cifar: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from senet.config import Augment, Config, Data
+from senet.config import Config, Folder, FolderAugment
 from senet.data.sheet import CAPTION, draw
 from senet.data.source import Source, train_loader
 from senet.errors import UsageError
@@ -17,7 +17,7 @@ from tests.helpers import ROOT, run
 
 
 def test_the_sheet_shows_the_first_batch(images: Path, tmp_path: Path) -> None:
-    config = Config(data=Data(classes=3, crop=128, augment=Augment(cutmix=1.0, pixel_jitter=20.0)), batch=12)
+    config = Config(data=Folder(classes=3, crop=128, augment=FolderAugment(cutmix=1.0, pixel_jitter=20.0)), batch=12)
     said = draw(config, Source(images, "dali"), tmp_path / "sheet.png")
     assert "first 12 images" in said
     page = np.asarray(Image.open(tmp_path / "sheet.png"))
@@ -39,7 +39,7 @@ def test_a_sheet_is_asked_for_on_the_command_line(images: Path, tmp_path: Path, 
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 500
     with pytest.raises(UsageError, match="cannot be written"):
-        draw(Config(data=Data(classes=3, crop=32), batch=12), Source(images), tmp_path / "nowhere/sheet.png")
+        draw(Config(data=Folder(classes=3, crop=32), batch=12), Source(images), tmp_path / "nowhere/sheet.png")
     done = run("launch.show", ROOT / "configs/debug/tiny.yaml", "--data", images)
     assert done.returncode == 2
     assert "--data has no effect without --batch" in done.stderr

@@ -15,10 +15,10 @@ TRAINER = """
 import sys, time
 from pathlib import Path
 import torch
-from senet.config import Data
+from senet.config import Folder
 from senet.data.source import Source, train_loader
 source = Source(Path(sys.argv[1]), "pillow", workers=2)
-loader = train_loader(Data(classes=3, crop=32, resize=40), source, 12, 12, 0, 0, 1, torch.device("cpu"))
+loader = train_loader(Folder(classes=3, crop=32, resize=40), source, 12, 12, 0, 0, 1, torch.device("cpu"))
 batches = loader.batches(0, 0)
 next(batches)
 print([process.pid for process in loader.backend.loader._iterator._workers], flush=True)

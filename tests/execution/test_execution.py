@@ -12,13 +12,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from senet.config import SE, Net
+from senet.config import SE, Basic, Bottleneck, Net, Timm
 from senet.errors import UsageError
 from senet.execution.execution import Execution, choices, prepare
 from senet.models import build
 from senet.models.resnet import Block
 
-SMALL = Net(blocks=(1, 1), widths=(8, 16), se=SE(ratio=4))
+SMALL = Bottleneck(blocks=(1, 1), widths=(8, 16), se=SE(ratio=4))
 
 
 def test_survives_a_checkpoint() -> None:
@@ -56,17 +56,17 @@ def test_state_and_results_stay_and_one_net_can_be_prepared_again() -> None:
     ("net", "execution", "message"),
     [
         (
-            Net(timm="resnet18"),
+            Timm("resnet18"),
             Execution(tail="analytic"),
             "execution.tail: 'analytic' would have no effect: only nets of this project",
         ),
         (
-            Net(**{**SMALL.__dict__, "preactivation": True}),
+            Bottleneck(**{**SMALL.__dict__, "preactivation": True}),
             Execution(tail="analytic"),
             "would have no effect: no block of this net",
         ),
         (
-            Net(**{**SMALL.__dict__, "se": SE(squeeze="max")}),
+            Bottleneck(**{**SMALL.__dict__, "se": SE(squeeze="max")}),
             Execution(tail="analytic"),
             "would have no effect: no block of this net",
         ),
@@ -97,8 +97,8 @@ def test_choices_are_what_can_be_done() -> None:
         execution.tail in ("plain", "analytic") and execution.compile >= (execution.tail == "analytic")
         for execution in on_cpu
     )
-    assert {execution.tail for execution in choices(build(Net(timm="resnet18"), 10), torch.device("cpu"))} == {"plain"}
-    small = build(Net(blocks=(1,), widths=(8,), stem="cifar"), 10)
+    assert {execution.tail for execution in choices(build(Timm("resnet18"), 10), torch.device("cpu"))} == {"plain"}
+    small = build(Bottleneck(blocks=(1,), widths=(8,), stem="cifar"), 10)
     assert any(execution.graph for execution in choices(small, torch.device("cuda")))
     assert not any(execution.graph for execution in choices(build(SMALL, 10), torch.device("cuda")))
 
@@ -116,7 +116,7 @@ def alone() -> Iterator[None]:
 @pytest.mark.usefixtures("alone")
 def test_compiled_blocks_agree_and_let_ddp_reduce_early() -> None:
     torch.manual_seed(0)
-    config = Net(blocks=(3,), widths=(16,), block="basic", expansion=1, stem="cifar", se=SE(ratio=4))
+    config = Basic(blocks=(3,), widths=(16,), expansion=1, stem="cifar", se=SE(ratio=4))
     net = build(config, 10).double()
     plain = copy.deepcopy(net)
     names = list(net.state_dict())

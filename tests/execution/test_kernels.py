@@ -10,7 +10,7 @@ from tests.execution.test_tail import LAYOUTS, script
 
 INTERPRET = """
 import copy, torch
-from senet.config import Net, SE
+from senet.config import SE, Bottleneck
 from senet.execution import tail
 from senet.execution.execution import Execution, prepare
 from senet.execution.kernels import Kernels
@@ -43,7 +43,7 @@ nan = torch.full((1, 2, 2, 2), float("nan"))
 assert Kernels.join(nan, nan, nan[:, :, 0, 0], nan[:, :, 0, 0], nan[:, :, 0, 0]).isnan().all()
 
 for se in (SE(ratio=4), None):
-    plain = Block(Net(widths=(8,), blocks=(1,)), 24, 8, 2, se)
+    plain = Block(Bottleneck(widths=(8,), blocks=(1,)), 24, 8, 2, se)
     other = copy.deepcopy(plain)
     prepare(other, Execution(tail="triton")), prepare(plain, Execution())
     assert other.tail is tail.triton

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from senet.config import SE, Net
+from senet.config import SE, Basic, Bottleneck, ResNet, Stem
 from senet.execution import tail
 from senet.models import build
 from senet.models.resnet import Block, PreactivationBlock
 from tests.helpers import ROOT, environment
 
-NET = Net(widths=(8,), blocks=(1,), expansion=2)
-BASIC = Net(widths=(8,), blocks=(1,), block="basic", expansion=1)
-BLOCKS: dict[str, tuple[Net, SE | None]] = {
+NET = Bottleneck(widths=(8,), blocks=(1,), expansion=2)
+BASIC = Basic(widths=(8,), blocks=(1,), expansion=1)
+BLOCKS: dict[str, tuple[ResNet, SE | None]] = {
     "standard": (NET, SE(ratio=4)),
     "biased": (NET, SE(ratio=4, bias=not SE().bias)),
     "tanh": (NET, SE(ratio=4, gate="tanh")),
@@ -214,7 +214,7 @@ def test_nothing_is_kept_but_input_and_output() -> None:
 COUNT = """
 import json, logging, torch, torch._dynamo, torch._inductor.config as inductor, torch._inductor.metrics as metrics
 from torch._inductor.async_compile import AsyncCompile
-from senet.config import Net, SE
+from senet.config import SE, Bottleneck
 from senet.execution import tail
 from senet.models.resnet import Block
 torch._logging.set_logs(inductor_metrics=True)  # counts only when it is to log
@@ -226,7 +226,7 @@ cases = [("layers", SE(), "channels_last", 56), ("tail", SE(), "contiguous", 56)
     ("tail", SE(), "channels_last", 56), ("tail", SE(), "channels_last", 14)]
 for form, se, layout, side in [*cases, ("tail", None, "channels_last", 56)]:
     memory = {"memory_format": torch.channels_last if layout == "channels_last" else torch.contiguous_format}
-    block = Block(Net(), 256, 64, 1, se).to(**memory)
+    block = Block(Bottleneck(), 256, 64, 1, se).to(**memory)
     bn, squeeze = block.branch.bn3, block.se
     def layers(x, shortcut):
         return torch.relu(squeeze(bn(x)) + shortcut)
@@ -270,13 +270,13 @@ def test_inductor_counts_few_passes() -> None:
 
 def test_whole_nets_agree() -> None:
     x50 = {"widths": (16, 32), "expansion": 2, "groups": 4, "stride_at": "conv3x3"}
-    s154 = {"widths": (16, 32), "expansion": 1, "reduce": 0.5, "groups": 4, "stride_at": "conv3x3", "stem": "conv3x3x3"}
+    s154 = {"widths": (16, 32), "expansion": 1, "reduce": 0.5, "groups": 4, "stride_at": "conv3x3"}
     nets = [
-        Net(blocks=(1, 2), widths=(8, 16), se=SE(ratio=4)),
-        Net(blocks=(1, 2), widths=(8, 16)),
-        Net(blocks=(1, 2), **x50, se=SE(ratio=4)),
-        Net(blocks=(1, 2), **s154, projection="conv3x3", maxpool="ceil", se=SE(ratio=4)),
-        Net(blocks=(3, 3, 3), widths=(16, 32, 64), block="basic", expansion=1, stem="cifar", se=SE()),
+        Bottleneck(blocks=(1, 2), widths=(8, 16), se=SE(ratio=4)),
+        Bottleneck(blocks=(1, 2), widths=(8, 16)),
+        Bottleneck(blocks=(1, 2), **x50, se=SE(ratio=4)),
+        Bottleneck(blocks=(1, 2), **s154, projection="conv3x3", stem=Stem("conv3x3x3", "ceil"), se=SE(ratio=4)),
+        Basic(blocks=(3, 3, 3), widths=(16, 32, 64), expansion=1, stem="cifar", se=SE()),
     ]
     for net in nets:
         torch.manual_seed(0)

@@ -8,7 +8,7 @@ import torch
 import yaml
 from torch import nn
 
-from senet.config import SE, Net, load
+from senet.config import SE, Bottleneck, Stem, Timm, load
 from senet.errors import UsageError
 from senet.models import SEBlock, build, summary
 from senet.models.resnet import Block
@@ -22,15 +22,16 @@ S154 = {
     "reduce": 0.5,
     "groups": 64,
     "stride_at": "conv3x3",
-    "stem": "conv3x3x3",
+    "stem": Stem("conv3x3x3", "ceil"),
 }
+CEIL = Stem(maxpool="ceil")
 TIMM = {
-    "resnet50": Net(stride_at="conv3x3"),
-    "seresnet50": Net(stride_at="conv3x3", se=SE()),
-    "seresnext50_32x4d": Net(**X50, se=SE()),
-    "legacy_seresnet50": Net(maxpool="ceil", se=SE()),
-    "legacy_seresnext50_32x4d": Net(**X50, maxpool="ceil", se=SE()),
-    "legacy_senet154": Net(**S154, blocks=(3, 8, 36, 3), maxpool="ceil", projection="conv3x3", dropout=0.2, se=SE()),
+    "resnet50": Bottleneck(stride_at="conv3x3"),
+    "seresnet50": Bottleneck(stride_at="conv3x3", se=SE()),
+    "seresnext50_32x4d": Bottleneck(**X50, se=SE()),
+    "legacy_seresnet50": Bottleneck(stem=CEIL, se=SE()),
+    "legacy_seresnext50_32x4d": Bottleneck(**X50, stem=CEIL, se=SE()),
+    "legacy_senet154": Bottleneck(**S154, blocks=(3, 8, 36, 3), projection="conv3x3", dropout=0.2, se=SE()),
 }
 
 
@@ -116,7 +117,7 @@ def test_no_squeeze_equals_se_on_a_constant_map() -> None:
 
 
 def test_se_forced_to_one_equals_the_plain_net() -> None:
-    se, plain = build(Net(blocks=(1, 1, 1, 1), se=SE()), 10).eval(), build(Net(blocks=(1, 1, 1, 1)), 10).eval()
+    se, plain = (build(Bottleneck(blocks=(1, 1, 1, 1), se=se), 10).eval() for se in (SE(), None))
     plain.load_state_dict({k: v for k, v in se.state_dict().items() if ".se." not in k})
     for module in se.modules():
         if isinstance(module, SEBlock):
@@ -129,9 +130,8 @@ def test_se_forced_to_one_equals_the_plain_net() -> None:
 @pytest.mark.parametrize("place", ["standard", "pre", "post", "identity", "conv3x3"])
 @pytest.mark.parametrize("preactivation", [False, True])
 def test_every_place_changes_the_result_and_learns(place: str, preactivation: bool) -> None:
-    net = build(
-        Net(blocks=(1, 2), widths=(16, 32), stem="cifar", preactivation=preactivation, se=SE(place=place, ratio=2)), 10
-    )
+    se = SE(place=place, ratio=2)
+    net = build(Bottleneck(blocks=(1, 2), widths=(16, 32), stem="cifar", preactivation=preactivation, se=se), 10)
     x = torch.randn(4, 3, 16, 16)
     net(x).sum().backward()
     blocks = [m for m in net.modules() if isinstance(m, SEBlock)]
@@ -145,7 +145,7 @@ def test_small_nets_keep_a_channel_in_the_middle() -> None:
 
 
 def test_state_dict_names_are_public() -> None:
-    names = build(Net(blocks=(1, 1), widths=(16, 32), se=SE()), 10).state_dict().keys()
+    names = build(Bottleneck(blocks=(1, 1), widths=(16, 32), se=SE()), 10).state_dict().keys()
     assert {n for n in names if n.startswith("stages.stage3.0.") and "bn" not in n} == {
         *(f"stages.stage3.0.branch.conv{i}.weight" for i in (1, 2, 3)),
         *(f"stages.stage3.0.se.{fc}.{part}" for fc in ("down", "up") for part in ("weight", "bias")),
@@ -155,10 +155,10 @@ def test_state_dict_names_are_public() -> None:
 
 
 def test_zero_init_and_timm_by_name() -> None:
-    net = build(Net(blocks=(1, 1), widths=(16, 32), zero_init=True), 10)
+    net = build(Bottleneck(blocks=(1, 1), widths=(16, 32), zero_init=True), 10)
     assert all((m.branch.bn3.weight == 0).all() for m in net.modules() if isinstance(m, Block))
-    assert summary(Net(timm="resnet18"), 10, 64).parameters == sum(
+    assert summary(Timm("resnet18"), 10, 64).parameters == sum(
         p.numel() for p in timm.create_model("resnet18", num_classes=10).parameters()
     )
     with pytest.raises(UsageError, match="did you mean 'seresnet50'"):
-        build(Net(timm="seresnet5O"), 10)
+        build(Timm("seresnet5O"), 10)

@@ -175,7 +175,7 @@ def test_other_sets_need_their_size() -> None:
 
 
 def test_any_net_and_any_stack_is_planned() -> None:
-    found = {stack: plan(replace(SE, net=config.Net(timm="seresnet50")), Request(8, stack=stack)) for stack in STACKS}
+    found = {stack: plan(replace(SE, net=config.Timm("seresnet50")), Request(8, stack=stack)) for stack in STACKS}
     traffic = [found[stack].megabytes for stack in STACKS]
     assert traffic == sorted(traffic, reverse=True)
     assert found["triton"].images_per_second > found["eager"].images_per_second

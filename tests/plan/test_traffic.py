@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from senet.config import Net, load
+from senet.config import Timm, load
 from senet.execution.execution import Execution
 from senet.models import summary
 from senet.plan.gpus import device
@@ -88,7 +88,7 @@ def test_se_elsewhere_and_other_blocks(name: str, kinds: set[str]) -> None:
 
 def test_nets_of_timm_are_counted_like_ours() -> None:
     """timm's code of the same net, with operations in place and functions in other places, does the same work."""
-    theirs = trace(Net(timm="seresnet50"), 1000, 224)
+    theirs = trace(Timm("seresnet50"), 1000, 224)
     ours = trace(load(ROOT / "configs/imagenet/se_resnet50.yaml:v1.5").net, 1000, 224)
     for stack in STACKS:
         assert theirs.bytes(stack) == pytest.approx(ours.bytes(stack), rel=1e-3)
@@ -97,7 +97,7 @@ def test_nets_of_timm_are_counted_like_ours() -> None:
 
 
 def test_any_net_is_counted() -> None:
-    net = Net(timm="convnext_atto")
+    net = Timm("convnext_atto")
     seen = trace(net, 10, 64)
     assert seen.macs == pytest.approx(summary(net, 10, 64).macs, rel=1e-3)
     assert all(math.isfinite(seen.bytes(stack)) for stack in STACKS)

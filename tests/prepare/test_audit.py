@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from senet.config import Data
+from senet.config import Folder
 from senet.data.source import Source, train_loader
 from senet.data.storage.index import Index, find, index_file, stamp
 from senet.errors import UsageError
@@ -149,7 +149,7 @@ def test_one_of_each_defect_in_shards(odd: Path, tmp_path: Path) -> None:
 def test_training_after_an_audit_meets_nothing_bad(odd: Path, backend: str) -> None:
     audited(odd)
     loader = train_loader(
-        Data(classes=3, crop=32, resize=40),
+        Folder(classes=3, crop=32, resize=40),
         Source(odd, backend, workers=1, max_bad=0),
         9,
         9,

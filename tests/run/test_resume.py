@@ -25,7 +25,7 @@ BACKENDS = {
     "augmented shards": ["--backend", "dali", *(f"data.augment.{setting}" for setting in AUGMENT)],
     "dali": ["--backend", "dali"],
     "pillow": ["--backend", "pillow"],
-    "cifar": ["data.set=cifar10", "data.classes=10", "data.pad=4", "data.resize=256"],
+    "cifar": ["data.set=cifar10"],
 }
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from senet.config import Config, Data, Optim, from_dict
+from senet.config import Cifar10, Config, Folder, Optim, from_dict
 from senet.data.loader import Batch, TrainLoader
 from senet.data.source import Source, train_loader
 from senet.distributed import World
@@ -266,9 +266,9 @@ def test_where_a_step_cannot_be_a_graph_the_reason_is_told() -> None:
 
 @pytest.mark.parametrize("backend", ["dali", "pillow", "cifar"])
 def test_images_for_bf16_are_what_autocast_makes_of_them(backend: str, images: Path, cifar: Path) -> None:
-    data, root = Data(classes=3, crop=32, resize=40), images
+    data, root = Folder(classes=3, crop=32, resize=40), images
     if backend == "cifar":
-        data, root, backend = Data(set="cifar10", classes=10, crop=32, pad=4), cifar, "auto"
+        data, root, backend = Cifar10(pad=4), cifar, "auto"
 
     def made(config: Config) -> list[Batch]:
         loader = loaded(config, root=root, backend=backend)

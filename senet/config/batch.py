@@ -1,0 +1,40 @@
+"""How a global batch divides over ranks and micro-batches, and how large its images are."""
+
+from __future__ import annotations
+
+from senet.config.schema import Data, Folder
+from senet.errors import UsageError
+
+
+def crop_at(data: Data, epoch: int) -> int:
+    """The side of training images in an epoch, with progressive resizing a multiple of 16."""
+    grow = data.augment.grow if isinstance(data, Folder) else None
+    if grow is None or epoch >= grow.epochs:
+        return data.crop
+    grown = grow.start + (data.crop - grow.start) * epoch / grow.epochs
+    return max(grow.start, int(grown) // 16 * 16)
+
+
+def divide_batch(batch: int, world: int, largest: int | None = None) -> tuple[int, int]:
+    """Divide a global batch over `world` ranks: (images of a micro-batch, micro-batches that a rank accumulates a
+    step).
+
+    `largest` bounds the micro-batch when memory is short. Raises UsageError listing sizes that do divide.
+    """
+    if batch % world:
+        low = batch // world * world
+        near = ", ".join(str(size) for size in (low, low + world) if size)
+        raise UsageError(
+            f"batch: {batch} does not divide over {world} ranks; use batch={near} or {_divisors(batch)} ranks"
+        )
+    per_rank = batch // world
+    largest = largest or per_rank
+    if largest < 1:
+        raise UsageError(f"--largest-batch {largest}: must be at least 1")
+    micro_batch = max(d for d in range(1, min(per_rank, largest) + 1) if per_rank % d == 0)
+    return micro_batch, per_rank // micro_batch
+
+
+def _divisors(number: int) -> str:
+    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    return ", ".join(map(str, divisors[:12])) + (", ..." if len(divisors) > 12 else "")

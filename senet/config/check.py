@@ -1,0 +1,96 @@
+"""What several settings must have in common, which no type can say; and schedules that would never act."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from senet.config.schema import SE, Basic, Bottleneck, Config, Folder, ResNet
+from senet.errors import UsageError
+
+
+def check(config: Config) -> None:
+    """Refuse settings that do not go together. Raises UsageError naming the key, its value and the remedy."""
+    _check_net(config)
+    _check_data(config)
+    _check_schedule(config)
+    if config.optim.nesterov and config.optim.momentum == 0:
+        raise UsageError("optim.nesterov: true needs a momentum above 0; set optim.momentum=0.9")
+
+
+def warnings(config: Config) -> list[str]:
+    """What a person should know who did not mean it so."""
+    never = [f"{epoch:g}" for epoch in getattr(config.schedule, "milestones", ()) if epoch >= config.epochs > 0]
+    if never:
+        return [
+            f"schedule.milestones: {', '.join(never)} never come in a run of {config.epochs} epochs; the learning rate "
+            "stays higher than the schedule says"
+        ]
+    return []
+
+
+def _need(config: Config, ok: bool, key: str, remedy: str) -> None:
+    if not ok:
+        value: Any = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        raise UsageError(f"{key}: {value!r} is out of range: {remedy}")
+
+
+def _check_net(config: Config) -> None:
+    net = config.net
+    if not isinstance(net, ResNet):
+        return
+    stages = len(net.blocks)
+    _need(config, len(net.widths) == stages, "net.widths", f"net.blocks has {stages} stages, give as many widths")
+    if isinstance(net, Bottleneck):
+        _need(
+            config, not any(width % net.groups for width in net.widths), "net.widths",
+            f"each must be a multiple of net.groups ({net.groups})",
+        )  # fmt: skip
+        narrow = [width * net.reduce for width in net.widths]
+        _need(config, all(w >= 1 and w == int(w) for w in narrow), "net.reduce", "must leave whole numbers of channels")
+    if net.zero_init and net.preactivation:
+        raise UsageError(
+            "net.zero_init: would silence each branch for good in a pre-activation net, whose last BN is not its end; "
+            "set net.zero_init=false"
+        )
+    if net.se is not None:
+        _check_se(config, net, net.se)
+
+
+def _check_se(config: Config, net: ResNet, se: SE) -> None:
+    last = 1 + len(net.blocks)
+    if se.stages is not None:
+        _need(config, se.stages != (), "net.se.stages", "an SE net without SE blocks; write net.se: null")
+        _need(config, all(2 <= s <= last for s in se.stages), "net.se.stages", f"this net's stages are 2 to {last}")
+    if se.place == "conv3x3" and isinstance(net, Basic):
+        raise UsageError(
+            "net.se.place: 'conv3x3' needs bottleneck blocks; use standard, pre, post or identity with net.block basic"
+        )
+
+
+def _check_data(config: Config) -> None:
+    data, augment = config.data, config.data.augment
+    _need(config, config.batch % augment.repeats == 0, "data.augment.repeats", f"must divide batch ({config.batch})")
+    if not isinstance(data, Folder):
+        return
+    _need(config, data.resize >= data.crop, "data.resize", f"must be at least data.crop ({data.crop})")
+    _need(config, data.area[0] <= data.area[1] <= 1, "data.area", "must be 0 < smallest <= largest <= 1")
+    _need(config, data.aspect[0] <= data.aspect[1], "data.aspect", "must be 0 < smallest <= largest")
+    if grow := data.augment.grow:
+        _need(config, grow.start <= data.crop, "data.augment.grow.start", f"must be at most data.crop ({data.crop})")
+        _need(
+            config, grow.epochs < config.epochs or not config.epochs, "data.augment.grow.epochs",
+            f"must end before the run ({config.epochs} epochs), or no image is ever of data.crop",
+        )  # fmt: skip
+
+
+def _check_schedule(config: Config) -> None:
+    schedule = config.schedule
+    milestones = getattr(schedule, "milestones", ())
+    _need(config, list(milestones) == sorted(milestones), "schedule.milestones", "must rise")
+    if schedule.warmup:
+        _need(
+            config, schedule.warmup.epochs < max(config.epochs, 1), "schedule.warmup.epochs",
+            f"must end before the run ({config.epochs} epochs); shorten it, or set schedule.warmup=none",
+        )  # fmt: skip

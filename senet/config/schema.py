@@ -1,0 +1,316 @@
+"""What a run computes, as frozen dataclasses that check their types and ranges.
+
+Where settings exclude each other there is a class for each case, so that what does not apply cannot be written: step or
+cosine, an image folder or CIFAR, a residual network or one of timm. A key of such a union tells its classes apart.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from senet.config.tagged import Tagged
+
+if TYPE_CHECKING:
+    from dataclasses import dataclass
+else:
+    import functools
+
+    import pydantic.dataclasses
+
+    # The same, and what is put in is checked.
+    dataclass = functools.partial(
+        pydantic.dataclasses.dataclass, config=ConfigDict(extra="forbid", allow_inf_nan=False)
+    )
+
+Whole = Annotated[int, Field(strict=True, ge=0)]
+Count = Annotated[int, Field(strict=True, ge=1)]
+Number = Annotated[float, Field(strict=True)]
+Positive = Annotated[float, Field(strict=True, gt=0)]
+NotNegative = Annotated[float, Field(strict=True, ge=0)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+BelowOne = Annotated[float, Field(strict=True, ge=0, lt=1)]
+YesNo = Annotated[bool, Field(strict=True)]
+Text = Annotated[str, Field(strict=True)]
+RGB = tuple[Number, Number, Number]
+PositiveRGB = tuple[Positive, Positive, Positive]
+NONE = BeforeValidator(lambda value: None if value == "none" else value)
+
+
+# ----------------------------------------------------------------------------------------------------------------- nets
+
+
+@dataclass(frozen=True)
+class SE:
+    """The Squeeze-and-Excitation block (section 3) and every setting of it that the paper tries (tables 10-16)."""
+
+    ratio: Count = 16
+    squeeze: Literal["avg", "max", "none"] = "avg"
+    gate: Literal["sigmoid", "tanh", "relu"] = "sigmoid"
+    place: Literal["standard", "pre", "post", "identity", "conv3x3"] = "standard"
+    stages: tuple[Count, ...] | None = None  # the paper's numbers: 2-5, CIFAR 2-4; None is every stage
+    bias: YesNo = True  # of the two FC layers: section 5 and the released nets have it, section 6 has not
+
+
+OptionalSE = Annotated[SE | None, NONE]
+
+
+@dataclass(frozen=True)
+class Stem:
+    """What stands before stage 2 of a network for ImageNet: a convolution of stride 2, or three, and max pooling."""
+
+    kind: Literal["conv7x7", "conv3x3x3"] = "conv7x7"
+    maxpool: Literal["padded", "ceil"] = "padded"  # ceil: the released Caffe models
+
+
+@dataclass(frozen=True)
+class CifarStem:
+    """One 3x3 convolution of stride 1, for images of 32x32 pixels."""
+
+    kind: Literal["cifar"] = "cifar"
+
+
+@dataclass(frozen=True)
+class ResNet:
+    """A residual network as data (section 4, table 1); `Basic` and `Bottleneck` are its two kinds of block.
+
+    `widths` are those of the 3x3 convolutions, a stage each; a stage puts out `expansion` times its width.
+    """
+
+    family: Literal["resnet"] = "resnet"
+    blocks: Annotated[tuple[Count, ...], Field(min_length=1, max_length=4)] = (3, 4, 6, 3)
+    widths: tuple[Count, ...] = (64, 128, 256, 512)
+    expansion: Count = 4
+    stem: Annotated[Stem | CifarStem, Tagged(kind="conv7x7")] = Stem()
+    projection: Literal["conv1x1", "conv3x3"] = "conv1x1"  # of the shortcuts that stride
+    preactivation: YesNo = False
+    dropout: BelowOne = 0.0
+    zero_init: YesNo = False  # the last BN of each branch starts at 0; not in the paper
+    se: OptionalSE = None
+
+
+@dataclass(frozen=True)
+class Basic(ResNet):
+    """Blocks of two 3x3 convolutions."""
+
+    block: Literal["basic"] = "basic"
+
+
+@dataclass(frozen=True)
+class Bottleneck(ResNet):
+    """Blocks of 1x1, 3x3, 1x1. ResNeXt-50 32x4d is ResNet-50 with widths doubled, expansion 2 and 32 groups."""
+
+    block: Literal["bottleneck"] = "bottleneck"
+    groups: Count = 1  # of the 3x3
+    reduce: Positive = 1.0  # width of the first 1x1 as a fraction of the 3x3's (SENet-154: a half)
+    stride_at: Literal["conv1x1", "conv3x3"] = "conv1x1"  # v1 (the paper) or v1.5
+
+
+@dataclass(frozen=True)
+class Timm:
+    """A network of the library timm, by its name there."""
+
+    timm: Text
+    family: Literal["timm"] = "timm"
+
+
+Net = Basic | Bottleneck | Timm
+NetSetting = Annotated[Net, Tagged(implied={"timm": "timm"}, family="resnet", block="bottleneck")]
+
+
+# ----------------------------------------------------------------------------------------------------------------- data
+
+
+@dataclass(frozen=True)
+class AutoAugment:
+    """A policy of AutoAugment, learnt on ImageNet, or TrivialAugment's one random operation an image."""
+
+    name: Literal["autoaugment", "trivialaugment"] = "autoaugment"
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """Some random operations an image, all of one strength."""
+
+    name: Literal["randaugment"] = "randaugment"
+    ops: Count = 2  # an image
+    magnitude: Annotated[int, Field(strict=True, ge=0, le=30)] = 9
+
+
+Policy = AutoAugment | RandAugment
+
+
+@dataclass(frozen=True)
+class Grow:
+    """Progressive resizing: training images grow from `start` to the data's `crop`."""
+
+    start: Count  # pixels in the first epoch
+    epochs: Positive  # until they are grown
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is done to training images beyond crop and flip; nothing by default, as in the paper. Numbers are limits of
+    uniform draws.
+    """
+
+    rotate: Annotated[float, Field(strict=True, ge=0, le=180)] = 0.0  # degrees either way; the released models: 10
+    pixel_jitter: NotNegative = 0.0  # levels of 255 added to each channel, either way; the released models: 20
+    color_jitter: tuple[Share, Share, Share, Annotated[float, Field(strict=True, ge=0, le=0.5)]] = (
+        0.0, 0.0, 0.0, 0.0
+    )  # brightness, contrast, saturation, hue (turns), either way  # fmt: skip
+    lighting: NotNegative = 0.0  # AlexNet's noise along the principal colours: standard deviation, there 0.1
+    erase: Share = 0.0  # random erasing: probability
+    cutout: Whole = 0  # side of an erased square in pixels
+    mixup: Share = 0.0  # alpha of the Beta distribution; with cutmix as well, each image gets one of the two
+    cutmix: Share = 0.0  # likewise
+    repeats: Count = 1  # copies of an image in a batch, each augmented its own way
+    balance: YesNo = False  # classes take turns, however many images they have
+
+    @property
+    def active(self) -> bool:
+        """Whether anything in here differs from doing nothing."""
+        return self != type(self)()
+
+
+@dataclass(frozen=True)
+class FolderAugment(Augment):
+    """What only files can have done to them as well: it needs more than the pixels that the net sees."""
+
+    policy: Annotated[Annotated[Policy, Tagged(name="autoaugment")] | None, NONE] = None
+    grow: Annotated[Grow | None, NONE] = None
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Any set in ImageNet's layout: train/CLASS/*.JPEG, val/CLASS/*.JPEG, or shards of it."""
+
+    set: Literal["folder"] = "folder"
+    classes: Count = 1000
+    crop: Count = 224  # what the net sees
+    resize: Count = 256  # validation: shorter side before the centre crop
+    area: tuple[Positive, Positive] = (0.08, 1.0)  # training: of the random crop, as a share of the image
+    aspect: tuple[Positive, Positive] = (0.75, 4 / 3)
+    flip: YesNo = True  # training: horizontal, with probability one half
+    augment: FolderAugment = FolderAugment()
+    mean: RGB = (0.485, 0.456, 0.406)  # of pixels in 0..1
+    std: PositiveRGB = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Cifar:
+    """CIFAR's 32x32 images. `mean` and `std` are those of all pixels of the training set; the widespread std
+    (.2023, ...) is an average over batches.
+    """
+
+    pad: Whole = 4  # training: zeros on each side before the random crop
+    flip: YesNo = True  # training: horizontal, with probability one half
+    augment: Augment = Augment()
+    crop: ClassVar[int] = 32
+
+
+@dataclass(frozen=True)
+class Cifar10(Cifar):
+    set: Literal["cifar10"] = "cifar10"
+    mean: RGB = (0.4914, 0.4822, 0.4465)
+    std: PositiveRGB = (0.2470, 0.2435, 0.2616)
+    classes: ClassVar[int] = 10
+
+
+@dataclass(frozen=True)
+class Cifar100(Cifar):
+    set: Literal["cifar100"] = "cifar100"
+    mean: RGB = (0.5071, 0.4865, 0.4409)
+    std: PositiveRGB = (0.2673, 0.2564, 0.2762)
+    classes: ClassVar[int] = 100
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """Random pixels and labels, held in memory: for measuring speed and trying the machinery."""
+
+    set: Literal["synthetic"] = "synthetic"
+    classes: Count = 1000
+    crop: Count = 224
+    train_images: Count = 1_281_167
+    val_images: Count = 50_000
+    augment: Augment = Augment()
+    mean: RGB = (0.485, 0.456, 0.406)
+    std: PositiveRGB = (0.229, 0.224, 0.225)
+
+
+Data = Folder | Cifar10 | Cifar100 | Synthetic
+
+
+# -------------------------------------------------------------------------------------------------------------- recipe
+
+
+@dataclass(frozen=True)
+class Optim:
+    """SGD as the paper has it (section 5.1)."""
+
+    lr: NotNegative = 0.6  # for the global batch, as written: never scaled behind your back
+    momentum: BelowOne = 0.9
+    nesterov: YesNo = False
+    weight_decay: NotNegative = 1e-4
+    decay_norm_and_bias: YesNo = True  # False: normalisation layers and biases are left out, by module type
+    label_smoothing: BelowOne = 0.0
+
+
+@dataclass(frozen=True)
+class LinearWarmup:
+    """The learning rate rises from `lr` to that of the recipe."""
+
+    shape: Literal["linear"] = "linear"
+    epochs: Positive = 5.0
+    lr: NotNegative = 0.0
+
+
+@dataclass(frozen=True)
+class ConstantWarmup:
+    """The learning rate stays at `lr` first (ResNet-110 of "Identity Mappings")."""
+
+    epochs: Positive
+    lr: NotNegative
+    shape: Literal["constant"] = "constant"
+
+
+Warmup = LinearWarmup | ConstantWarmup
+OptionalWarmup = Annotated[Annotated[Warmup, Tagged(shape="linear")] | None, NONE]
+
+
+@dataclass(frozen=True)
+class Step:
+    """The learning rate is multiplied by `gamma` at each of the `milestones`."""
+
+    shape: Literal["step"] = "step"
+    milestones: tuple[NotNegative, ...] = (30.0, 60.0, 90.0)  # epochs
+    gamma: NotNegative = 0.1
+    warmup: OptionalWarmup = None
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """The learning rate falls along half a cosine period to 0, over the epochs that follow the warm-up."""
+
+    shape: Literal["cosine"] = "cosine"
+    warmup: OptionalWarmup = None
+
+
+Schedule = Step | Cosine
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that decides a run's result; paths, workers and devices are flags."""
+
+    net: NetSetting = Bottleneck()
+    data: Annotated[Data, Tagged(set="folder")] = Folder()
+    optim: Optim = Optim()
+    schedule: Annotated[Schedule, Tagged(shape="step")] = Step()
+    batch: Count = 1024  # global, over all ranks
+    epochs: Whole = 100
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compress: Literal["none", "bf16"] = "none"  # gradients on their way between ranks; one rank alone sends none
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**32)] = 0

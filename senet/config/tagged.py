@@ -1,0 +1,154 @@
+"""Settings that are one of several classes: choosing the class, joining changes. Nothing in here knows of nets.
+
+A `Tagged` annotation names the keys that tell the classes apart: pydantic chooses a class by it, and so does `merge`
+when one file changes another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+
+@functools.cache
+def hints(kind: type) -> dict[str, Any]:
+    """The annotated type of each field of a dataclass."""
+    known = typing.get_type_hints(kind, include_extras=True)
+    return {field.name: known[field.name] for field in dataclasses.fields(kind)}
+
+
+class Tagged:
+    """Annotates a union of dataclasses that differ in the values of some keys: `Tagged(shape="step")`.
+
+    Each key, asked in this order, comes with the value that it has when it is not written. A bare word is the value of
+    the first: `schedule: cosine` is `schedule: {shape: cosine}`. `implied` holds keys that say by themselves what the
+    first one is: `net: {timm: NAME}` is `net: {family: timm, timm: NAME}`.
+    """
+
+    def __init__(self, implied: Mapping[str, str] | None = None, **keys: str) -> None:
+        self.keys, self.implied, self.key = keys, implied or {}, next(iter(keys))
+
+    def mapping(self, value: Any) -> Any:
+        """A bare word, or a mapping whose class is implied, as a mapping that has the first key."""
+        if isinstance(value, str):
+            return {self.key: value}
+        if isinstance(value, Mapping) and self.key not in value:
+            for key in self.implied.keys() & value.keys():
+                return {self.key: self.implied[key], **value}
+        return value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        choices = {kind.__name__: handler.generate_schema(kind) for kind in typing.get_args(source)}
+        union = core_schema.tagged_union_schema(choices, discriminator=lambda value: _name(options, value))
+        options = Options(typing.get_args(source), self)
+        return core_schema.no_info_before_validator_function(functools.partial(_check_tags, options), union)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        made = handler(schema)
+        words = [value for choice in made["oneOf"] for value in _words(handler.resolve_ref_schema(choice), self.key)]
+        return {"anyOf": [*made["oneOf"], {"enum": list(dict.fromkeys(words))}]}
+
+
+def _words(choice: dict[str, Any], key: str) -> list[str]:
+    field = choice["properties"][key]
+    return field["enum"] if "enum" in field else [field["const"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The classes that a setting may have, one or several."""
+
+    kinds: tuple[type, ...]
+    tagged: Tagged | None = None
+
+    @classmethod
+    def of(cls, annotation: Any) -> Options | None:
+        """Those of an annotation; None for plain values."""
+        if dataclasses.is_dataclass(annotation):
+            return cls((typing.cast(type, annotation),))
+        if typing.get_origin(annotation) is Annotated:
+            inner, *marks = typing.get_args(annotation)
+            tagged = next((mark for mark in marks if isinstance(mark, Tagged)), None)
+            return cls(typing.get_args(inner), tagged) if tagged else cls.of(inner)
+        for argument in typing.get_args(annotation):  # X | None
+            if found := cls.of(argument):
+                return found
+        return None
+
+    def mapping(self, value: Any) -> Any:
+        return self.tagged.mapping(value) if self.tagged else value
+
+    def pick(self, value: Mapping[str, Any]) -> type | None:
+        """The class that a mapping describes; None if one of its tags is unknown."""
+        kinds = self.kinds
+        for key, usual in self.tagged.keys.items() if self.tagged else ():
+            kinds = tuple(kind for kind in kinds if value.get(key, usual) in tags(kind, key))
+            if len(kinds) < 2:
+                break
+        return kinds[0] if kinds else None
+
+    def known(self, key: str) -> list[str]:
+        """Every value of a tag."""
+        return list(dict.fromkeys(word for kind in self.kinds for word in tags(kind, key)))
+
+
+def tags(kind: type, key: str) -> tuple[str, ...]:
+    """The values that a tag has in a class."""
+    return typing.get_args(hints(kind).get(key))
+
+
+def _check_tags(options: Options, value: Any) -> Any:
+    assert options.tagged
+    value = options.mapping(value)
+    if isinstance(value, Mapping) and options.pick(value) is None:
+        keys = options.tagged.keys.items()
+        wrong = next(key for key, usual in keys if value.get(key, usual) not in options.known(key))
+        raise PydanticCustomError("unknown_tag", "unknown", {"key": wrong, "known": options.known(wrong)})
+    if not isinstance(value, (Mapping, *options.kinds)):
+        raise PydanticCustomError("dataclass_type", "not a mapping")
+    return value
+
+
+def _name(options: Options, value: Any) -> str | None:
+    kind = options.pick(value) if isinstance(value, Mapping) else type(value)
+    return kind.__name__ if kind else None
+
+
+def merge(annotation: Any, base: Any, change: Any, inherit: bool = True) -> Any:
+    """`change` laid over `base`, key by key; what is no mapping replaces.
+
+    If the change makes a setting one of another class, what it inherits and that class lacks is dropped: it was written
+    for another. Without `inherit` nothing is dropped: both are parts of one change.
+    """
+    options = Options.of(annotation)
+    if options is None or change is None or change == "none":
+        return None if options and change == "none" else change
+    base, change = options.mapping(base), options.mapping(change)
+    if not isinstance(change, Mapping):
+        return change
+    base = base if isinstance(base, Mapping) else {}
+    old, new = options.pick(base), options.pick({**base, **change})
+    if old is None or new is None:
+        return {**base, **change}
+    if inherit and old is not new:
+        base = _inherited(old, new, base)
+    return base | {key: merge(hints(new).get(key), base.get(key), value, inherit) for key, value in change.items()}
+
+
+def _inherited(old: type, new: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What an instance of `new` can take over from the values of an instance of `old`. Keys that neither has stay, to
+    be refused.
+    """
+    kept = {key: value for key, value in values.items() if key in hints(new) or key not in hints(old)}
+    for key, value in kept.items():
+        ours, theirs = Options.of(hints(new).get(key)), Options.of(hints(old).get(key))
+        if ours and theirs and ours != theirs and isinstance(value, Mapping):
+            pair = theirs.pick(value), ours.pick(value)
+            kept[key] = _inherited(pair[0], pair[1], value) if pair[0] and pair[1] else value
+    return kept
