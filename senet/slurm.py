@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from senet.errors import UsageError
@@ -18,14 +18,16 @@ EARLY = 60  # seconds by which Slurm may send a signal before its time
 
 @dataclass(frozen=True)
 class Site:
-    """What slurm/site.sh says that must be known before a job starts; empty where the cluster decides."""
+    """The variables of slurm/site.sh that must be known before a job starts; an empty one leaves it to the cluster."""
 
     partition: str = ""
     account: str = ""
     qos: str = ""
-    cpus: str = ""
+    cpus: str = ""  # cores a process
+    mem: str = ""  # memory a process
+    gpu: str = ""  # as launch.plan names it
     data: str = ""
-    options: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()  # more of sbatch's
 
 
 @dataclass(frozen=True)
@@ -35,60 +37,79 @@ class Job:
     name: str
     out: Path
     site_file: Path
+    site: Site
     arguments: tuple[str, ...]  # of the script: config, out, and what follows for launch.train
-    nodes: int = 1
-    gpus: int = 8  # a node
-    processes: int | None = None  # a node without GPUs
-    cores: int | None = None  # a process
-    time: str = ""
-    lead: int = 300  # seconds before its end
-    options: tuple[str, ...] = field(default=())  # more of sbatch's
-    array: str = ""  # as sbatch takes it; empty is none
-
-    @property
-    def ranks(self) -> int:
-        return self.nodes * (self.gpus or self.processes or 1)
+    nodes: int
+    gpus: int  # a node; 0: none
+    processes: int  # a node
+    time: str  # limit of one start
+    lead: int  # seconds before that limit at which it is told to save
+    array: str = ""  # indices as sbatch takes them; empty: a single job
 
     @property
     def log(self) -> str:
-        """As a pattern of sbatch."""
+        """The path of the log, as a pattern of sbatch."""
         folder = str((self.out / "slurm").absolute()).replace("%", "%%")
         return f"{folder}/{'job-%A_%a.log' if self.array else 'job-%j.log'}"
 
 
 def script(job: Job, command: str) -> str:
-    """A script for sbatch that needs nothing but the checkout and its site file. `command`: what it was made by, for
-    its reader.
+    """Return a script for sbatch that needs nothing but the checkout and its site file.
+
+    `command`, by which it was made, is told to its reader. Raises UsageError for cpus, memory or options that sbatch
+    would not understand.
     """
-    each = job.gpus or job.processes or 1
+    site = job.site
     asked = {
-        "--job-name": job.name,
-        "--nodes": job.nodes,
-        "--ntasks-per-node": 1,
-        "--gpus-per-node": job.gpus or None,
-        "--cpus-per-task": job.cores * each if job.cores else None,
-        "--time": job.time,
-        "--signal": f"B:USR1@{job.lead}",
-        "--array": job.array or None,
-        "--output": job.log,
+        "job-name": job.name,
+        "nodes": job.nodes,
+        "ntasks-per-node": 1,
+        "gpus-per-node": job.gpus or None,
+        "cpus-per-task": _cores(site.cpus) * job.processes or None,
+        "mem": _memory(site.mem, job.processes),
+        "time": job.time,
+        "signal": f"B:USR1@{job.lead}",
+        "array": job.array or None,
+        "output": job.log,
+        "open-mode": "append",
+        "partition": site.partition or None,
+        "account": site.account or None,
+        "qos": site.qos or None,
     }
-    options = [f"{key}={value}" for key, value in asked.items() if value is not None]
-    options += ["--open-mode=append", "--requeue", *job.options]
-    lines = [
-        "#!/usr/bin/env bash",
-        f"# Made by: {' '.join(command.split())}",
-        *(f"#SBATCH {_option(option)}" for option in options),
-    ]
-    settings = {"SENET_ROOT": str(ROOT), "SENET_SITE": str(job.site_file)} | (
-        {} if job.gpus else {"PROCS_PER_NODE": str(each)}
+    options = [f"--{key}={value}" for key, value in asked.items() if value is not None]
+    options += ["--requeue", *site.options]
+    settings = {"SENET_ROOT": str(ROOT), "SENET_SITE": str(job.site_file)}
+    if not job.gpus:
+        settings["PROCS_PER_NODE"] = str(job.processes)
+    return "\n".join(
+        [
+            "#!/usr/bin/env bash",
+            f"# Made by: {' '.join(command.split())}",
+            *(f"#SBATCH {_quoted(option)}" for option in options),
+            *(f"export {name}={shlex.quote(value)}" for name, value in settings.items()),
+            shlex.join(["set", "--", *job.arguments]),
+            "",
+            body("sweep.sbatch" if job.array else "train.sbatch"),
+        ]
     )
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in settings.items()]
-    lines += [shlex.join(["set", "--", *job.arguments]), "", body("sweep.sbatch" if job.array else "train.sbatch")]
-    return "\n".join(lines)
 
 
-def _option(option: str) -> str:
-    """As the first lines of a script take it: sbatch knows double quotes and backslashes there."""
+def _cores(cpus: str) -> int:
+    if cpus and not cpus.isdigit():
+        raise UsageError(f"cpus={cpus}: not a number of cores, as 8; see slurm/site.sh")
+    return int(cpus or 0)
+
+
+def _memory(size: str, processes: int) -> str | None:
+    """The memory of a node whose processes take `size` each; 0 is all that it has."""
+    form = re.fullmatch(r"(\d+)([KMGT]?)", size)
+    if size and form is None:
+        raise UsageError(f"mem={size}: not a size, as 16G, or 0 for all of a node's; see slurm/site.sh")
+    return f"{int(form[1]) * processes}{form[2]}" if form else None
+
+
+def _quoted(option: str) -> str:
+    """Quote an option for the head of a script, where sbatch knows double quotes and backslashes."""
     if "\n" in option:
         raise UsageError(f"{option!r}: sbatch takes no line breaks")
     if re.fullmatch(r"[\w@%+=:,./^*\[\]-]+", option):
@@ -97,21 +118,20 @@ def _option(option: str) -> str:
 
 
 def body(name: str) -> str:
-    """A script of slurm/ without the comments at its head, what it sources there put in its place. The site file stays
-    outside.
+    """Return a script of slurm/ without the comments at its head, and with what it sources there in its place. The site
+    file stays outside.
     """
     lines = (ROOT / "slurm" / name).read_text().splitlines()
     while lines and (lines[0].startswith("#") or not lines[0]):
         del lines[0]
-    text = []
-    for line in lines:
-        other = re.fullmatch(r"source slurm/(\S+)", line)
-        text.append(body(other[1]) if other else line)
-    return "\n".join(text) + "\n"
+    sourced = (re.fullmatch(r"source slurm/(\S+)", line) for line in lines)
+    return "".join(body(other[1]) if other else f"{line}\n" for line, other in zip(lines, sourced, strict=True))
 
 
 def seconds(time: str) -> int:
-    """Of a time as sbatch takes it: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS. Raises UsageError."""
+    """Return the seconds of a time as sbatch takes it: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS. Raises
+    UsageError.
+    """
     form = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
     if form is None:
         raise UsageError(f"--time {time}: not a time; write 24:00:00, 2-12 (days-hours) or 90 (minutes)")
@@ -122,25 +142,27 @@ def seconds(time: str) -> int:
 
 
 def read_site(file: Path) -> Site:
-    """Raises UsageError."""
+    """Read a site file by bash, as the job will. Raises UsageError."""
     if not file.is_file():
         raise UsageError(f"--site {file}: no such file; copy slurm/site.sh and edit it")
-    told = 'source "$1" && printf "%s\\0" "$partition" "$account" "$qos" "$cpus" "$data" "${sbatch_options[@]}"'
-    command = ["bash", "-c", f"SENET_ROOT=$2; {told}", "site", str(file), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    names = [field.name for field in fields(Site) if field.name != "options"]
+    values = " ".join(f'"${{{name}-}}"' for name in names)
+    show = f'SENET_ROOT=$2; source "$1" && printf "%s\\0" {values} "${{sbatch_options[@]}}"'
+    done = subprocess.run(
+        ["bash", "-c", show, "site", str(file), str(ROOT)], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise UsageError(f"{file}: bash cannot read it: {' '.join(done.stderr.split())}")
-    partition, account, qos, cpus, data, *options = done.stdout.split("\0")[:-1]
-    if cpus and not cpus.isdigit():
-        raise UsageError(f"{file}: cpus={cpus}: must be a whole number of cores, or empty")
-    return Site(partition, account, qos, cpus, data, tuple(option for option in options if option))
+    found = done.stdout.split("\0")[:-1]
+    options = tuple(option for option in found[len(names) :] if option)
+    return Site(**dict(zip(names, found, strict=False)), options=options)
 
 
 # ---------------------------------------------------------------------------------------------------------------- Slurm
 
 
 def alive(out: Path) -> str | None:
-    """`JOB (STATE)` of the job that has, or waits for, a run folder; None when there is none. Raises UsageError."""
+    """Return `JOB (STATE)` of the job that has or waits for a run folder, None if there is none. Raises UsageError."""
     try:
         job = (out / "slurm/job").read_text().strip()
     except OSError:
@@ -157,17 +179,16 @@ def alive(out: Path) -> str | None:
 
 
 def need(commands: Iterable[str]) -> None:
-    """Raises UsageError where this machine has no Slurm."""
-    for name in commands:
-        if shutil.which(name) is None:
-            raise UsageError(
-                f"no {name} on this machine; submit from a login node of the cluster, or use "
-                "--dry-run to see the script"
-            )
+    """Raise UsageError if this machine has not got one of Slurm's `commands`."""
+    if missing := [name for name in commands if shutil.which(name) is None]:
+        raise UsageError(
+            f"no {missing[0]} on this machine; submit from a login node of the cluster, or use --dry-run to see the "
+            "script"
+        )
 
 
 def send(file: Path) -> str:
-    """The id of the job that sbatch makes of a script. Raises UsageError with what sbatch says."""
+    """Return the id of the job that sbatch makes of a script. Raises UsageError with what sbatch says."""
     done = subprocess.run(["sbatch", "--parsable", str(file)], capture_output=True, text=True, check=False)
     if done.returncode:
         said = " ".join(done.stderr.replace("sbatch: error:", "").split())

@@ -2,12 +2,15 @@
 # The one file to edit for a cluster. The scripts beside it source it at the start of a job, and `python -m launch.submit` reads it; so
 # it only sets variables, and what takes time or has effects is in `enter`. Another file: --site FILE, or SENET_SITE=FILE by hand.
 
-# What sbatch is asked for besides nodes, GPUs and time; empty leaves it to the cluster. Flags of launch.submit go before these.
+# What sbatch is asked for besides nodes, GPUs and time; empty leaves it to the cluster, which often means one core. Flags of launch.submit
+# go before these.
 partition=
 account=
 qos=
-cpus=                # cores a process, for decoding: 8 to 16 a GPU
-sbatch_options=()    # all else, as in (--exclusive --mem=0 --constraint=h100)
+cpus=8               # cores a process, for decoding: 8 to 16 a GPU
+mem=16G              # memory a process; 0: all of a node's
+gpu=                 # the GPUs' name for launch.plan, as h100: launch.submit then says how many starts a training will take
+sbatch_options=()    # all else, as in (--exclusive --constraint=h100)
 
 # Where things are, the same on all nodes.
 data=                                   # data set when --data is not given

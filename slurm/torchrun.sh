@@ -24,9 +24,10 @@ distributed() {
   export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=$patience
   # No --max-restarts: the job itself starts it again, and counts progress.
   # --wait and no --kill-on-bad-exit: the node that writes the checkpoint is not the first to end.
+  # --export=ALL: a job of --export=NONE (or SBATCH_EXPORT=NONE) would hand nothing to its nodes, not even what `enter` has set.
   # shellcheck disable=SC2016
   exec srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="$cores" \
-    --cpu-bind=none --kill-on-bad-exit=0 --wait="$patience" "${srun_options[@]}" \
+    --export=ALL --cpu-bind=none --kill-on-bad-exit=0 --wait="$patience" "${srun_options[@]}" \
     "${container[@]}" bash -c '
       numa=$1 python=$2
       shift 2

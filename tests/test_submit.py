@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import os
+import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +19,7 @@ from senet.slurm import Site, read_site, seconds
 from tests.helpers import ROOT, TINY, run
 
 SITE = """
-partition=gpu account='my lab' qos= cpus=12 data= python=python3 host_python=python3
+partition=gpu account='my lab' qos= cpus=12 mem=16G data= python=python3 host_python=python3
 sbatch_options=(--exclusive --constraint='h100&ib')
 container=() srun_options=() numa=node patience=90
 enter() { echo 'not before the job'; exit 1; }
@@ -56,7 +60,7 @@ def test_what_is_asked_of_slurm(tmp_path: Path, site: Path) -> None:
         "--site",
         site,
     ]
-    done = submit(*words, "--account", "other", "--sbatch=--mem=0", "--dry-run")
+    done = submit(*words, "--account", "other", "--sbatch=--nice", "--dry-run")
     assert done.returncode == 0, done.stderr
     assert options(done.stdout) == [
         "--job-name=senet-imagenet/se_resnet50",
@@ -64,16 +68,17 @@ def test_what_is_asked_of_slurm(tmp_path: Path, site: Path) -> None:
         "--ntasks-per-node=1",
         "--gpus-per-node=8",
         "--cpus-per-task=96",
+        "--mem=128G",
         "--time=1-12",
         "--signal=B:USR1@300",
         f"--output={out}/slurm/job-%j.log",
         "--open-mode=append",
-        "--requeue",
         "--partition=gpu",
         "--account=other",
+        "--requeue",
         "--exclusive",
         '"--constraint=h100&ib"',
-        "--mem=0",
+        "--nice",
     ]
     assert not out.exists()
 
@@ -136,6 +141,9 @@ def test_a_script_stands_alone(tmp_path: Path, site: Path) -> None:
         (["--time", "10"], "--time 10: too short to end 300 s early"),
         (["--site", "/nonexistent"], "--site /nonexistent: no such file"),
         (["--procs", "2"], "--procs is for --gpus 0"),
+        (["--cpus", "many"], "cpus=many: not a number of cores"),
+        (["--mem", "16 GB"], "mem=16 GB: not a size"),
+        (["--data", "imagenet"], f"--data imagenet: there is no {ROOT}/imagenet"),
         (["--", "--save-minuets", "5"], "unrecognized arguments: --save-minuets"),
         (["--", "--keep", "0"], "--keep must be positive"),
     ],
@@ -213,8 +221,8 @@ def test_an_array_has_the_variants_that_are_left(tmp_path: Path, site: Path) -> 
 
 
 def test_the_site_file_is_read_and_its_own_form_kept(tmp_path: Path, site: Path) -> None:
-    assert read_site(site) == Site("gpu", "my lab", "", "12", "", ("--exclusive", "--constraint=h100&ib"))
-    assert read_site(ROOT / "slurm/site.sh") == Site()
+    assert read_site(site) == Site("gpu", "my lab", "", "12", "16G", "", "", ("--exclusive", "--constraint=h100&ib"))
+    assert read_site(ROOT / "slurm/site.sh") == Site(cpus="8", mem="16G")
     broken = tmp_path / "broken.sh"
     broken.write_text("partition=(")
     with pytest.raises(UsageError, match="bash cannot read it"):
@@ -227,3 +235,34 @@ def test_the_site_file_is_read_and_its_own_form_kept(tmp_path: Path, site: Path)
 )
 def test_times_are_those_of_sbatch(time: str, is_seconds: int) -> None:
     assert seconds(time) == is_seconds
+
+
+def test_what_is_submitted_is_said(tmp_path: Path, site: Path) -> None:
+    """By a stand-in for Slurm's commands: a job on GPUs that no test has."""
+    for name, prints in (("sbatch", "echo 71"), ("squeue", "true")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{prints}\n")
+        (tmp_path / name).chmod(0o755)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "status.json").write_text(json.dumps({"state": "stopped", "step": 5, "epoch": 50, "epochs": 100}))
+    words = ["configs/imagenet/se_resnet50.yaml", "--nodes", 2, "--gpus", 8, "--time", 120, "--site", site]
+    words += ["--out", out, "--data", "/nowhere", "--gpu"]
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = submit(*words, "h100", PATH=path)
+    assert done.returncode == 0, done.stderr
+    assert "warning: --data /nowhere: not on this machine; all nodes of the job need it there" in done.stderr
+    said = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert said["job"] == "71: 2 x 8 GPUs, time limit 120"
+    assert said["data"] == "/nowhere"
+    starts = re.fullmatch(r"about (\d+): ([\d.]+) hours on h100 are left, by launch.plan", said["starts"])
+    assert starts is not None, said["starts"]
+    assert int(starts[1]) == math.ceil(float(starts[2]) / (2 - 420 / 3600))
+    told = submit(*words, "h1", PATH=path)
+    assert "  starts   not known: --gpu h1: " in told.stdout, told.stdout
+
+
+def test_torch_is_not_waited_for() -> None:
+    assert subprocess.run(
+        [sys.executable, "-c", "import sys, launch.submit, launch.status; sys.exit('torch' in sys.modules)"],
+        cwd=ROOT, check=False,
+    ).returncode == 0  # fmt: skip

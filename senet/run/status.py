@@ -19,8 +19,8 @@ FINAL = ("UsageError", "RunError")  # what only a person can mend: another start
 
 @dataclass(frozen=True)
 class Status:
-    """`running` is also what a run that was killed says. `epoch`: whole epochs done, of `epochs`; `reason`:
-    `NameOfError: message`.
+    """The state of a run; one that was killed says `running` for ever. `epoch` counts whole epochs done, of `epochs`;
+    `reason` is `NameOfError: message`.
     """
 
     state: State
@@ -33,34 +33,55 @@ class Status:
 
     @property
     def resumable(self) -> bool:
-        """Whether another start could get further."""
+        """Say whether another start could get further."""
         return self.state in ("running", "stopped") or (
             self.state == "failed" and self.reason.partition(":")[0] not in FINAL
         )
+
+    @property
+    def at(self) -> str:
+        """The time of the last change, for a person."""
+        return self.time.replace("T", " ")
 
     def __str__(self) -> str:
         reason = f": {' '.join(self.reason.split())}" if self.reason else ""
         return f"epoch {self.epoch} of {self.epochs}, {self.time}{reason}"
 
 
+def word(status: Status) -> str:
+    """Return the state in one word: `crashed` for a failure that another start may get over."""
+    return "crashed" if status.state == "failed" and status.resumable else status.state
+
+
 def write(out: Path, status: Status) -> None:
-    """Whole or not at all; the time is now. Raises OSError."""
+    """Write the status file, whole or not at all, with the time that it is now. Raises OSError."""
     write_text(out / "status.json", json.dumps(asdict(status) | {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}))
 
 
 def read(out: Path) -> Status | None:
-    """None where no run has begun. A file that cannot be understood is taken for that of a run that was killed."""
+    """Return the status of a run folder, None if no run has begun there.
+
+    A file that cannot be understood is taken for that of a run that was killed.
+    """
     try:
         facts = json.loads((out / "status.json").read_text())
         known = Status.__dataclass_fields__
         return Status(**{name: value for name, value in facts.items() if name in known})
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return Status("running", 0, 0, 0, reason=f"{out / 'status.json'} cannot be read ({error})")
 
 
 def newest_step(out: Path) -> int:
-    """The step from which the next start goes on: that of the newest whole checkpoint, 0 where there is none."""
+    """Return the step from which the next start goes on: that of the newest whole checkpoint, 0 if there is none."""
     steps = (file.name.removeprefix("step-").partition(".")[0] for file in (out / "checkpoints").glob("step-*.pt.json"))
     return max((int(step) for step in steps if step.isdigit()), default=0)
+
+
+def best(out: Path) -> float | None:
+    """Return the top-1 error in percent of the best checkpoint, None if there is none."""
+    try:
+        return float(json.loads((out / "checkpoints/best.pt.json").read_text())["top1_error"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

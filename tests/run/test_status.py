@@ -1,4 +1,4 @@
-"""Where a run is, for scripts: the exit code and the first two words."""
+"""Where a run is: for scripts the exit code and the first two words, for people labels and a table."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from launch.status import main
 from senet.run.status import Status, read, write
 from tests.helpers import ROOT
 
 
 def told(out: Path) -> tuple[int, list[str]]:
     done = subprocess.run(
-        [sys.executable, "-m", "launch.status", out], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "launch.status", "--line", out], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.stdout.count("\n") == 1, done.stderr
     return done.returncode, done.stdout.split(maxsplit=2)
@@ -51,3 +52,26 @@ def test_a_damaged_file_is_no_reason_to_give_up(tmp_path: Path) -> None:
     status = read(tmp_path)
     assert status is not None
     assert status.state == "done"
+
+
+def test_a_person_reads_labels_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 2
+    assert f"no run has begun in {tmp_path}" in capsys.readouterr().out
+    first, second = tmp_path / "imagenet/se50", tmp_path / "se20"
+    for out, status in (first, Status("done", 12, 3, 3, 0)), (second, Status("failed", 1, 0, 3, 1, "", "RunError: no")):
+        (out / "checkpoints").mkdir(parents=True)
+        (out / "checkpoints/step-00001200.pt.json").touch()
+        write(out, status)
+    (first / "checkpoints/best.pt.json").write_text('{"top1_error": 23.456}')
+    assert main([str(first)]) == 0
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert shown["state"] == "done"
+    assert shown["position"] == "epoch 3 of 3, checkpoint of step 1,200"
+    assert shown["best"] == "23.46 % top-1 error"
+    assert main([str(tmp_path)]) == 1
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[0][:4] == ["run", "state", "epoch", "step"]
+    assert [row[:5] for row in rows[1:]] == [
+        ["imagenet/se50", "done", "3/3", "1,200", "23.46"],
+        ["se20", "failed", "0/3", "1,200", "-"],
+    ]

@@ -206,3 +206,18 @@ def test_a_run_that_gets_no_further_ends_after_three_starts(
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "2"), log(out)
     assert log(out).count(": starts again") == 1
     assert f"slurm: error: no step further than {newest_step(out)} in 3 starts" in log(out)
+
+
+def test_what_the_site_sets_reaches_nodes_that_inherit_nothing(
+    cluster: Cluster, tmp_path: Path, tiny: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By --export=NONE, many clusters' advice, srun would hand its tasks nothing, not even a PATH."""
+    file, out = tmp_path / "site.sh", tmp_path / "out"
+    file.write_text(cluster.site.read_text().replace("{ export", "{ export WANDB_MODE=offline"))
+    monkeypatch.setattr(cluster, "site", file)
+    words = [tiny, "epochs=1", "--nodes", 2, "--cpus", 2, "--mem", "500M", "--data", images]
+    job = submitted(cluster, out, *words, "--sbatch=--export=NONE", SBATCH_EXPORT="NONE", SENET_FAULTS="kill@0:1")
+    ended = cluster.wait_for_end(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "0"), log(out)
+    assert (ended["NumCPUs"], ended["MinMemoryNode"]) == ("4", "500M")
+    assert list((out / "wandb").glob("offline-run-*"))
