@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     demo.add_argument("--train", type=int, default=2000, metavar="N", help="training images (default 2000)")
     demo.add_argument("--val", type=int, default=500, metavar="N", help="validation images (default 500)")
     demo.add_argument("--seed", type=int, default=0, help="other seed, other pictures (default 0)")
+    _processes(demo)
     for name in ("cifar10", "cifar100"):
         cifar = commands.add_parser(name, help=f"unpack {name} from its published archive")
         cifar.add_argument("folder", type=Path, metavar="DIR")
@@ -49,9 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     imagenet.add_argument(
         "--val-tar", type=Path, metavar="FILE", help="ILSVRC2012_img_val.tar, with --devkit or --val-labels"
     )
-    imagenet.add_argument(
-        "--devkit", type=Path, metavar="PATH", help="ILSVRC2012_devkit_t12.tar.gz, or the folder unpacked from it"
-    )
+    imagenet.add_argument("--devkit", type=Path, metavar="PATH", help="ILSVRC2012_devkit_t12.tar.gz, or its folder")
     imagenet.add_argument(
         "--val-labels", type=Path, metavar="FILE", help="a wnid per line in order of file names, or FILENAME WNID"
     )
@@ -78,40 +77,41 @@ def _processes(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    if args.command == "demo":
-        from senet.prepare.demo import Demo, prepare
-
-        prepare(args.folder, Demo(args.train, args.val, args.seed))
-    elif args.command == "audit":
+    if args.command == "audit":
         from senet.prepare.audit import audit
 
         return audit(args.folder, args.processes)
-    elif args.command == "imagenet":
+    print(*_prepare(args), sep="\n")
+    return 0
+
+
+def _prepare(args: argparse.Namespace) -> list[str]:
+    """Prepare what is asked for; returns what was done, in sentences."""
+    if args.command == "demo":
+        from senet.prepare.demo import Demo, prepare
+
+        return [prepare(args.folder, Demo(args.train, args.val, args.seed), args.processes)]
+    if args.command == "imagenet":
         from senet.prepare import imagenet
+        from senet.prepare.encoding import Encoding
         from senet.prepare.shards import Packing
-        from senet.prepare.writing import Encoding
 
         sources = imagenet.Sources(args.train_tar, args.val_tar, args.devkit, args.val_labels)
         encoding = Encoding(args.short_side, args.quality)
         output = Packing(args.shard_mb, encoding=encoding) if args.shards else encoding
-        _tell(imagenet.prepare(args.folder, sources, output, args.partial, args.processes))
-    elif args.command == "shards":
+        return imagenet.prepare(args.folder, sources, output, args.partial, args.processes)
+    if args.command == "shards":
         from senet.prepare.shards import Packing, convert
 
-        _tell(convert(args.source, args.folder, Packing(args.shard_mb), args.processes))
-    else:
-        from senet.prepare import cifar
+        return convert(args.source, args.folder, Packing(args.shard_mb), args.processes)
+    from senet.prepare import cifar
 
-        print(cifar.prepare(args.command, args.folder, args.archive, checksum=not args.no_checksum))
-        if args.to_png is not None:
-            from senet.prepare.png import export
+    done = [cifar.prepare(args.command, args.folder, args.archive, checksum=not args.no_checksum)]
+    if args.to_png is not None:
+        from senet.prepare.png import export
 
-            _tell(export(args.command, args.folder, args.to_png, not args.no_checksum, args.processes))
-    return 0
-
-
-def _tell(notes: list[str]) -> None:
-    print("\n".join(notes))
+        done += export(args.command, args.folder, args.to_png, not args.no_checksum, args.processes)
+    return done
 
 
 if __name__ == "__main__":

@@ -189,10 +189,10 @@ def _ours(backend: str) -> Callable[[Path, int, int], Callable[[], Iterator[int]
 
         from senet.config import Folder
         from senet.data.source import Source, train_loader
-        from senet.data.storage.index import class_folders
+        from senet.data.storage.folders import class_folders
 
         torch.set_num_threads(1)
-        classes = len(class_folders(data / "train")[0])
+        classes = len(class_folders(data / "train"))
         source = Source(data, backend, workers=threads)
         loader = train_loader(Folder(classes=classes, crop=CROP), source, batch, batch, 0, 0, 1, torch.device("cpu"))
         epochs = iter(range(10**6))

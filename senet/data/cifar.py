@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from their standard archives, extracted: the python layout or the binary one."""
+"""CIFAR-10 and CIFAR-100 as published, in the python layout or the binary one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import io
 import logging
 import pickle
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,77 +19,120 @@ from senet.errors import UsageError
 
 log = logging.getLogger(__name__)
 PIXELS = 3 * 32 * 32
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # of CIFAR-10
 
 
 @dataclass(frozen=True)
 class Layout:
+    """One of the two forms in which a set is published."""
+
+    archive: str
+    md5: str
     folder: str
-    files: dict[str, tuple[tuple[str, str | None], ...]]  # split -> files and their MD5, where one is published
-    label: bytes | int  # key in the pickle, or how many label bytes stand before the pixels
-    classes: int
+    files: dict[str, dict[str, str | None]]  # split -> its files and their MD5, if one is published
+    label: bytes | int  # the key in the pickle, or how many bytes stand before the pixels, the last of them the label
+    names: tuple[str, bytes | None]  # the file with the names of the classes, and the key if it is a pickle
+
+    @property
+    def all_files(self) -> list[str]:
+        """The files that hold images."""
+        return [name for part in self.files.values() for name in part]
 
 
-LAYOUTS: dict[str, tuple[Layout, ...]] = {
+LAYOUTS = {
     "cifar10": (
         Layout(
+            "cifar-10-python.tar.gz",
+            "c58f30108f718f92721af3b95e74349a",
             "cifar-10-batches-py",
             {
-                "train": (
-                    ("data_batch_1", "c99cafc152244af753f735de768cd75f"),
-                    ("data_batch_2", "d4bba439e000b95fd0a9bffe97cbabec"),
-                    ("data_batch_3", "54ebc095f3ab1f0389bbae665268c751"),
-                    ("data_batch_4", "634d18415352ddfa80567beed471001a"),
-                    ("data_batch_5", "482c414d41f54cd18b22e5b47cb7c3cb"),
-                ),
-                "test": (("test_batch", "40351d587109b95175f43aff81a1287e"),),
+                "train": {
+                    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+                    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+                    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+                    "data_batch_4": "634d18415352ddfa80567beed471001a",
+                    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+                },
+                "test": {"test_batch": "40351d587109b95175f43aff81a1287e"},
             },
             b"labels",
-            10,
+            ("batches.meta", b"label_names"),
         ),
         Layout(
+            "cifar-10-binary.tar.gz",
+            "c32a1d4ab5d03f1284b67883e8d87530",
             "cifar-10-batches-bin",
-            {"train": tuple((f"data_batch_{i}.bin", None) for i in range(1, 6)), "test": (("test_batch.bin", None),)},
+            {"train": {f"data_batch_{i}.bin": None for i in range(1, 6)}, "test": {"test_batch.bin": None}},
             1,
-            10,
+            ("batches.meta.txt", None),
         ),
     ),
     "cifar100": (
         Layout(
+            "cifar-100-python.tar.gz",
+            "eb9058c3a382ffc7106e4002c42a8d85",
             "cifar-100-python",
             {
-                "train": (("train", "16019d7e3df5f24257cddd939b257f8d"),),
-                "test": (("test", "f0ef6b0ae62326f3e7ffdfab6717acfc"),),
+                "train": {"train": "16019d7e3df5f24257cddd939b257f8d"},
+                "test": {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
             },
             b"fine_labels",
-            100,
+            ("meta", b"fine_label_names"),
         ),
-        Layout("cifar-100-binary", {"train": (("train.bin", None),), "test": (("test.bin", None),)}, 2, 100),
+        Layout(
+            "cifar-100-binary.tar.gz",
+            "03b5dce01913d631647c71ecec9e9cb8",
+            "cifar-100-binary",
+            {"train": {"train.bin": None}, "test": {"test.bin": None}},
+            2,
+            ("fine_label_names.txt", None),
+        ),
     ),
 }
 
 
 def read(root: Path, name: str, split: str, checksum: bool = True) -> tuple[NDArray[np.uint8], Ints]:
-    """(uint8 [N, 32, 32, 3], int64 [N]) of a split, train or test.
+    """Return the pixels, uint8 [N, 32, 32, 3], and labels, int64 [N], of a split, train or test.
 
     Raises UsageError for a missing folder or file, a wrong checksum, a wrong size, or a pickle with anything but arrays
     in it.
     """
-    layouts = LAYOUTS[name]
-    for layout in layouts:
-        folder = next((f for f in (root / layout.folder, root) if (f / layout.files[split][0][0]).is_file()), None)
-        if folder is not None:
-            break
-    else:
-        wanted = " or ".join(layout.folder + "/" for layout in layouts)
-        raise UsageError(f"--data {root}: neither {wanted} in it; run: python -m launch.prepare {name} {root}")
-    parts = [_read_file(folder / file, md5 if checksum else None, layout) for file, md5 in layout.files[split]]
+    layout, folder = _locate(root, name, split)
+    files = layout.files[split]
+    parts = [_read_file(folder / file, md5 if checksum else None, layout) for file, md5 in files.items()]
     if not checksum:
         log.warning("%s: checksums not verified (--no-checksum)", folder)
     pixels = np.concatenate([p for p, _ in parts]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     labels = np.concatenate([y for _, y in parts]).astype(np.int64)
-    if len(labels) != len(pixels) or not len(labels) or labels.min() < 0 or labels.max() >= layout.classes:
+    if len(labels) != len(pixels) or not len(labels) or labels.min() < 0 or labels.max() >= _classes(name):
         raise UsageError(f"{folder}: {split}: labels and images do not fit together; unpack the archive again")
     return np.ascontiguousarray(pixels), labels
+
+
+def class_names(root: Path, name: str) -> tuple[str, ...]:
+    """Return the names of the classes by label, from the archive or, of CIFAR-10, from memory. Raises UsageError."""
+    for layout in LAYOUTS[name]:
+        file, key = layout.names
+        for path in (root / layout.folder / file, root / file):
+            if path.is_file():
+                return _read_names(path, key, _classes(name))
+    if name == "cifar10":
+        return CLASSES
+    lacking = ", ".join(f"{layout.folder}/{layout.names[0]}" for layout in LAYOUTS[name])
+    raise UsageError(f"{root}: has none of {lacking}: no names of classes; unpack the archive again")
+
+
+def _classes(name: str) -> int:
+    return int(name.removeprefix("cifar"))
+
+
+def _locate(root: Path, name: str, split: str) -> tuple[Layout, Path]:
+    for layout in LAYOUTS[name]:
+        for folder in (root / layout.folder, root):
+            if (folder / next(iter(layout.files[split]))).is_file():
+                return layout, folder
+    wanted = " or ".join(layout.folder + "/" for layout in LAYOUTS[name])
+    raise UsageError(f"--data {root}: neither {wanted} in it; run: python -m launch.prepare {name} {root}")
 
 
 def _read_file(path: Path, md5: str | None, layout: Layout) -> tuple[NDArray[np.uint8], NDArray[Any]]:
@@ -96,13 +140,13 @@ def _read_file(path: Path, md5: str | None, layout: Layout) -> tuple[NDArray[np.
         content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}); unpack the archive again") from None
-    if md5 is not None and (found := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
+    if md5 is not None and (own := hashlib.md5(content, usedforsecurity=False).hexdigest()) != md5:
         raise UsageError(
-            f"{path}: checksum {found} instead of {md5}: damaged or changed; unpack it again, or say --no-checksum"
+            f"{path}: checksum {own} instead of {md5}: damaged or changed; unpack it again, or say --no-checksum"
         )
     if isinstance(layout.label, bytes):
         try:
-            batch = Plain(io.BytesIO(content), encoding="bytes").load()
+            batch = _unpickle(content)
             pixels, labels = np.asarray(batch[b"data"], np.uint8), np.asarray(batch[layout.label])
         except Exception as error:
             raise UsageError(f"{path}: not a CIFAR batch: {error}") from None
@@ -116,7 +160,22 @@ def _read_file(path: Path, md5: str | None, layout: Layout) -> tuple[NDArray[np.
     return records[:, layout.label :], records[:, layout.label - 1]
 
 
-class Plain(pickle.Unpickler):
+def _read_names(path: Path, key: bytes | None, count: int) -> tuple[str, ...]:
+    try:
+        content = path.read_bytes()
+        names = content.decode().split() if key is None else [part.decode() for part in _unpickle(content)[key]]
+    except Exception as error:
+        raise UsageError(f"{path}: no list of class names ({error}); unpack the archive again") from None
+    if len(set(names)) != count or len(names) != count or not all(re.fullmatch(r"\w[\w-]*", part) for part in names):
+        raise UsageError(f"{path}: not {count} names of classes; unpack the archive again")
+    return tuple(names)
+
+
+def _unpickle(content: bytes) -> Any:
+    return _Plain(io.BytesIO(content), encoding="bytes").load()
+
+
+class _Plain(pickle.Unpickler):
     """Admits what a pickled numpy array is made of, and plain containers: a pickle can otherwise run any code."""
 
     ALLOWED = frozenset(

@@ -149,7 +149,7 @@ class Dali:
     def _read(self, key: int) -> tuple[File | None, str]:
         """An image file, or why it cannot be used."""
         try:
-            content = self.samples.index.read(int(key) & NUMBER)
+            content = self.samples.index.storage.read(int(key) & NUMBER)
             return File(content, size(content)), ""
         except (OSError, ValueError) as error:
             return None, str(error) or type(error).__name__

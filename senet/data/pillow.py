@@ -4,11 +4,9 @@ there is no DALI.
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Iterator
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +21,7 @@ from senet.data.policy import Operations
 from senet.data.sampler import NUMBER
 from senet.data.samples import Samples
 from senet.errors import RunError
+from senet.system.processes import end_with_parent, fork_server
 
 T = TypeVar("T")
 Made = tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[tuple[str, str]]]  # pixels, labels, keys, undecodable
@@ -64,7 +63,7 @@ class Batches(Dataset[Made]):
         ]
 
     def _read(self, key: int) -> tuple[bytes, tuple[int, int]]:
-        content = self.samples.index.read(key & NUMBER)
+        content = self.samples.index.storage.read(key & NUMBER)
         return content, size(content)
 
     def _try(self, key: int, act: Callable[..., T], *arguments: Any) -> T | None:
@@ -108,7 +107,7 @@ class Pillow:
         self.samples = samples
         self.numbers = range(0)
         self.bad = bad
-        context: Any = _processes() if workers else None
+        context = fork_server(__name__) if workers else None
         pipe: Any = context.Pipe(duplex=False) if context else (None, None)
         theirs, self.alive = pipe
         self.loader = DataLoader(
@@ -117,7 +116,7 @@ class Pillow:
             sampler=_Numbers(self),
             num_workers=workers,
             multiprocessing_context=context,
-            worker_init_fn=partial(_attend, theirs),
+            worker_init_fn=partial(_start, theirs),
             persistent_workers=workers > 0,
             # else it draws from the one that the net's dropout uses, at a moment of its own
             generator=torch.Generator(),
@@ -152,16 +151,9 @@ class Pillow:
             self.alive.close()
 
 
-def _attend(theirs: Any, worker: int) -> None:
-    """End this worker when the trainer is gone: killed, it tells nobody, and the server that forked this one lives as
-    long as its forks.
-    """
-
-    def watch() -> None:
-        theirs.poll(None)  # nothing is ever sent: it returns when the other end is closed
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _start(pipe: Connection | None, worker: int) -> None:
+    if pipe is not None:
+        end_with_parent(pipe)
 
 
 class _Numbers(torch.utils.data.Sampler[int]):
@@ -175,12 +167,3 @@ class _Numbers(torch.utils.data.Sampler[int]):
 
     def __len__(self) -> int:
         return len(self.pillow.numbers)
-
-
-def _processes() -> Any:
-    """Workers are forked from a process without threads: forked from this one, they inherit locks that its threads may
-    hold.
-    """
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["senet.data.ignore_signals"])
-    return context

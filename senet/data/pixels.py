@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from senet.config import Folder
 from senet.data.philox import Floats, Ints, crops, uniforms
 
 STARTS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # JPEG markers that start a frame and hold its size
-FORMATS = ("PNG", "WEBP", "BMP", "TIFF", "PPM")  # besides JPEG: what both backends decode
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM")  # what both backends decode
 UNTURNED = {  # from what PIL makes of an orientation back to what is stored
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -36,6 +37,14 @@ SIGNATURES = {
 LARGEST = 178_956_970  # pixels: where PIL suspects a decompression bomb
 
 
+def opened(content: bytes) -> ImageFile:
+    """Open an image file, of FORMATS only: PIL knows others, and starts ghostscript for some, whatever their name.
+
+    Raises UnidentifiedImageError for any other, and what PIL raises for damaged ones.
+    """
+    return Image.open(io.BytesIO(content), formats=FORMATS)
+
+
 def size(content: bytes) -> tuple[int, int]:
     """(height, width) in pixels from the head of an image file, by its content, whatever it is called.
 
@@ -48,7 +57,7 @@ def size(content: bytes) -> tuple[int, int]:
         raise ValueError("an empty file")
     else:
         try:
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            with opened(content) as image:
                 height, width = image.height, image.width
                 if image.mode == "F":
                     raise ValueError("pixels are floating point numbers, which decoders scale each its own way")
@@ -57,7 +66,7 @@ def size(content: bytes) -> tuple[int, int]:
         except Image.DecompressionBombError as error:
             raise ValueError(str(error)) from None
         except UnidentifiedImageError:
-            raise ValueError(f"not one of JPEG, {', '.join(FORMATS)}; begins with {content[:8]!r}") from None
+            raise ValueError(f"not one of {', '.join(FORMATS)}; begins with {content[:8]!r}") from None
     if height * width > LARGEST:
         raise ValueError(f"{width} x {height} pixels, more than the {LARGEST} that are sensible")
     return height, width
@@ -67,7 +76,7 @@ def decode(content: bytes) -> Image.Image:
     """An image that has a `size`, as stored, in RGB. Raises ValueError, OSError or SyntaxError for what cannot be
     decoded.
     """
-    image: Image.Image = Image.open(io.BytesIO(content), formats=("JPEG", *FORMATS))
+    image: Image.Image = opened(content)
     turned = _tiff_orientation(image)
     image.load()
     if turned in UNTURNED:

@@ -71,7 +71,7 @@ class Samples:
         return keys, full
 
     def path(self, key: int) -> str:
-        return self.index.path(int(key) & NUMBER)
+        return self.index.storage.path(int(key) & NUMBER)
 
     def labels(self, keys: Ints) -> Ints:
         return self.index.labels[keys & NUMBER]

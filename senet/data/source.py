@@ -23,7 +23,7 @@ from senet.data.memory import InMemory, synthetic
 from senet.data.philox import Ints
 from senet.data.sampler import Order, val_batches
 from senet.data.samples import Samples
-from senet.data.storage.index import find
+from senet.data.storage.find import find
 from senet.errors import UsageError
 
 

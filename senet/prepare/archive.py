@@ -1,19 +1,29 @@
-"""Archives from outside: is it the right one, and unpack it without trusting it."""
+"""Archives from outside: is it the right one, what is in it, and unpack it without trusting it."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import tarfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from senet.errors import UsageError
 
 
+class Member(NamedTuple):
+    """A file in an uncompressed tar, and where its bytes are in there."""
+
+    name: str  # without folders
+    start: int
+    size: int
+
+
 def md5(path: Path) -> str:
-    """The MD5 sum of a file, in hex. Raises UsageError where it cannot be read."""
+    """Return the MD5 sum of a file, in hex. Raises UsageError if it cannot be read."""
     # The sums that publishers give are MD5: they find damage and mix-ups, not forgery, which is why `extract` trusts
     # nothing.
     digest = hashlib.md5(usedforsecurity=False)
@@ -27,15 +37,55 @@ def md5(path: Path) -> str:
 
 
 def identify(path: Path, known: Mapping[str, str]) -> str:
-    """The name of the archive at `path`, given the MD5 sum of each name. Raises UsageError if it is none of them."""
-    found = md5(path)
+    """Return the name of the archive at `path`, given the MD5 sum of each name. Raises UsageError if it is none of
+    them.
+    """
+    own = md5(path)
     for name, expected in known.items():
-        if found == expected:
+        if own == expected:
             return name
     expected = " or ".join(f"{name} ({value})" for name, value in known.items())
     raise UsageError(
-        f"{path}: MD5 {found} is not that of {expected}; fetch it again, or pass --no-checksum if it is meant to differ"
+        f"{path}: MD5 {own} is not that of {expected}; fetch it again, or pass --no-checksum if it is meant to differ"
     )
+
+
+def members(path: Path, start: int, size: int, pattern: str, largest: int) -> list[Member]:
+    """List the files in the uncompressed tar that lies at `start` of the file `path` and has `size` bytes.
+
+    Raises UsageError for names that do not match `pattern` or come twice, for files of more than `largest` bytes or
+    none, for what `checked` refuses, and for a damaged archive.
+    """
+    found: dict[str, Member] = {}
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                for member in archive:
+                    name = checked(path, member).name
+                    if member.isdir():
+                        continue
+                    if not re.fullmatch(pattern, name):
+                        raise UsageError(
+                            f"{path}: {member.name!r} does not belong there (expected {pattern}); "
+                            "name the tar as published"
+                        )
+                    if not 0 < member.size <= largest or member.issparse():
+                        raise UsageError(
+                            f"{path}: refused: {member.name!r} has {member.size} bytes, and 1 to {largest} are sensible"
+                        )
+                    if name in found:
+                        raise UsageError(f"{path}: holds {name!r} twice; fetch it again")
+                    found[name] = Member(name, member.offset_data, member.size)
+                    if member.offset_data + member.size > start + size:
+                        raise tarfile.ReadError(f"{name!r} ends early")
+                # tarfile takes a damaged header for the end.
+                file.seek(archive.offset)
+                if archive.offset < start + size and any(file.read(tarfile.BLOCKSIZE)):
+                    raise tarfile.ReadError(f"damaged at byte {archive.offset}")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UsageError(f"{path}: not a tar archive, or a damaged one ({error}); fetch it again") from None
+    return list(found.values())
 
 
 def extract(path: Path, into: Path, largest_member: int, largest_total: int) -> int:
@@ -57,8 +107,8 @@ def extract(path: Path, into: Path, largest_member: int, largest_total: int) -> 
                 files, total = files + 1, total + member.size
                 if member.size > largest_member:
                     raise UsageError(
-                        f"{path}: {member.name!r} has {member.size} bytes, more than the "
-                        f"{largest_member} that are sensible"
+                        f"{path}: {member.name!r} has {member.size} bytes, more than the {largest_member} that are "
+                        "sensible"
                     )
                 if total > largest_total:
                     raise UsageError(f"{path}: unpacks to more than the {largest_total} bytes that are sensible")
@@ -73,7 +123,7 @@ def extract(path: Path, into: Path, largest_member: int, largest_total: int) -> 
 
 
 def checked(path: Path, member: tarfile.TarInfo) -> PurePosixPath:
-    """The name of a member of the archive at `path` that may be unpacked. Raises UsageError for one that may not."""
+    """Return the name of a member of the archive at `path`. Raises UsageError for one that may not be unpacked."""
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts:
         raise UsageError(f"{path}: refused: {member.name!r} would be written outside the folder")

@@ -23,47 +23,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from senet.data.source import has_dali
-from senet.data.storage.index import (
-    ENDINGS,
-    Index,
-    class_folders,
-    find_shards,
-    index_file,
-    listing,
-    scan_folder,
-    scan_shards,
-    stamp,
-)
+from senet.data.storage.find import AUDIT, form_of, splits
+from senet.data.storage.folders import ENDINGS, Folders, class_folders
+from senet.data.storage.index import Index, index_file
 from senet.errors import UsageError
+from senet.prepare import wnids
 from senet.prepare.findings import FINDING, Findings, duplicates, examine
 from senet.prepare.page import page
-from senet.prepare.writing import each, part_of, progress, put
+from senet.prepare.pool import each
+from senet.system import files
 
-FORMAT = 1
 CHUNK = 64  # images in a job
 PIXELS = 64 << 20  # decoded at once by DALI, if it is more than one image
-IMAGENET = Path(__file__).with_name("imagenet_class_index.json")
 Job = tuple[int, Index, bool]  # the first image, its images, whether there is DALI
 Result = tuple[int, NDArray[Any], dict[int, dict[str, Any]]]
 
 
 def audit(root: Path, processes: int | None = None) -> int:
-    """Read every image of ROOT, say what was found, and keep it in ROOT; returns an exit code.
+    """Read every image of ROOT, print what was found, and keep it in ROOT; returns an exit code.
 
     It heeds no earlier audit or list. Raises UsageError for what is wrong with the folders or shards as a whole.
     """
     began = time.monotonic()
-    splits = [split for split in ("train", "val") if find_shards(root, split) or (root / split).is_dir()]
-    if not splits:
-        listing(root, "train")  # says what is amiss
     try:
-        found = {split: _list(root, split) for split in splits}
+        found = {split: _list(root, split) for split in splits(root)}
         for split, findings in found.items():
             _examine_all(split, findings, processes)
         result = _result(found) | {"seconds": round(time.monotonic() - began, 1)}
         text = page(root, result).encode(errors="backslashreplace")  # names of files may be any bytes
-        put(root / "audit.txt", text)
-        put(root / "audit.json", json.dumps(result, indent=1).encode() + b"\n")
+        files.replace(root / "audit.txt", lambda part: part.write_bytes(text), shared=True)
+        lines = json.dumps(result, indent=1) + "\n"
+        files.replace(root / "audit.json", lambda part: part.write_text(lines), shared=True)
     except OSError as error:
         raise UsageError(
             f"{error.filename or root}: {error.strerror or error}; an audit lists all of DIR, and writes into it"
@@ -73,40 +63,37 @@ def audit(root: Path, processes: int | None = None) -> int:
 
 
 def _list(root: Path, split: str) -> Findings:
-    """A split with nothing found yet; its list is kept for training."""
-    unchanged = stamp(root, split)
-    shards = find_shards(root, split)
-    index = scan_shards(root, shards) if shards else scan_folder(root, split)
-    index.save(index_file(root, split), unchanged)
-    hidden, others = ([], []) if shards else _ignored(root, split)
-    return Findings(index, np.zeros(len(index), FINDING), hidden=hidden, not_images=others)
+    """Return a split with nothing found yet; its list is kept for training."""
+    index = form_of(root, split).scan(root, split)
+    index.save(index_file(root, split))
+    unused = _unused(root, split) if isinstance(index.storage, Folders) else []
+    hidden = [name for name in unused if "/." in name]
+    others = [name for name in unused if "/." not in name]
+    return Findings(root, index, np.zeros(len(index), FINDING), hidden=hidden, not_images=others)
 
 
-def _ignored(root: Path, split: str) -> tuple[list[str], list[str]]:
-    """What lies in the folders and is not used: hidden files and folders, and what is no image by its ending."""
+def _unused(root: Path, split: str) -> list[str]:
+    """Return what lies in the folders and is not used: what is hidden, and what is no image by its ending."""
     base = root / split
-    classes = class_folders(base)[0]
-    with os.scandir(base) as entries:
-        found = [entry.name for entry in entries if entry.name not in classes]
-    for name in classes:
-        with os.scandir(base / name) as entries:
-            found += [
-                f"{name}/{e.name}" for e in entries if e.name.startswith(".") or not e.name.lower().endswith(ENDINGS)
-            ]
-    names = sorted(f"{split}/{name}" for name in found)
-    hidden = [name for name in names if "/." in name]
-    return hidden, [name for name in names if "/." not in name]
+    classes = class_folders(base)
+    names = [entry.name for entry in os.scandir(base) if entry.name not in classes]
+    for folder, folders, inside in (part for name in classes for part in os.walk(base / name, followlinks=True)):
+        names += [f"{folder[len(str(base)) + 1 :]}/{name}" for name in folders if name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        unused = (name for name in inside if name.startswith(".") or not name.lower().endswith(ENDINGS))
+        names += [f"{folder[len(str(base)) + 1 :]}/{name}" for name in unused]
+    return sorted(f"{split}/{name}" for name in names)
 
 
 def _examine_all(split: str, findings: Findings, processes: int | None) -> None:
     index, with_dali = findings.index, has_dali()
     spans = (np.arange(start, min(start + CHUNK, len(index))) for start in range(0, len(index), CHUNK))
-    jobs = ((int(span[0]), part_of(index, span), with_dali) for span in spans)
-    with progress(f"auditing {split}", len(index)) as bar:
-        for start, rows, bad in each(_examine, jobs, processes):
-            findings.rows[start : start + len(rows)] = rows
-            findings.bad |= bad
-            bar.update(len(rows))
+    jobs = ((int(span[0]), index.subset(span), with_dali) for span in spans)
+    results = each(_examine, jobs, processes, f"auditing {split}", len(index), lambda result: len(result[1]))
+    for start, rows, bad in results:
+        findings.rows[start : start + len(rows)] = rows
+        for image, entry in bad.items():
+            findings.bad[image] = entry | {"file": os.path.relpath(entry["file"], findings.root)}
 
 
 def _examine(job: Job) -> Result:
@@ -115,13 +102,13 @@ def _examine(job: Job) -> Result:
     reasons: dict[int, list[str]] = {}
     contents: dict[int, bytes] = {}  # that DALI is asked to decode
     with _quiet():
-        for image in range(len(images)):
+        for image, name in enumerate(images.storage.names):
             try:
-                content = images.read(image)
-            except OSError as error:
-                reasons[image] = [f"cannot be read: {error.strerror or error}"]
+                content = images.storage.read(image)
+            except (OSError, ValueError) as error:
+                reasons[image] = [f"cannot be read: {getattr(error, 'strerror', None) or error}"]
                 continue
-            rows[image], reason = examine(content, images.names[image])
+            rows[image], reason = examine(content, name)
             if reason:
                 reasons[image] = [reason]
             if rows[image]["height"]:
@@ -144,13 +131,13 @@ def _dali_failures(contents: dict[int, bytes], rows: NDArray[Any]) -> Iterator[i
 
 
 def _entry(images: Index, image: int, reason: str) -> dict[str, Any]:
-    """What audit.json says of an undecodable image; the file's size and time tell when it was mended."""
-    file = images.names[image] if images.places is None else images.archives[images.places[image, 0]]
+    """Return what audit.json says of an undecodable image; the file's size and time tell when it was mended."""
+    file = images.storage.file(image)
     try:
-        status = (images.root / file).stat()
-        return {"reason": reason, "file": file, "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+        size, modified = (status := file.stat()).st_size, status.st_mtime_ns
     except OSError:
-        return {"reason": reason, "file": file, "bytes": 0, "modified_ns": 0}
+        size = modified = 0
+    return {"reason": reason, "file": str(file), "bytes": size, "modified_ns": modified}
 
 
 @lru_cache(maxsize=1)
@@ -162,7 +149,7 @@ def _probe() -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what PIL warns of, and what decoders' libraries write to stderr: the findings say it."""
+    """Silence what PIL warns of, and what decoders' libraries write to stderr: the findings say it."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)
@@ -176,24 +163,22 @@ def _quiet() -> Iterator[None]:
 
 
 def _result(found: dict[str, Findings]) -> dict[str, Any]:
-    splits = list(found.values())
-    groups = duplicates(splits)
-    names = [[splits[split].name(image) for split, image in group] for group in groups]
-    summaries = {}
-    for number, (split, findings) in enumerate(found.items()):
-        summaries[split] = findings.summary(
-            [name for name, group in zip(names, groups, strict=True) if number in dict(group)]
-        )
+    parts = list(found.values())
+    groups = duplicates(parts)
+    names = [[parts[split].name(image) for split, image in group] for group in groups]
+    summaries = {
+        split: findings.summary([name for name, group in zip(names, groups, strict=True) if number in dict(group)])
+        for number, (split, findings) in enumerate(found.items())
+    }
+    labels = [{int(parts[split].index.labels[image]) for split, image in group} for group in groups]
     return {
-        "format": FORMAT,
+        "format": AUDIT,
         "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "decoders": {"pil": version("pillow"), "dali": _dali_version()},
         "splits": summaries,
         "duplicates_in_both_splits": sum(len(dict(group)) > 1 for group in groups),
-        "duplicates_of_two_classes": sum(
-            len({int(splits[s].index.labels[i]) for s, i in group}) > 1 for group in groups
-        ),
-        "class_list": _class_list(splits[0]),
+        "duplicates_of_two_classes": sum(len(each) > 1 for each in labels),
+        "class_list": _class_list(parts[0]),
     }
 
 
@@ -206,11 +191,10 @@ def _dali_version() -> str | None:
 
 
 def _class_list(findings: Findings) -> dict[str, Any]:
-    """Shards may know their classes by number only: then there is no hash."""
+    """Describe the classes; without their names, as in some shards, there is no hash."""
     names = sorted(findings.index.classes)
-    wnids = {wnid for wnid, _ in json.loads(IMAGENET.read_text()).values()}
     return {
         "count": len(findings.classes()),
         "sha256": hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest() if names else None,
-        "is_imagenet": set(names) == wnids,
+        "is_imagenet": set(names) == set(wnids.classes()),
     }

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from senet.data.pixels import FORMATS, decode, kind, size
+from senet.data.pixels import decode, kind, opened, size
 from senet.data.storage.index import Index
 
 TRAITS = ("truncated", "empty", "cmyk", "sixteen_bit", "exif_rotated", "tiny", "misnamed", "grey", "palette", "alpha")
@@ -33,7 +33,7 @@ def examine(content: bytes, name: str) -> tuple[Any, str]:
     height, width, reason = 0, 0, ""
     try:
         height, width = size(content)
-        with Image.open(io.BytesIO(content), formats=("JPEG", *FORMATS)) as image:
+        with opened(content) as image:
             traits |= _look(image, content)
         decode(content)
     except Exception as error:  # decoders of damaged files raise anything
@@ -41,7 +41,7 @@ def examine(content: bytes, name: str) -> tuple[Any, str]:
         traits["truncated"] = "truncated" in reason.lower()
     traits["misnamed"] = height > 0 and form != _claimed(name)
     traits["tiny"] = 0 < min(height, width) < TINY
-    bits = sum(1 << place for place, trait in enumerate(TRAITS) if traits.get(trait))
+    bits = sum(1 << bit for bit, trait in enumerate(TRAITS) if traits.get(trait))
     return (height, width, KINDS.index(form), bits, hashlib.blake2b(content, digest_size=16).digest()), reason
 
 
@@ -72,6 +72,7 @@ def _plain(error: Exception) -> str:
 class Findings:
     """Of all images of a split: 27 bytes each, and a dictionary for each of the few that are bad."""
 
+    root: Path
     index: Index
     rows: NDArray[Any]  # FINDING [n]
     bad: dict[int, dict[str, Any]] = field(default_factory=dict)  # image -> reason, file, bytes, modified_ns
@@ -79,8 +80,8 @@ class Findings:
     not_images: list[str] = field(default_factory=list)
 
     def name(self, image: int) -> str:
-        """Below the root; in shards with the archive's."""
-        return self.index.path(image)[len(str(self.index.root)) + 1 :]
+        """Return the path of an image below the root, in shards with its name in there."""
+        return self.index.storage.path(image)[len(str(self.root)) + 1 :]
 
     def having(self, trait: str) -> NDArray[Any]:
         return np.flatnonzero(self.rows["traits"] & (1 << TRAITS.index(trait)))
@@ -104,7 +105,7 @@ class Findings:
             "duplicates": listed(duplicates),
             "hidden": listed(self.hidden),
             "not_images": listed(self.not_images),
-            "undecodable": {self.index.names[image]: self.bad[image] for image in sorted(self.bad)},
+            "undecodable": {self.name(image): self.bad[image] for image in sorted(self.bad)},
         }
 
     def _listed(self, trait: str) -> dict[str, Any]:
@@ -143,8 +144,8 @@ def duplicates(splits: list[Findings]) -> list[list[tuple[int, int]]]:
     begins = np.flatnonzero(np.concatenate([[True], digests[order][1:] != digests[order][:-1]]))
     ends = np.append(begins[1:], len(order))
     groups = []
-    for begin, end in zip(*(places[ends - begins > 1].tolist() for places in (begins, ends)), strict=True):
-        found = order[begin:end]
-        split = np.searchsorted(starts, found, "right") - 1
-        groups.append([(int(s), int(i - starts[s])) for s, i in zip(split, found, strict=True)])
+    for begin, end in zip(*(bounds[ends - begins > 1].tolist() for bounds in (begins, ends)), strict=True):
+        alike = order[begin:end]
+        split = np.searchsorted(starts, alike, "right") - 1
+        groups.append([(int(s), int(i - starts[s])) for s, i in zip(split, alike, strict=True)])
     return sorted(groups)

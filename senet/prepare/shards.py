@@ -9,7 +9,6 @@ list of all images. The same images give the same bytes, whether they come from 
 from __future__ import annotations
 
 import os
-import secrets
 import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +19,15 @@ from numpy.typing import NDArray
 
 from senet.data.philox import Ints, permutation
 from senet.data.pixels import kind
-from senet.data.storage.index import LAYOUT, Index, Names, find_shards, index_file, key, listing, stamp
+from senet.data.storage.find import listing, splits
+from senet.data.storage.index import Index, Names, index_file, key
+from senet.data.storage.tars import Tars, contents, find_shards
 from senet.errors import UsageError
-from senet.prepare.writing import Encoding, begin, clear, each, mark, part_of, progress, put, read, require_space
+from senet.prepare.encoding import Encoding
+from senet.prepare.folders import clear, read
+from senet.prepare.plan import is_complete, record, require_space
+from senet.prepare.pool import each
+from senet.system import files
 
 ENDINGS = {"jpeg": "jpg", "tiff": "tif"}  # where they are not called as the format
 BLOCK, RECORD = 512, 10240  # bytes: tar counts in the first, and its end is filled up to the second
@@ -46,25 +51,22 @@ class Packing:
 
 
 def convert(source: Path, to: Path, packing: Packing, processes: int | None = None) -> list[str]:
-    """Make shards in `to` of the image folders or shards in `source`; returns what was done, a sentence for
-    each split.
+    """Make shards in `to` of the images in `source`, whatever their format; returns what was done, a sentence for each
+    split. Raises UsageError.
     """
     if source.resolve() == to.resolve():
         raise UsageError(f"{to}: is what the shards are to be made of; name another folder")
-    splits = [split for split in ("train", "val") if find_shards(source, split) or (source / split).is_dir()]
-    if not splits:
-        raise UsageError(f"{source}: neither images nor shards in it; {LAYOUT}")
     notes = []
-    for split in splits:
+    for split in splits(source):
         index = listing(source, split)
         plan = packing.plan | {"fingerprint": index.fingerprint}
-        if begin(to, split, plan):
+        if is_complete(to, split, plan):
             notes.append(f"{to / split}: {len(index)} images are there already")
             continue
         try:
-            mark(to, split, plan)
+            record(to, split, plan)
             count = write_shards(index, to, split, packing, processes)
-            mark(to, split, plan, complete=True)
+            record(to, split, plan, complete=True)
         except OSError as error:
             raise UsageError(f"{to}: cannot be written: {error.strerror or error}") from None
         notes.append(f"{to / split}: {len(index)} images in {count} shards")
@@ -75,7 +77,7 @@ def write_shards(index: Index, to: Path, split: str, packing: Packing, processes
     """Write `index` as shards of a `split`; returns their number. Finished ones are kept; all of them appear at once in
     the end.
 
-    Raises UsageError for two images of the same key, and where the disk is too small.
+    Raises UsageError for two images of the same key, and if the disk is too small.
     """
     _require_keys(index)
     sizes = _sizes(index, processes)
@@ -87,11 +89,11 @@ def write_shards(index: Index, to: Path, split: str, packing: Packing, processes
         aside = to / f".{split}.unfinished"
         aside.mkdir(parents=True, exist_ok=True)
         missing = [number for number in range(count) if not (aside / f"{stems[number]}.tar").exists()]
-        require_space(to, needed * len(missing) // count, packing.encoding)
-        jobs = ((aside / stems[number], packing.encoding, part_of(index, parts[number])) for number in missing)
-        with progress(f"packing {split}", sum(len(parts[number]) for number in missing)) as bar:
-            for written in each(_write_shard, jobs, processes):
-                bar.update(written)
+        require_space(to, needed * len(missing) // count, packing.encoding.short_side is not None)
+        jobs = ((aside / stems[number], packing.encoding, index.subset(parts[number])) for number in missing)
+        images = sum(len(parts[number]) for number in missing)
+        for _ in each(_write_shard, jobs, processes, f"packing {split}", images, int):
+            pass
         clear(aside)
         aside.rename(to / split)
     if len(find_shards(to, split)) != count:
@@ -99,37 +101,39 @@ def write_shards(index: Index, to: Path, split: str, packing: Packing, processes
             f"{to / split}: holds other files than its {count} shards; remove this folder and run it again"
         )
     if index.classes:
-        put(to / "classes.txt", "".join(f"{name}\n" for name in index.classes).encode())
-    _listed(index, to, split, stems, parts).save(index_file(to, split), stamp(to, split))
+        write_classes(to, index.classes)
+    _listed(index, to, split, stems, parts).save(index_file(to, split))
     return count
+
+
+def write_classes(folder: Path, classes: tuple[str, ...]) -> None:
+    """Write FOLDER/classes.txt, a name per line in order of label. Raises OSError."""
+    content = os.fsencode("".join(f"{name}\n" for name in classes))
+    files.replace(folder / "classes.txt", lambda target: target.write_bytes(content))
 
 
 def _require_keys(index: Index) -> None:
     seen: set[str] = set()
-    for image in range(len(index)):
-        name = key(index.names[image])
+    for image, name in enumerate(map(key, index.storage.names)):
         if name in seen:
-            raise UsageError(f"{index.path(image)}: another image would be {name} in a shard, too; rename one")
+            raise UsageError(f"{index.storage.path(image)}: another image would be {name} in a shard, too; rename one")
         seen.add(name)
 
 
 def _sizes(index: Index, processes: int | None) -> Ints:
-    """The bytes of each image: from the list of an archive, or asked of the file system by class."""
-    if index.places is not None:
-        return index.places[:, 2]
     sizes = np.zeros(len(index), np.int64)
     spans = np.array_split(np.arange(len(index)), -(-len(index) // 4096))
-    with progress("measuring", len(index)) as bar:
-        for first, found in each(_measure, ((int(span[0]), part_of(index, span)) for span in spans), processes):
-            sizes[first : first + len(found)] = found
-            bar.update(len(found))
+    jobs = ((int(span[0]), index.subset(span)) for span in spans)
+    measured = each(_measure, jobs, processes, "measuring", len(index), lambda result: len(result[1]))
+    for first, part in measured:
+        sizes[first : first + len(part)] = part
     return sizes
 
 
 def _measure(job: tuple[int, Index]) -> tuple[int, Ints]:
     first, images = job
     try:
-        return first, np.array([os.stat(images.root / name).st_size for name in images.names], np.int64)
+        return first, images.storage.sizes()
     except OSError as error:
         raise UsageError(
             f"{error.filename}: cannot be read ({error.strerror}); mend the source and run it again"
@@ -137,24 +141,22 @@ def _measure(job: tuple[int, Index]) -> tuple[int, Ints]:
 
 
 def _write_shard(job: tuple[Path, Encoding, Index]) -> int:
-    """Write base.tar and, before it has its name, base.idx."""
+    """Write base.tar and, before it has its name, base.idx; returns the number of images."""
     base, encoding, images = job
-    part = base.with_name(f"{base.name}.{secrets.token_hex(4)}.part")
     lines = [f"v1.2 {len(images)}\n"]
-    try:
+
+    def fill(part: Path) -> None:
         with part.open("wb") as file:
-            for image in range(len(images)):
-                content, name = encoding(read(images, image)), images.names[image]
-                picture = f"{key(name)}.{_ending(content, name)}"
-                lines.append(
-                    f"{_add(file, picture, content)} {_add(file, f'{key(name)}.cls', b'%d' % images.labels[image])}\n"
-                )
+            for image, name in enumerate(images.storage.names):
+                content = encoding(read(images, image))
+                picture, label = f"{key(name)}.{_ending(content, name)}", b"%d" % images.labels[image]
+                lines.append(f"{_add(file, picture, content)} {_add(file, f'{key(name)}.cls', label)}\n")
             file.write(bytes(2 * BLOCK))
             file.write(bytes(-file.tell() % RECORD))
-        put(base.with_suffix(".idx"), "".join(lines).encode(errors="surrogateescape"))
-        part.replace(base.with_suffix(".tar"))
-    finally:
-        part.unlink(missing_ok=True)
+        listed = os.fsencode("".join(lines))
+        files.replace(base.with_suffix(".idx"), lambda target: target.write_bytes(listed), shared=True, durable=False)
+
+    files.replace(base.with_suffix(".tar"), fill, shared=True)
     return len(images)
 
 
@@ -170,7 +172,7 @@ def _add(file: BinaryIO, name: str, content: bytes) -> str:
 
 
 def _ending(content: bytes, name: str) -> str:
-    """By content, where it is known: what is called .JPEG is a PNG now and then."""
+    """Return the ending of an image by its content, if that is known: what is called .JPEG is a PNG now and then."""
     form = kind(content)
     if form not in ("unknown", "empty"):
         return ENDINGS.get(form, form)
@@ -178,18 +180,17 @@ def _ending(content: bytes, name: str) -> str:
 
 
 def _listed(index: Index, to: Path, split: str, stems: list[str], parts: list[NDArray[Any]]) -> Index:
-    """The list of the shards, in the order of `index`, from their .idx files."""
+    """Return the list of the shards, in the order of `index`, from their .idx files."""
     names = [""] * len(index)
-    places = np.zeros((len(index), 3), np.int64)
+    spans = np.zeros((len(index), 3), np.int64)
     for number, (stem, part) in enumerate(zip(stems, parts, strict=True)):
         file = to / split / f"{stem}.idx"
         try:
-            lines = file.read_text("utf-8", "surrogateescape").split("\n")[1:-1]
+            lines = os.fsdecode(file.read_bytes()).split("\n")[1:-1]
             for image, line in zip(part, lines, strict=True):
                 _, start, size, names[image], *_ = line.split(" ")
-                places[image] = number, int(start), int(size)
+                spans[image] = number, int(start), int(size)
         except (OSError, ValueError):
             raise UsageError(f"{file}: missing or damaged; remove {to / split} and run it again") from None
-    return Index(
-        to, Names.of(names), index.labels, index.classes, tuple(f"{split}/{stem}.tar" for stem in stems), places
-    )
+    stamp = contents(to, [to / split / f"{stem}.tar" for stem in stems])
+    return Index(Tars(to, Names.of(names), stamp, {"spans": spans}), index.labels, index.classes)

@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 
-def replace(path: Path, fill: Callable[[Path], object], done: Callable[[str], None] = lambda phase: None) -> None:
+def replace(
+    path: Path,
+    fill: Callable[[Path], object],
+    done: Callable[[str], None] = lambda phase: None,
+    shared: bool = False,
+    durable: bool = True,
+) -> None:
     """Let `fill` write a temporary file beside `path`, sync it and move it there. `done` is told of write, sync,
-    rename. Raises OSError.
+    rename.
+
+    The temporary file has a name of its own if the file is `shared`, that is, if other processes may be writing it too.
+    What is not `durable` is not synced: many small files are synced sooner all at once. Raises OSError.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp" if shared else f"{path.name}.tmp")
     try:
         fill(temporary)
         done("write")
-        sync(temporary)
+        if durable:
+            sync(temporary)
         done("sync")
         os.replace(temporary, path)
         done("rename")
     except BaseException:
         temporary.unlink(missing_ok=True)  # on a full disk it is in the way of the next one
         raise
-    sync(path.parent)
+    if durable:
+        sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

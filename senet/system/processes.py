@@ -1,9 +1,14 @@
-"""Processes of this machine, as /proc tells of them."""
+"""Processes of this machine: those that descend from one, and workers that end with the process that uses them."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 
 def family(number: int) -> list[int]:
@@ -16,3 +21,27 @@ def family(number: int) -> list[int]:
     while more := {child for child, parent in parents.items() if parent in found} - found:
         found |= more
     return sorted(found)
+
+
+def fork_server(*modules: str) -> Any:
+    """Return a multiprocessing context whose processes are forked from a server that has imported `modules`.
+
+    Forked from this process they would inherit locks that its threads may hold. They ignore Ctrl-C and TERM, which are
+    for the process that uses them: it still needs them to finish. Let them call `end_with_parent`.
+    """
+    context: Any = get_context("forkserver")
+    context.set_forkserver_preload(["senet.system.ignore_signals", *modules])
+    return context
+
+
+def end_with_parent(pipe: Connection) -> None:
+    """End this process, in the midst of its work, when nobody holds the other end of `pipe` any more.
+
+    A process that is killed tells nobody, and the server that forked this one lives as long as its forks.
+    """
+
+    def watch() -> None:
+        pipe.poll(None)  # nothing is ever sent: it returns when the other end is closed
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -14,7 +14,8 @@ import torch
 
 from senet.config import Folder
 from senet.data.source import Source, train_loader, val_loader
-from senet.data.storage.index import Index, find, index_file, listing, stamp
+from senet.data.storage.find import find, listing
+from senet.data.storage.index import Index, index_file
 from senet.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -64,12 +65,12 @@ def test_shards_give_the_batches_of_the_folder(images: Path, shards: Path, backe
 
 def test_a_saved_index_is_used_until_images_change(few_images: Path) -> None:
     fresh = listing(few_images, "train")
-    fresh.save(index_file(few_images, "train"), stamp(few_images, "train"))
+    fresh.save(index_file(few_images, "train"))
     saved = listing(few_images, "train")
-    assert [saved.path(i) for i in range(27)] == [fresh.path(i) for i in range(27)]
+    assert [saved.storage.path(i) for i in range(27)] == [fresh.storage.path(i) for i in range(27)]
     assert saved.fingerprint == fresh.fingerprint
     # It is the saved list that was read, not the folder.
-    fresh.subset(np.arange(20)).save(index_file(few_images, "train"), stamp(few_images, "train"))
+    fresh.subset(np.arange(20)).save(index_file(few_images, "train"))
     assert len(listing(few_images, "train")) == 20
     (few_images / "train/class1/001.JPEG").unlink()
     assert len(listing(few_images, "train")) == 26
@@ -82,7 +83,7 @@ def test_a_fingerprint_tells_sets_apart(images: Path, few_images: Path) -> None:
     others = [listing(few_images, "train"), index.subset(np.arange(61)), index.subset(np.arange(62)[::-1])]
     labels = index.labels.copy()
     labels[0] += 1
-    others.append(Index(index.root, index.names, labels, index.classes))
+    others.append(Index(index.storage, labels, index.classes))
     assert len({part.fingerprint for part in [index, *others]}) == 5
 
 
@@ -95,8 +96,8 @@ def test_what_an_audit_found_undecodable_is_left_out_until_it_is_mended(few_imag
         "modified_ns": bad.stat().st_mtime_ns,
     }
     audit = few_images / "audit.json"
-    audit.write_text(json.dumps({"splits": {"train": {"undecodable": {"train/class0/000.JPEG": entry}}}}))
-    assert str(bad) not in [find(few_images, "train", 3).path(i) for i in range(26)]
+    audit.write_text(json.dumps({"format": 2, "splits": {"train": {"undecodable": {"train/class0/000.JPEG": entry}}}}))
+    assert str(bad) not in [find(few_images, "train", 3).storage.path(i) for i in range(26)]
     assert len(find(few_images, "val", 3)) == 9
     bad.write_bytes(b"mended")
     assert len(find(few_images, "train", 3)) == 27
@@ -132,8 +133,8 @@ def test_a_shard_cut_short_gives_named_bad_images(images: Path, tmp_path: Path) 
     reasons = []
     for image in range(len(index)):
         try:
-            index.read(image)
-        except OSError as error:
-            reasons.append(f"{index.path(image)}: {error}")
+            index.storage.read(image)
+        except ValueError as error:
+            reasons.append(f"{index.storage.path(image)}: {error}")
     assert len(reasons) > 40
     assert all("val/0.tar:" in reason and "ends before" in reason for reason in reasons)

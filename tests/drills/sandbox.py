@@ -179,7 +179,7 @@ class Sandbox:
 
 def make_data(folder: Path) -> Path:
     """The demo set's first pictures: 98 for training, so that two are left over, and 50 for validation."""
-    prepare(folder, Demo(train=98, val=50), note=lambda text: None)
+    prepare(folder, Demo(train=98, val=50))
     return folder
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from senet.config import Folder
 from senet.data.source import Source, train_loader
-from senet.data.storage.index import Index, find, index_file, stamp
+from senet.data.storage.find import find, saved_listing
 from senet.errors import UsageError
 from senet.prepare.audit import audit
 from tests.data.test_index import pack
@@ -72,7 +72,7 @@ def odd(few_images: Path) -> Path:
 def audited(root: Path) -> dict[str, Any]:
     assert audit(root, 1) == 0
     result = json.loads((root / "audit.json").read_text())
-    assert result["format"] == 1
+    assert result["format"] == 2
     return dict(result)
 
 
@@ -81,7 +81,7 @@ def test_one_of_each_defect_in_folders(odd: Path, capfd: pytest.CaptureFixture[s
     (odd / "train/class1/.DS_Store").write_bytes(b"")
     (odd / "train/class1/notes.txt").write_bytes(b"")
     (odd / "train/wnids.txt").write_bytes(b"")
-    (odd / "train/class2/folder.JPEG").mkdir()  # what else cannot be read: whoever runs the tests may read all files
+    (odd / "train/class2/link.JPEG").symlink_to("nowhere")  # whoever runs the tests may read all files
     (odd / "audit.json").write_text("of no account")
     result = audited(odd)
     train, val = result["splits"]["train"], result["splits"]["val"]
@@ -103,15 +103,12 @@ def test_one_of_each_defect_in_folders(odd: Path, capfd: pytest.CaptureFixture[s
     assert (result["duplicates_in_both_splits"], result["duplicates_of_two_classes"]) == (1, 1)
 
     bad = train["undecodable"]
-    assert set(bad) == {f"train/{name}" for name in (*BAD, "class2/folder.JPEG")}
-    for name, pattern in (BAD | {"class2/folder.JPEG": "cannot be read: Is a directory"}).items():
-        entry, status = bad[f"train/{name}"], (odd / "train" / name).stat()
+    assert set(bad) == {f"train/{name}" for name in (*BAD, "class2/link.JPEG")}
+    for name, pattern in (BAD | {"class2/link.JPEG": "cannot be read: No such file"}).items():
+        entry, file = bad[f"train/{name}"], odd / "train" / name
         assert re.search(pattern, entry["reason"])
-        assert (entry["file"], entry["bytes"], entry["modified_ns"]) == (
-            f"train/{name}",
-            status.st_size,
-            status.st_mtime_ns,
-        )
+        state = (file.stat().st_size, file.stat().st_mtime_ns) if file.exists() else (0, 0)
+        assert (entry["file"], entry["bytes"], entry["modified_ns"]) == (f"train/{name}", *state)
     assert result["class_list"]["count"] == 3
     assert not result["class_list"]["is_imagenet"]
 
@@ -119,10 +116,12 @@ def test_one_of_each_defect_in_folders(odd: Path, capfd: pytest.CaptureFixture[s
     assert out == (odd / "audit.txt").read_text()
     assert "Training will leave out 6 images of train by name" in out
     assert not err
-    saved = Index.load(odd, index_file(odd, "train"), stamp(odd, "train"))
+    saved = saved_listing(odd, "train")
     assert saved is not None
     assert len(saved) == 42
-    assert [saved.names[i] for i in range(42) if saved.names[i] not in bad] == list(find(odd, "train", 3).names)
+    assert [name for name in saved.storage.names if f"train/{name}" not in bad] == list(
+        find(odd, "train", 3).storage.names
+    )
 
 
 def test_one_of_each_defect_in_shards(odd: Path, tmp_path: Path) -> None:
@@ -138,10 +137,11 @@ def test_one_of_each_defect_in_shards(odd: Path, tmp_path: Path) -> None:
         assert [name for _, _, name in found] == [name.rpartition(".")[0] + ".jpg" for name in names], trait
     assert train["duplicates"]["count"] == 1
     bad = {name.rpartition(".")[0] + ".jpg" for name in BAD}
-    assert set(train["undecodable"]) == bad
-    shard = train["undecodable"]["class1/text.jpg"]["file"]
-    assert train["undecodable"]["class1/text.jpg"]["bytes"] == (root / shard).stat().st_size
-    assert set(find(root, "train", 3).names).isdisjoint(bad)
+    assert {path.partition(":")[2] for path in train["undecodable"]} == bad
+    for path, entry in train["undecodable"].items():
+        assert entry["file"] == path.partition(":")[0]
+        assert entry["bytes"] == (root / entry["file"]).stat().st_size
+    assert set(find(root, "train", 3).storage.names).isdisjoint(bad)
     assert len(find(root, "train", 3)) == 41 - len(bad)
 
 

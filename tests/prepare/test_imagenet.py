@@ -4,7 +4,6 @@ classes' real names.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import logging
 import os
@@ -19,19 +18,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.io
 from PIL import Image
 
 from launch.prepare import main
-from senet.data.storage.index import Index, index_file, listing, scan_folder, stamp
+from senet.data.storage.find import listing, saved_listing
+from senet.data.storage.folders import Folders
 from senet.errors import UsageError
-from senet.prepare import imagenet, meta
+from senet.prepare import imagenet, wnids
+from senet.prepare.encoding import Encoding
 from senet.prepare.imagenet import Sources, prepare
-from senet.prepare.writing import Encoding, require_space
+from senet.prepare.plan import require_space
 from tests.helpers import ROOT, command, environment
 
 WNIDS = ("n01440764", "n01443537", "n02119789", "n07742313")
-DEVKIT_IDS = {"n01440764": 449, "n01443537": 450, "n02119789": 1, "n07742313": 691}
+DEVKIT_IDS = {"n01440764": 449, "n01443537": 450, "n02119789": 1, "n07742313": 318}
 PLAIN = Encoding()
 
 
@@ -89,21 +89,9 @@ def packed(files: dict[str, bytes]) -> bytes:
     return file.getvalue()
 
 
-def synsets(**more: Any) -> Any:
-    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("children", "O"), *((name, "O") for name in more)]
-    rows = np.zeros((len(WNIDS) + 1, 1), kinds)
-    for row, (wnid, number) in zip(rows[:, 0], [*DEVKIT_IDS.items(), ("n00001740", 1001)], strict=True):
-        row["ILSVRC2012_ID"], row["WNID"], row["words"] = float(number), wnid, "a kind, of thing"
-        row["children"] = np.arange(number % 3, dtype=np.float64)
-        for name, value in more.items():
-            row[name] = value
-    return rows
-
-
 def make_devkit(folder: Path, answers: list[str]) -> None:
     data = folder / "ILSVRC2012_devkit_t12" / "data"
     data.mkdir(parents=True)
-    scipy.io.savemat(data / "meta.mat", {"other": np.eye(3), "synsets": synsets()}, do_compression=True)
     (data / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{DEVKIT_IDS[wnid]}\n" for wnid in answers))
     with tarfile.open(folder / "devkit.tar.gz", "w:gz") as archive:
         archive.add(data.parent, data.parent.name)
@@ -167,12 +155,9 @@ def test_every_source_of_labels_gives_the_same_folders(
 def test_the_list_beside_is_what_listing_finds(archives: Archives, tmp_path: Path) -> None:
     prepare(tmp_path, archives.both, PLAIN, partial=True, processes=1)
     for split, count in (("train", 13), ("val", 8)):
-        saved, found = (
-            Index.load(tmp_path, index_file(tmp_path, split), stamp(tmp_path, split)),
-            scan_folder(tmp_path, split),
-        )
+        saved, found = saved_listing(tmp_path, split), Folders.scan(tmp_path, split)
         assert saved is not None
-        assert list(saved.names) == list(found.names)
+        assert list(saved.storage.names) == list(found.storage.names)
         assert (len(saved), saved.fingerprint, saved.classes) == (count, found.fingerprint, found.classes)
 
 
@@ -204,7 +189,7 @@ def test_a_killed_run_is_completed_to_the_same_bytes(archives: Archives, tmp_pat
     source = tmp_path / "source"
     source.mkdir()
     generator = np.random.default_rng(1)
-    for number, wnid in enumerate(imagenet.classes()):
+    for number, wnid in enumerate(wnids.classes()):
         if number == 40:
             break
         files = {f"{wnid}_{n}.JPEG": picture(generator, 400, 300) for n in range(4)}
@@ -377,7 +362,7 @@ def test_the_wrong_archive_is_refused(archives: Archives, tmp_path: Path) -> Non
         (["--train-tar", "train.tar", "--partial", "--processes", "0"], "--processes 0"),
         (["--train-tar", "train.tar", "--shards", "--shard-mb", "0"], "--shard-mb 0"),
         (["--val-tar", "val.tar", "--val-labels", "val.tar"], "cannot be read|neither a wnid"),
-        (["--val-tar", "val.tar", "--devkit", "val.tar"], "no data/meta.mat"),
+        (["--val-tar", "val.tar", "--devkit", "val.tar"], "no ILSVRC2012_validation_ground_truth.txt"),
     ],
 )
 def test_mistaken_flags_are_named(
@@ -395,53 +380,33 @@ def test_missing_labels_are_named(archives: Archives, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_noticed_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    require_space(tmp_path / "deep" / "set", 1000, PLAIN)
+    require_space(tmp_path / "deep" / "set", 1000, shrinking=False)
     with pytest.raises(UsageError, match=r"1152921504\.6 GB to write"):
-        require_space(tmp_path / "deep" / "set", 1 << 60, PLAIN)
-    require_space(tmp_path, 1 << 60, Encoding(short_side=64))
+        require_space(tmp_path / "deep" / "set", 1 << 60, shrinking=False)
+    require_space(tmp_path, 1 << 60, shrinking=True)
     assert "before making images smaller" in caplog.text
 
 
 def test_the_shipped_classes_are_the_thousand() -> None:
-    classes = imagenet.classes()
+    classes = wnids.classes()
     assert len(classes) == 1000
     assert list(classes) == sorted(classes)
     assert all(re.fullmatch(r"n\d{8}", wnid) for wnid in classes)
     assert (classes["n01440764"], classes["n02119789"], len(set(classes))) == ("tench", "kit_fox", 1000)
 
 
-@pytest.mark.parametrize("compressed", [True, False])
-@pytest.mark.parametrize(
-    "more", [{}, {"gloss": "größer"}, {"cells": np.array(["a", 1], object)}, {"num_train_images": 1300}]
-)
-def test_matlab_files_are_read(tmp_path: Path, compressed: bool, more: dict[str, Any]) -> None:
-    scipy.io.savemat(
-        tmp_path / "meta.mat", {"a": "text", "synsets": synsets(**more), "z": 1}, do_compression=compressed
-    )
-    assert meta.read(tmp_path / "meta.mat") == {number: wnid for wnid, number in DEVKIT_IDS.items()} | {
-        1001: "n00001740"
-    }
-
-
-def test_garbage_is_no_matlab_file(tmp_path: Path) -> None:
-    scipy.io.savemat(tmp_path / "meta.mat", {"synsets": synsets()}, do_compression=False)
-    whole = (tmp_path / "meta.mat").read_bytes()
-    file = tmp_path / "bad.mat"
-    for length in range(0, len(whole) - 8, 37):
-        file.write_bytes(whole[:length])
-        with pytest.raises(UsageError, match="not the meta"):
-            meta.read(file)
-    generator = np.random.default_rng(0)
-    for _ in range(300):  # whatever the damage, an answer or a UsageError
-        damaged = bytearray(whole)
-        for place in generator.integers(124, len(whole), 3):
-            damaged[place] = generator.integers(256)
-        file.write_bytes(damaged)
-        with contextlib.suppress(UsageError):
-            meta.read(file)
-    scipy.io.savemat(file, {"other": 1})
-    with pytest.raises(UsageError, match="no struct array 'synsets'"):
-        meta.read(file)
-    scipy.io.savemat(file, {"synsets": np.zeros(65 << 20, np.uint8)}, do_compression=True)
-    with pytest.raises(UsageError, match="too large"):
-        meta.read(file)
+def test_the_devkits_numbers_are_those_of_its_wnids(tmp_path: Path) -> None:
+    """Known from the devkit's meta.mat and the validation set's published answers."""
+    file = tmp_path / "data" / "ILSVRC2012_validation_ground_truth.txt"
+    file.parent.mkdir()
+    file.write_text("490\n361\n171\n1\n1000\n449\n")
+    assert list(wnids.devkit_labels(tmp_path).values()) == [
+        "n01751748", "n09193705", "n02105855", "n02119789", "n03255030", "n01440764"
+    ]  # fmt: skip
+    file.write_text("".join(f"{number}\n" for number in range(1, 1001)))
+    labels = wnids.devkit_labels(tmp_path)
+    assert set(labels.values()) == set(wnids.classes())
+    for wrong in ("0", "1001", "-1", "n01440764", "1.0", ""):
+        file.write_text(f"1\n{wrong}\n2\n")
+        with pytest.raises(UsageError, match=re.escape(f"{wrong!r} is no class of 1 to 1000")):
+            wnids.devkit_labels(tmp_path)

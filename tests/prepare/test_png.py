@@ -11,9 +11,10 @@ from PIL import Image
 
 from launch.prepare import main
 from senet.data import cifar
-from senet.data.storage.index import find
+from senet.data.cifar import CLASSES, class_names
+from senet.data.storage.find import find
 from senet.errors import UsageError
-from senet.prepare.png import CLASSES, class_names, export
+from senet.prepare.png import export
 from tests.prepare.test_imagenet import contents
 
 
@@ -37,10 +38,10 @@ def check(source: Path, made: Path, name: str, classes: int) -> None:
         index = find(made, split, classes)
         assert len(index) == len(labels)
         for image in range(len(index)):
-            place = int(Path(index.names[image]).stem) - 1
-            with Image.open(made / index.names[image]) as picture:
-                np.testing.assert_array_equal(np.asarray(picture), pixels[place])
-            assert index.labels[image] == labels[place]
+            number = int(Path(index.storage.names[image]).stem) - 1
+            with Image.open(index.storage.file(image)) as picture:
+                np.testing.assert_array_equal(np.asarray(picture), pixels[number])
+            assert index.labels[image] == labels[number]
 
 
 def test_cifar100_python_with_names_from_its_meta(tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_cifar100_python_with_names_from_its_meta(tmp_path: Path) -> None:
 def test_an_interrupted_export_is_completed(cifar: Path, tmp_path: Path) -> None:
     for name in ("whole", "part"):
         export("cifar10", cifar, tmp_path / name, processes=1)
-    (tmp_path / "part" / "train" / "cat").rename(tmp_path / "part" / "train" / ".cat.0123abcd.part")
+    (tmp_path / "part" / "train" / "cat").rename(tmp_path / "part" / "train" / ".cat.0123abcd.tmp")
     export("cifar10", cifar, tmp_path / "part", processes=1)
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
 

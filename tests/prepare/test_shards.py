@@ -16,7 +16,9 @@ import webdataset
 from PIL import Image
 
 from launch.prepare import main
-from senet.data.storage.index import Index, find, find_shards, index_file, key, listing, scan_shards, stamp
+from senet.data.storage.find import find, listing, saved_listing
+from senet.data.storage.index import key
+from senet.data.storage.tars import Tars, find_shards
 from senet.errors import UsageError
 from senet.prepare import imagenet
 from senet.prepare.shards import Packing, convert
@@ -59,7 +61,7 @@ def shards(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def samples(root: Path, split: str) -> dict[str, tuple[bytes, int]]:
     index = listing(root, split)
-    return {key(index.names[i]): (index.read(i), int(index.labels[i])) for i in range(len(index))}
+    return {key(name): (index.storage.read(i), int(index.labels[i])) for i, name in enumerate(index.storage.names)}
 
 
 def test_images_and_labels_are_those_of_the_folders(folders: Path, shards: Path) -> None:
@@ -67,10 +69,10 @@ def test_images_and_labels_are_those_of_the_folders(folders: Path, shards: Path)
         assert samples(shards, split) == samples(folders, split)
         theirs, ours = listing(folders, split), listing(shards, split)
         assert ours.fingerprint == theirs.fingerprint
-        assert [key(name) for name in ours.names] == [key(name) for name in theirs.names]
+        assert [key(name) for name in ours.storage.names] == [key(name) for name in theirs.storage.names]
         assert ours.classes == CLASSES
         assert len(find(shards, split, 3)) == len(theirs)
-    assert sorted(name for name in listing(shards, "train").names if not name[-8:-4].strip("/").isdigit()) == [
+    assert sorted(name for name in listing(shards, "train").storage.names if not name[-8:-4].strip("/").isdigit()) == [
         "bird/damaged.jpg", "cat/a.png", "cat/with_dots_and_blanks.jpg", "dog/a.webp", "dog/mistaken.png"
     ]  # fmt: skip
 
@@ -92,16 +94,12 @@ def test_shards_are_alike_mixed_and_anonymous(shards: Path) -> None:
 
 def test_the_saved_list_is_what_the_shards_hold(shards: Path) -> None:
     for split in ("train", "val"):
-        saved, found = (
-            Index.load(shards, index_file(shards, split), stamp(shards, split)),
-            scan_shards(shards, find_shards(shards, split)),
-        )
+        saved, found = saved_listing(shards, split), Tars.scan(shards, split)
         assert saved is not None
-        assert list(saved.names) == list(found.names)
-        assert (saved.archives, saved.classes) == (found.archives, found.classes)
+        assert list(saved.storage.names) == list(found.storage.names)
+        assert (saved.storage.stamp, saved.classes) == (found.storage.stamp, found.classes)
         np.testing.assert_array_equal(saved.labels, found.labels)
-        assert saved.places is not None
-        np.testing.assert_array_equal(saved.places, found.places)
+        np.testing.assert_array_equal(saved.storage.columns["spans"], found.storage.columns["spans"])
 
 
 def test_the_index_is_that_of_wds2idx(shards: Path, tmp_path: Path) -> None:
@@ -172,7 +170,7 @@ def test_interrupted_work_is_gone_on_with(folders: Path, shards: Path, tmp_path:
     (tmp_path / "set" / "train").rename(aside)
     for path in sorted(aside.glob("*.tar"))[2:]:
         path.unlink()
-    (aside / "train-000002.tar.0123abcd.part").write_bytes(b"half")
+    (aside / "train-000002.tar.0123abcd.tmp").write_bytes(b"half")
     first = (aside / "train-000000.tar").stat().st_mtime_ns
     convert(folders, tmp_path / "set", SMALL, processes=1)
     assert contents(tmp_path / "set") == contents(shards)
@@ -203,7 +201,7 @@ def test_shards_that_vanish_are_noticed(folders: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_packed_is_named(few_images: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="neither images nor shards"):
+    with pytest.raises(UsageError, match="no such folder"):
         convert(tmp_path / "absent", tmp_path / "to", SMALL)
     with pytest.raises(UsageError, match="is what the shards are to be made of"):
         convert(few_images, few_images, SMALL)
@@ -221,10 +219,7 @@ def test_names_of_any_kind(tmp_path: Path) -> None:
     for name in ("ä.jpg", "x" * 150 + ".jpg", os.fsdecode(b"\xff.jpg")):
         (folder / name).write_bytes(file.getvalue())
     convert(tmp_path / "set", tmp_path / "shards", SMALL, processes=1)
-    saved, found = (
-        listing(tmp_path / "shards", "train"),
-        scan_shards(tmp_path / "shards", find_shards(tmp_path / "shards", "train")),
-    )
+    saved, found = listing(tmp_path / "shards", "train"), Tars.scan(tmp_path / "shards", "train")
     assert samples(tmp_path / "shards", "train") == samples(tmp_path / "set", "train")
-    assert list(saved.names) == list(found.names)
+    assert list(saved.storage.names) == list(found.storage.names)
     assert saved.classes == ("größer als 1.5",)

@@ -1,1 +1,1 @@
-"""How the images of a set are kept: `find` tells folders from shards."""
+"""How the images of a split are kept: a subclass of `index.Storage` for each format, chosen by `find`."""

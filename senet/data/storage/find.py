@@ -1,0 +1,123 @@
+"""The images of a data set's split, in whatever format they are, without those that an audit found undecodable."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from senet.data.storage.folders import LAYOUT, Folders
+from senet.data.storage.index import Index, Storage, index_file
+from senet.data.storage.tars import Tars
+from senet.errors import UsageError
+
+FORMATS: tuple[type[Storage], ...] = (Folders, Tars)  # the first that holds a split is used
+AUDIT = 2  # the format of audit.json
+SLOW = 5.0  # seconds of listing after which the list is kept
+log = logging.getLogger(__name__)
+
+
+def find(root: Path, split: str, classes: int) -> Index:
+    """Return the images of ROOT's `split` (train or val) that no audit found undecodable.
+
+    Raises UsageError for a missing folder, an empty class, another number of classes than the config says, and other
+    classes in the other split.
+    """
+    index = listing(root, split)
+    if index.classes and len(index.classes) != classes:
+        raise UsageError(
+            f"{root}: {len(index.classes)} classes in {split}, but data.classes is {classes}; "
+            f"give the right --data, or data.classes={len(index.classes)}"
+        )
+    if index.labels.max() >= classes:
+        raise UsageError(
+            f"{root}: has labels up to {index.labels.max()}, but data.classes is {classes}; set data.classes to fit"
+        )
+    return without(index, root, _audited(root, split))
+
+
+def listing(root: Path, split: str) -> Index:
+    """Return all images of a split, from its saved index if that is up to date. Raises UsageError as `find`."""
+    if (saved := saved_listing(root, split)) is not None:
+        return saved
+    form, file, began = form_of(root, split), index_file(root, split), time.monotonic()
+    stale = file.exists()
+    try:
+        index = form.scan(root, split)
+    except OSError as error:
+        raise UsageError(f"{error.filename or root}: cannot be read: {error.strerror or error}; mend that") from None
+    if stale or time.monotonic() - began > SLOW:
+        try:
+            index.save(file)
+        except OSError as error:
+            log.warning("%s: cannot be written (%s); every start lists the images anew", file, error.strerror or error)
+    return index
+
+
+def saved_listing(root: Path, split: str) -> Index | None:
+    """Return the saved index of a split, or None if there is none that is up to date. Raises UsageError likewise."""
+    form = form_of(root, split)
+    return Index.load(index_file(root, split), form, partial(form.unchanged, root, split))
+
+
+def form_of(root: Path, split: str) -> type[Storage]:
+    """Return the format of a split. Raises UsageError if ROOT has it in none."""
+    if not root.is_dir():
+        raise UsageError(f"--data {root}: no such folder; {LAYOUT}")
+    for form in FORMATS:
+        if form.holds(root, split):
+            return form
+    if (root / split).is_dir():
+        raise UsageError(f"{root / split}: no class folders and no shards in it; {LAYOUT}")
+    raise UsageError(f"--data {root}: has neither a folder {split}/ nor shards of that name; {LAYOUT}")
+
+
+def splits(root: Path) -> list[str]:
+    """Return those of train and val that ROOT has. Raises UsageError if it has neither."""
+    found = [split for split in ("train", "val") if any(form.holds(root, split) for form in FORMATS)]
+    if not found:
+        form_of(root, "train")  # says what is amiss
+    return found
+
+
+def without(index: Index, root: Path, bad: dict[str, str]) -> Index:
+    """Return the index without the images named in `bad` (path below ROOT -> reason)."""
+    if not bad:
+        return index
+    start = len(str(root)) + 1
+    keep = np.array([index.storage.path(image)[start:] not in bad for image in range(len(index))], bool)
+    log.warning("%s: %d images left out that an audit found undecodable (audit.json names them)", root, (~keep).sum())
+    return index.subset(np.flatnonzero(keep))
+
+
+def _audited(root: Path, split: str) -> dict[str, str]:
+    """Return what ROOT/audit.json found undecodable in a split (path below ROOT -> reason), files that were replaced
+    since then aside.
+    """
+    file = root / "audit.json"
+    try:
+        found = json.loads(file.read_text())
+        if found["format"] != AUDIT:
+            log.warning("%s: of another version, not used; make it anew: python -m launch.prepare audit %s", file, root)
+            return {}
+        bad = found["splits"].get(split, {}).get("undecodable", {})
+        return {path: entry["reason"] for path, entry in bad.items() if _unchanged(root / entry["file"], entry)}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UsageError(
+            f"{file}: damaged; remove it, or make it anew: python -m launch.prepare audit {root}"
+        ) from None
+
+
+def _unchanged(path: Path, entry: dict[str, Any]) -> bool:
+    try:
+        now = path.stat()
+    except FileNotFoundError:
+        return True
+    return bool(now.st_size == entry["bytes"] and now.st_mtime_ns == entry["modified_ns"])

@@ -1,0 +1,67 @@
+"""ImageNet's 1,000 classes, and which class each validation image shows.
+
+A label is the position of a class's wnid (n01440764) among the sorted wnids, as everywhere in PyTorch. The devkit
+numbers the classes otherwise; its numbers are translated here by way of the wnids, and nowhere else met.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from pathlib import Path
+
+from senet.errors import UsageError
+from senet.prepare import archive
+
+HERE = Path(__file__).parent
+GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
+LARGEST_DEVKIT = 64 << 20  # bytes
+VAL = "ILSVRC2012_val_{:08}"
+
+
+def classes() -> dict[str, str]:
+    """Return the classes in order of label: wnid -> what people call it."""
+    listed = json.loads((HERE / "imagenet_class_index.json").read_text())
+    return dict(listed[str(label)] for label in range(len(listed)))
+
+
+def devkit_labels(devkit: Path) -> dict[str, str]:
+    """Return the wnid of each validation image, by its name without ending, from the devkit, a .tar.gz or a folder.
+
+    Raises UsageError.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = devkit
+        if not devkit.is_dir():
+            folder = Path(temporary)
+            archive.extract(devkit, folder, LARGEST_DEVKIT, 2 * LARGEST_DEVKIT)
+        file = next(iter(sorted(folder.rglob(GROUND_TRUTH))), None)
+        if file is None:
+            raise UsageError(f"{devkit}: no {GROUND_TRUTH} in it; give ILSVRC2012_devkit_t12.tar.gz, or its folder")
+        lines = _lines(file)
+    wnids = (HERE / "devkit_wnids.txt").read_text().split()  # in order of ILSVRC2012_ID
+    if wrong := [line for line in lines if not (line.isdecimal() and 1 <= int(line) <= len(wnids))]:
+        raise UsageError(f"{devkit}: {GROUND_TRUTH}: {wrong[0][:40]!r} is no class of 1 to {len(wnids)}")
+    return {VAL.format(number): wnids[int(line) - 1] for number, line in enumerate(lines, 1)}
+
+
+def listed_labels(file: Path) -> dict[str, str]:
+    """Return the same from a list: a wnid per line in order of the images' names, or lines of FILENAME WNID.
+
+    Raises UsageError.
+    """
+    found: dict[str, str] = {}
+    for number, line in enumerate(_lines(file), 1):
+        *name, wnid = line.split() or [""]
+        if not re.fullmatch(r"n\d{8}", wnid) or len(name) > 1:
+            raise UsageError(f"{file}: line {number}: {line[:40]!r} is neither a wnid nor FILENAME WNID")
+        found[Path(name[0]).stem if name else VAL.format(number)] = wnid
+    return found
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text().rstrip("\n").split("\n")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file}: cannot be read ({error}); give the file as published") from None
