@@ -56,6 +56,8 @@ class DevicePipeline:
 
         def work() -> None:
             try:
+                if self.stream is not None:  # a thread begins on GPU 0, and would leave a context of every rank there
+                    torch.cuda.set_device(self.device)
                 with nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
                     for raw in source():
                         drawn = AugmentParams()

@@ -19,10 +19,10 @@ from senet.run import checkpoint
 SPARE = 16 << 20  # bytes left free on the disk
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Job:
     step: int
-    payload: dict[str, Any]
+    payload: dict[str, Any]  # let go once it is copied to the host: it takes as much of the device as the training
     facts: dict[str, Any]
     names: list[str]
     made: torch.cuda.Event | None
@@ -99,7 +99,7 @@ class Saver:
             self._jobs.task_done()
 
     def _write(self, job: _Job) -> None:
-        payload = _to_host(job.payload, job.made)
+        payload, job.payload = _to_host(job.payload, job.made), {}
         self.folder.mkdir(parents=True, exist_ok=True)
         need, free = _bytes(payload) + SPARE, shutil.disk_usage(self.folder).free
         if free < need:
@@ -123,7 +123,7 @@ def _to_host(tree: Any, made: torch.cuda.Event | None) -> Any:
     """On a stream of its own: on the common one the copies would queue with the training's kernels."""
     if made is None:
         return tree
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream(made.device)  # this thread's own device is GPU 0
     stream.wait_event(made)
     with torch.cuda.stream(stream):
         return _copied(tree)

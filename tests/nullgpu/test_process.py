@@ -54,7 +54,6 @@ def test_augmentation_waits_for_nothing_and_keeps_the_layout(told: dict[str, Any
     assert set(result(told, "augmentations")[kind]) == {"channels_last"}
 
 
-@pytest.mark.xfail(strict=True, reason="fault 13: the saver keeps the last snapshot")
 def test_a_written_checkpoint_leaves_nothing_on_the_device(told: dict[str, Any]) -> None:
     found = result(told, "saves")
     assert found["after"] == found["before"]

@@ -30,7 +30,6 @@ def test_steps_of_two_ranks_wait_for_nothing(told: dict[str, Any]) -> None:
     assert told["strays"] == 0
 
 
-@pytest.mark.xfail(strict=True, reason="fault 5: the loader's thread begins on GPU 0")
 def test_each_rank_opens_a_context_on_its_own_gpu_only(told: dict[str, Any]) -> None:
     assert told["contexts"] == 1
 

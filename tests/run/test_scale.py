@@ -1,5 +1,4 @@
-"""Sixteen ranks on one machine, from the start over the death of one to an evaluation, and what they say to each other.
-"""
+"""Sixteen ranks on one machine: from the start over the death of one to an evaluation, and what they say meanwhile."""
 
 from __future__ import annotations
 
