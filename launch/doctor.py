@@ -17,7 +17,7 @@ import argparse
 from pathlib import Path
 
 from launch import guard
-from launch.flags import add_data_flags, source
+from launch.flags import add_config, add_data_flags, parse_config, source
 from senet import config
 
 
@@ -25,8 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="launch.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", nargs="?", help="FILE.yaml or FILE.yaml:VARIANT: looks at its data as well")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    add_config(parser)
     parser.add_argument(
         "--out", type=Path, default=Path("runs"), help="where checkpoints will be written (default: runs)"
     )
@@ -38,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--largest-batch", type=int, metavar="N", help="--speed: most images a rank holds at once")
     add_data_flags(parser)
-    args = parser.parse_intermixed_args(argv)
+    args = parse_config(parser, argv, required=False)
     if args.speed and not args.config:
         parser.error("--speed needs a config")
     if args.seconds <= 0:

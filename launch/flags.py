@@ -6,8 +6,30 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from senet.config import find
+
 if TYPE_CHECKING:
     from senet.data.source import Source
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add the config and its overrides, which `parse` reads."""
+    parser.add_argument(
+        "config", nargs="?", help="FILE.yaml, FILE.yaml:VARIANT, or the end of its path in configs/, as se_resnet50"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config, as in optim.lr=0.3")
+
+
+def parse_config(parser: argparse.ArgumentParser, argv: list[str] | None, required: bool = True) -> argparse.Namespace:
+    """Parse arguments; `config` becomes the path of a file that exists. Exits with code 2 if it is missing."""
+    args = parser.parse_intermixed_args(argv)
+    if args.config is None and not args.overrides and not required:
+        return args
+    if args.config is None or ("=" in args.config and not Path(args.config).exists()):
+        parser.error("which config? Give a file such as configs/imagenet/se_resnet50.yaml before any key=value")
+    path, variant = find(args.config)
+    args.config = f"{path}:{variant}" if variant else str(path)
+    return args
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:

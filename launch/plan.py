@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 
 from launch import guard
-from launch.flags import run_name
+from launch.flags import add_config, parse_config, run_name
 from senet import config
 
 
@@ -22,8 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="launch.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", nargs="?", help="FILE.yaml or FILE.yaml:VARIANT")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    add_config(parser)
     parser.add_argument("--gpus", type=int, metavar="N", help="in all")
     parser.add_argument(
         "--gpu", default="h100", metavar="NAME", help="h200, h100 (default), a100, ...; a wrong one lists all"
@@ -50,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the page; seconds, GB, GB/s")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw the scaling curve")
     parser.add_argument("--explain", action="store_true", help="print formulas and sources")
-    args = parser.parse_intermixed_args(argv)
+    args = parse_config(parser, argv, required=False)
     if args.explain:
         from senet.plan import report
 

@@ -1,83 +1,130 @@
-"""Print what a config comes to: settings, size, learning rates. Needs neither data nor GPU.
+"""Print what a config comes to: settings, size, learning rates, steps. Needs neither data nor GPU.
 
-    python -m launch.show configs/imagenet/se_resnet50.yaml [key=value ...] [--json]
+    python -m launch.show configs/imagenet/se_resnet50.yaml [key=value ...] [--full | --json]
 
 With --batch it draws the first training images as the net sees them, augmentation and all:
 
     python -m launch.show configs/imagenet/se_resnet50.yaml --data DIR --batch sheet.png
+
+With --schema it prints the JSON schema of config files, by which editors complete keys and underline wrong ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from launch import guard
-from launch.flags import add_data_flags, source
+from launch.flags import add_config, add_data_flags, parse_config, source
 from senet import config
 from senet.train.schedule import learning_rate
+
+IMAGENET = 1_281_167  # training images of a folder with 1,000 classes
+SHOWN = 8  # learning rates of a schedule
+# Settings that are shown first, and even if they have their defaults.
+ALWAYS = (
+    "net", "data", "optim", "schedule", "batch", "epochs", "precision",
+    "family", "timm", "block", "blocks", "widths", "se", "ratio", "kind",
+    "set", "classes", "crop", "name", "lr", "momentum", "weight_decay", "shape", "milestones", "gamma", "warmup",
+)  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="launch.show", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", help="FILE.yaml or FILE.yaml:VARIANT")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument(
+    add_config(parser)
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--full", action="store_true", help="every setting, also those that have their defaults")
+    shown.add_argument(
         "--json",
         action="store_true",
-        help="one JSON object: config, parameters, gmacs, learning_rate (at the start of each epoch)",
+        help="one JSON object: config, parameters, gmacs, learning_rate (at the start of each epoch), steps, warnings",
     )
-    parser.add_argument(
+    shown.add_argument("--schema", action="store_true", help="print the JSON schema of config files, of no config")
+    shown.add_argument(
         "--batch", type=Path, metavar="FILE.png", help="draw a contact sheet of augmented images instead; needs --data"
     )
     add_data_flags(parser)
-    args = parser.parse_intermixed_args(argv)
+    if "--schema" in (sys.argv[1:] if argv is None else argv):
+        print(json.dumps(config.json_schema(), indent=1))
+        return 0
+    args = parse_config(parser, argv)
+    if args.data and not args.batch:
+        parser.error("--data has no effect without --batch")
     settings = config.load(args.config, args.overrides)
-
     if args.batch:
         from senet.data import sheet
 
         print(sheet.draw(settings, source(args), args.batch))
         return 0
-    if args.data:
-        parser.error("--data has no effect without --batch")
 
     from senet.models import summary
 
-    size = summary(settings.net, settings.data.classes, settings.data.crop)
+    data = settings.data
+    size = summary(settings.net, data.classes, data.crop)
     rates = [
         learning_rate(settings.schedule, settings.optim.lr, float(epoch), settings.epochs)
         for epoch in range(settings.epochs)
     ]
-    tree = config.to_dict(settings)
+    images = data.train_images if not isinstance(data, config.Folder) else IMAGENET if data.classes == 1000 else None
+    steps = images // settings.batch if images else None
+    warnings = config.warnings(settings)
     if args.json:
-        print(json.dumps({"config": tree, "parameters": size.parameters, "gmacs": size.gmacs, "learning_rate": rates}))
+        facts = {"parameters": size.parameters, "gmacs": size.gmacs, "learning_rate": rates}
+        more = {"steps_per_epoch": steps, "warnings": warnings}
+        print(json.dumps({"config": config.to_dict(settings), **facts, **more}))
         return 0
-    print(yaml.safe_dump(tree, sort_keys=False), end="")
+    tree = config.to_dict(settings)
+    if args.full:
+        print(yaml.safe_dump(tree, sort_keys=False), end="")
+    else:
+        print(f"# {args.config}   (every setting: --full)")
+        for key, value in _brief(settings, tree).items():
+            flow = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6)
+            print(f"{key}: {flow.splitlines()[0]}")
     print(
-        f"\nparameters: {size.parameters:,}\ngmacs: {size.gmacs:.4f}   (multiply-adds, one image of "
-        f"{settings.data.crop} px)"
+        f"\nsize: {size.parameters:,} parameters, {size.gmacs:.4g} GMACs (multiply-adds, one image of {data.crop} px)"
     )
-    print("learning rate at the start of each epoch:")
-    for first, last, rate in _runs(rates):
-        print(f"  {first + 1}{f'-{last + 1}' if last > first else ''}: {rate:.6g}")
+    print(f"learning rate, as epochs begin: {'; '.join(_rates(rates)) or 'none, no epoch is trained'}")
+    if steps is not None:
+        print(f"steps: {steps:,} an epoch, {steps * settings.epochs:,} in all, for {images:,} training images")
+    for warning in warnings:
+        print(f"warning: {warning}")
     return 0
 
 
-def _runs(rates: list[float]) -> list[tuple[int, int, float]]:
-    """Epochs of equal rate, joined: (first, last, rate)."""
+def _brief(settings: Any, plain: dict[str, Any]) -> dict[str, Any]:
+    """Of settings and the same as plain data, those that differ from their defaults or never go without saying."""
+    usual = {field.name: field.default for field in dataclasses.fields(settings)}
+    found: dict[str, Any] = {}
+    for name in sorted(usual, key=lambda name: ALWAYS.index(name) if name in ALWAYS else len(ALWAYS)):
+        value = getattr(settings, name)
+        if name in ALWAYS or value != usual[name]:
+            nested = dataclasses.is_dataclass(value)
+            found[name] = _brief(value, plain[name]) if nested else plain[name]
+    return found
+
+
+def _rates(rates: list[float]) -> list[str]:
+    """The learning rate by epochs, counted from 1: each run of equal ones, or of many some at equal distances."""
     runs: list[tuple[int, int, float]] = []
-    for epoch, rate in enumerate(rates):
+    for epoch, rate in enumerate(rates, start=1):
         if runs and runs[-1][2] == rate:
             runs[-1] = (runs[-1][0], epoch, rate)
         else:
             runs.append((epoch, epoch, rate))
-    return runs
+    if len(runs) > SHOWN:
+        highest = max(range(len(runs)), key=lambda index: runs[index][2])
+        chosen = {round(index * (len(runs) - 1) / (SHOWN - 2)) for index in range(SHOWN - 1)} | {highest}
+        runs = [runs[index] for index in sorted(chosen)]
+    return [f"{rate:.4g} in epoch{f's {first}-{last}' if last > first else f' {first}'}" for first, last, rate in runs]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from launch import guard
-from launch.flags import add_data_flags, run_name, source
+from launch.flags import add_config, add_data_flags, parse_config, run_name, source
 from senet import config
 from senet.run import status
 from senet.run.stop import RESUMABLE, Stop
@@ -24,8 +24,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="launch.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", help="FILE.yaml or FILE.yaml:VARIANT")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config, as in optim.lr=0.3")
+    add_config(parser)
     parser.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG)")
     add_data_flags(parser)
     parser.add_argument(
@@ -93,7 +92,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     speed.add_argument(
         "--tune", action="store_true", help="time all of that for some seconds on this machine, and take the fastest"
     )
-    args = parser.parse_intermixed_args(words)
+    args = parse_config(parser, words)
     args.execution = {
         key: getattr(args, key) for key in ("layout", "tail", "compile", "graph") if getattr(args, key) is not None
     }

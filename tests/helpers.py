@@ -22,6 +22,7 @@ TINY = {
     "net": {"block": "basic", "blocks": [1, 1], "widths": [8, 16], "expansion": 1, "dropout": 0.1, "se": {"ratio": 4}},
     "data": {"classes": 3, "crop": 32, "resize": 40},
     "optim": {"lr": 0.05},
+    "schedule": {"milestones": []},
     "batch": 12,
     "epochs": 2,
 }

@@ -11,7 +11,8 @@ replaces, and what changes the class of a setting drops what it inherits for the
 from senet.config.batch import crop_at, divide_batch
 from senet.config.check import check, warnings
 from senet.config.files import find
-from senet.config.load import difference, from_dict, load, read, schema, to_dict, variants
+from senet.config.json_schema import json_schema
+from senet.config.load import difference, from_dict, load, read, to_dict, variants
 from senet.config.schema import (
     SE,
     Augment,
@@ -47,5 +48,5 @@ __all__ = [
     "SE", "Augment", "AutoAugment", "Basic", "Bottleneck", "Cifar", "Cifar10", "Cifar100", "CifarStem", "Config",
     "ConstantWarmup", "Cosine", "Data", "Folder", "FolderAugment", "Grow", "LinearWarmup", "Net", "Optim", "Policy",
     "RandAugment", "ResNet", "Schedule", "Stem", "Step", "Synthetic", "Timm", "Warmup", "check", "crop_at",
-    "difference", "divide_batch", "find", "from_dict", "load", "read", "schema", "to_dict", "variants", "warnings",
+    "difference", "divide_batch", "find", "from_dict", "json_schema", "load", "read", "to_dict", "variants", "warnings",
 ]  # fmt: skip

@@ -86,22 +86,6 @@ def difference(old: Config, new: Config) -> list[str]:
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
 
 
-def schema() -> dict[str, Any]:
-    """The JSON schema of a config file, with `base` and `variants`, for editors."""
-    made = _adapter(Config).json_schema()
-    change = {key: made[key] for key in ("type", "properties", "additionalProperties")}
-    more = {
-        "base": {"type": "string", "description": "the file that this one changes, relative to it"},
-        "variants": {
-            "type": "object",
-            "description": "named changes of this file; FILE:NAME is one",
-            "additionalProperties": {"anyOf": [change, {"type": "null"}]},
-        },
-    }
-    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Config of an SE network's training"}
-    return {**head, **change, "properties": {**more, **change["properties"]}, "$defs": made["$defs"]}
-
-
 # -------------------------------------------------------------------------------------------------------------- errors
 
 

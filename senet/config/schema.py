@@ -208,6 +208,8 @@ class Cifar:
     flip: YesNo = True  # training: horizontal, with probability one half
     augment: Augment = Augment()
     crop: ClassVar[int] = 32
+    train_images: ClassVar[int] = 50_000
+    val_images: ClassVar[int] = 10_000
 
 
 @dataclass(frozen=True)

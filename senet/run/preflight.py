@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from senet.config import Config
+from senet.config import warnings as config_warnings
 from senet.data.loader import AHEAD
 from senet.data.source import Source, has_dali
 from senet.distributed import World
@@ -60,6 +61,7 @@ def warnings(
     milliseconds.
     """
     found = [
+        *config_warnings(config),
         clocks(world),
         shared_memory(world, shared_bytes(config, source, micro_batch)),
         seen_by_all(world, out / "config.yaml"),

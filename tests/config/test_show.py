@@ -1,0 +1,90 @@
+"""launch.show says on a page what a config comes to, and with --schema what may stand in one."""
+
+from __future__ import annotations
+
+import json
+import resource
+
+import pytest
+
+from launch import show
+from senet.config import json_schema
+from senet.config.files import parse, read_file
+from tests.config.test_config import FILES
+from tests.helpers import ROOT, run
+
+
+def test_a_page_says_what_a_config_comes_to(capsys: pytest.CaptureFixture[str]) -> None:
+    assert show.main(["cifar10/se_resnet110", "epochs=100"]) == 0
+    page = capsys.readouterr().out
+    assert len(page.splitlines()) < 15
+    for line in (
+        "data: {set: cifar10}",
+        "schedule: {shape: step, milestones: [82.0, 123.0], gamma: 0.1, warmup: {",
+        "size: 1,744,760 parameters, 0.2532 GMACs (multiply-adds, one image of 32 px)",
+        "learning rate, as epochs begin: 0.01 in epochs 1-2; 0.1 in epochs 3-82; 0.01 in epochs 83-100\n",
+        "steps: 390 an epoch, 39,000 in all, for 50,000 training images",
+        "warning: schedule.milestones: 123 never come in a run of 100 epochs",
+    ):
+        assert line in page
+    settings = "\n".join(line for line in page.split("\n\n")[0].splitlines())
+    assert parse(settings)["net"]["blocks"] == [18, 18, 18]  # the page begins with what could be a config
+    assert show.main(["debug/demo", "epochs=90"]) == 0
+    page = capsys.readouterr().out
+    assert "0.01 in epoch 1; 0.05 in epoch 2; " in page  # the warm-up, the peak, and some of 90 rates
+    assert page.count(" in epoch") == show.SHOWN
+    assert "steps:" not in page  # nobody knows how many images the folder has
+    assert show.main(["se_resnet50", "--full"]) == 0
+    assert "lighting: 0.0" in capsys.readouterr().out
+
+
+def test_a_wrong_key_is_named_within_a_second() -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = run("launch.show", "se_resnet50", "lr=0.3")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 2
+    assert done.stderr == "error: command line: lr: unknown key; did you mean optim.lr?\n"
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert spent < 1, "torch is imported before the config is read"
+
+
+@pytest.mark.parametrize("module", ["show", "train", "plan"])
+def test_a_missing_config_is_said_to_be_missing(module: str) -> None:
+    done = run(f"launch.{module}", "optim.lr=0.3")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"launch.{module}: error: which config? Give a file such as ")
+
+
+def test_the_schema_is_what_the_settings_are_and_every_config_names_it() -> None:
+    committed = json.loads((ROOT / "configs/schema.json").read_text())
+    assert committed == json_schema(), "stale: python -m launch.show --schema > configs/schema.json"
+    for file in FILES:
+        assert file.read_text().startswith("# yaml-language-server: $schema=../schema.json\n"), file
+
+
+@pytest.mark.parametrize(
+    ("text", "valid"),
+    [
+        ("net: {se: {ratio: 8}}", True),
+        ("net: {timm: resnet50}", True),
+        ("schedule: cosine", True),
+        ("schedule: {warmup: none}", True),
+        ("data: {train_images: 64}", True),  # of a base that is synthetic
+        ("variants: {plain: , small: {batch: 64}}", True),
+        ("net: {grups: 32}", False),
+        ("schedule: {shape: cosine, gamma: 0.1}", False),
+        ("data: {set: cifar10, crop: 32}", False),
+        ("variants: {small: {bacth: 64}}", False),
+        ("optim: {lr: -1}", False),
+        ("lr: 0.1", False),
+    ],
+)
+def test_the_schema_judges_as_the_reader_does(text: str, valid: bool) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    assert jsonschema.Draft202012Validator(json_schema()).is_valid(parse(text)) == valid
+
+
+def test_every_config_fits_the_schema() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    validator = jsonschema.Draft202012Validator(json_schema())
+    assert not [f"{file}: {error.message}" for file in FILES for error in validator.iter_errors(read_file(file))]
