@@ -23,7 +23,7 @@ from senet.execution.execution import Execution, Layout, Tail, prepare
 from senet.models import build
 from senet.system.timing import Step
 from senet.train.meter import Meter
-from senet.train.optimiser import sgd
+from senet.train.optimiser import build as build_optimiser
 from senet.train.trainer import DTYPES, Trainer
 
 LOG_EVERY = 50  # steps, as launch.train has it
@@ -118,11 +118,7 @@ class Endless:
 def ours(net: Net, setting: Setting, how: Execution) -> Step:
     """The real Trainer, with the looks that a run takes at its sums every so many steps."""
     config, world = setting.config(net), World(0, 1, setting.device)
-    torch.manual_seed(0)
-    module = prepare(build(net, setting.classes).to(setting.device), how)
-    trainer = Trainer(
-        config, world, world.distribute(module), sgd(module, config.optim), lambda phase, step: None, how.graph
-    )
+    trainer = Trainer.build(config, world, how)
     images, labels = setting.data()
     meter = Meter(setting.device)
     # As our loaders give them: in the net's memory format, rounded already to what it computes in.
@@ -138,7 +134,7 @@ def looked_at(trainer: Trainer, loader: Any, meter: Meter) -> Step:
     def step() -> None:
         if next(steps) % LOG_EVERY == 0:
             meter.read()
-            trainer.nonfinite_steps()
+            trainer.guard.nonfinite_steps()
 
     return step
 
@@ -147,7 +143,7 @@ def bare(net: Net, setting: Setting, how: Execution) -> Step:
     """Forward, backward, SGD and nothing else: no sums, no check of gradients, no log."""
     torch.manual_seed(0)
     module = prepare(build(net, setting.classes).to(setting.device), how).train()
-    optimiser = sgd(module, setting.config(net).optim)
+    optimiser = build_optimiser(module, setting.config(net).optim)
     images, labels = setting.data()
     images = images.contiguous(memory_format=how.memory_format)
     return plain_loop(module, optimiser, setting, lambda: (images, labels))

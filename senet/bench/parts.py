@@ -26,13 +26,12 @@ from senet.bench.probe import probe
 from senet.config import Config, Folder, Net, ResNet
 from senet.data.source import Source, has_dali, train_loader
 from senet.distributed import World
-from senet.execution.execution import choices, prepare
+from senet.execution.execution import choices
 from senet.models import build
 from senet.plan.traffic import Device
 from senet.run import provenance
 from senet.system.timing import Effort, Spread, Step, measure, ratios, reason, synchronise, until
 from senet.train.meter import Meter
-from senet.train.optimiser import sgd
 from senet.train.trainer import DTYPES, Trainer
 
 
@@ -216,9 +215,7 @@ def _fed(settings: Config, source: Source, place: Place) -> dict[str, Any]:
             synchronise()
             return count * batch / (time.perf_counter() - began)
 
-        torch.manual_seed(0)
-        net = prepare(build(settings.net, settings.data.classes).to(place.device), execution("channels_last"))
-        trainer = Trainer(settings, world, world.distribute(net), sgd(net, settings.optim), lambda phase, step: None)
+        trainer = Trainer.build(settings, world, execution("channels_last"))
         meter = Meter(place.device)
         alone, together = [], []
         for number in range(2 if place.tiny else 4):

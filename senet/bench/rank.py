@@ -18,11 +18,9 @@ from torch.profiler import ProfilerActivity, profile
 from senet import config, distributed
 from senet.bench.contestants import Endless
 from senet.data.loader import Batch
-from senet.execution.execution import Execution, prepare
-from senet.models import build
+from senet.execution.execution import Execution
 from senet.system.timing import synchronise
 from senet.train.meter import Meter
-from senet.train.optimiser import sgd
 from senet.train.trainer import Trainer
 
 WIDTH = {
@@ -45,11 +43,8 @@ def main(settings: dict[str, Any], out: Path) -> None:
     world = distributed.start(settings["device"])
     try:
         loaded = config.from_dict(settings["config"])
-        torch.manual_seed(0)
-        net = prepare(build(loaded.net, loaded.data.classes).to(world.device), Execution())
-        trainer = Trainer(
-            loaded, world, world.distribute(net, loaded.compress), sgd(net, loaded.optim), lambda phase, step: None
-        )
+        trainer = Trainer.build(loaded, world, Execution())
+        net = trainer.net
         meter = Meter(world.device)
         parts = _parts(loaded, settings["parts"], world.device)[world.rank :: world.size] if world.size > 1 else None
         loader: Any = Endless(*(parts or _parts(loaded, settings["parts"], world.device)))

@@ -20,7 +20,7 @@ from senet.models import build
 from senet.run.preflight import checkpoint_bytes
 from senet.run.saver import Saver, snapshot
 from senet.system.timing import synchronise
-from senet.train.optimiser import sgd
+from senet.train import optimiser
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     settings = config.load(args.config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net = build(settings.net, settings.data.classes).to(device)
-    payload = {"net": net.state_dict(), "optimiser": sgd(net, settings.optim).state_dict()}
+    payload = {"net": net.state_dict(), "optimiser": optimiser.build(net, settings.optim).state_dict()}
     copies, stalls, writes = [], [], []
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         saver = Saver(Path(folder), keep=2)

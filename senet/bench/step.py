@@ -28,8 +28,8 @@ from senet.execution.execution import Execution, prepare
 from senet.models import build
 from senet.system import table
 from senet.system.timing import Spread, Step, synchronise
+from senet.train import optimiser
 from senet.train.meter import Meter
-from senet.train.optimiser import sgd
 from senet.train.trainer import DTYPES, Trainer
 
 GOAL = 1.0  # percent
@@ -144,12 +144,7 @@ def _loader(settings: Config, device: torch.device, how: Execution) -> TrainLoad
 
 def ours(settings: Config, device: torch.device, how: Execution) -> Step:
     """The real Trainer over the real loader."""
-    torch.manual_seed(0)
-    world = World(0, 1, device)
-    net = prepare(build(settings.net, settings.data.classes).to(device), how)
-    trainer = Trainer(
-        settings, world, world.distribute(net), sgd(net, settings.optim), lambda phase, step: None, how.graph
-    )
+    trainer = Trainer.build(settings, World(0, 1, device), how)
     return looked_at(trainer, _loader(settings, device, how), Meter(device))
 
 
@@ -164,7 +159,7 @@ def bare(settings: Config, device: torch.device, how: Execution) -> Step:
         given = next(batches)
         return given.images, given.labels
 
-    return plain_loop(net, sgd(net, settings.optim), setting, batch)
+    return plain_loop(net, optimiser.build(net, settings.optim), setting, batch)
 
 
 def _quarters(values: list[float]) -> tuple[float, float]:

@@ -20,8 +20,8 @@ from senet.distributed import World
 from senet.models import build
 from senet.system.table import text
 from senet.system.timing import synchronise, timed
+from senet.train import optimiser
 from senet.train.meter import Meter
-from senet.train.optimiser import sgd
 from senet.train.trainer import DTYPES, Trainer
 
 WARM = 3  # steps before any that count: memory is allocated, algorithms are chosen, connections made
@@ -172,7 +172,7 @@ def _for_data(found: Speed, config: Config, source: Source, device: torch.device
 def _loop(world: World, config: Config, model: nn.Module, loader: Any, seconds: float) -> float:
     """Seconds a step of the real loop; as many steps on all ranks."""
     net = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    trainer = Trainer(config, world, model, sgd(net, config.optim), lambda phase, step: None)
+    trainer = Trainer(config, world, model, optimiser.build(net, config.optim))
     with closing(trainer.steps(loader, 0, 0, Meter(world.device))) as steps:  # type: ignore[type-var]
         next(steps)
         count = world.broadcast_object(_count(seconds, timed(lambda: next(steps), WARM)[0]))

@@ -18,8 +18,6 @@ from senet.config import Config, from_dict
 from senet.data.loader import Batch
 from senet.data.source import Source, train_loader, val_loader
 from senet.errors import RunError, UsageError
-from senet.execution.execution import prepare
-from senet.models import build
 from senet.run import changes, checkpoint, choice, preflight, report, status
 from senet.run.lock import Lock
 from senet.run.report import Report
@@ -30,9 +28,10 @@ from senet.run.watchdog import Watchdog
 from senet.system import faults
 from senet.system.files import write_text
 from senet.train.evaluate import evaluate
+from senet.train.hooks import Faults, HookList, Hooks
+from senet.train.ledger import Ledger
 from senet.train.meter import Meter
-from senet.train.optimiser import sgd
-from senet.train.stragglers import Shares, StepTimer, StragglerDetector, record
+from senet.train.stragglers import StepTimer, StragglerDetector, Times
 from senet.train.trainer import DTYPES, Trainer
 
 GO_ON, SAVE, STOP, ALONE = (
@@ -109,15 +108,12 @@ class Run:
         self.loader.memory_format = self.val.memory_format = self.choice.execution.memory_format
         self.hosts = preflight.check_alike(world, (self.loader.fingerprint, self.val.fingerprint))
 
-        torch.manual_seed(config.seed)
-        self.net = build(config.net, data.classes).to(world.device)
-        execution = self.choice.execution
-        model = world.distribute(prepare(self.net, execution), config.compress)
-        self.pace = StepTimer(self.net, world.device) if world.size > 1 else None
-        self.comparison = StragglerDetector(world.size)
-        self.trainer = Trainer(
-            config, world, model, sgd(self.net, config.optim), self.watchdog.at, execution.graph, self.pace
-        )
+        self.timer = StepTimer() if world.size > 1 else None
+        self.stragglers = StragglerDetector(world.size)
+        hooks: list[Hooks] = [self.watchdog, Faults(), Ledger(world.rank, world.size * self.loader.accumulation_steps)]
+        hooks += [self.timer] if self.timer else []
+        self.trainer = Trainer.build(config, world, self.choice.execution, HookList(*hooks))
+        self.net = self.trainer.net
         self.state = State(self.net, self.trainer, Meter(world.device), Meter(world.device))
 
     # ---------------------------------------------------------------------------------------------------------- the run
@@ -265,7 +261,7 @@ class Run:
 
         Every rank sees the same, for gradients are those of the global batch.
         """
-        bad, out = self.trainer.nonfinite_steps(), self.flags.out
+        bad, out = self.trainer.guard.nonfinite_steps(), self.flags.out
         if bad:
             self._dump(bad)
             self._log(
@@ -273,18 +269,18 @@ class Run:
                 skipped=len(bad),
                 first_skipped=bad[0] + 1,
                 reason="gradients not finite",
-                row=self.trainer.consecutive_skips,
+                row=self.trainer.guard.consecutive_skips,
             )
             self.report.say(
                 f"left out {len(bad)} steps from step {bad[0] + 1}: gradients not finite; images in {out}/nonfinite-*"
             )
-        if self.trainer.consecutive_skips < self.flags.max_skips:
+        if self.trainer.guard.consecutive_skips < self.flags.max_skips:
             return False
-        stretch = (self._global_step - self.trainer.consecutive_skips, self._global_step - 1)
+        stretch = (self._global_step - self.trainer.guard.consecutive_skips, self._global_step - 1)
         self.rewinds += 1
         if self.rewinds > REWINDS:
             raise RunError(
-                f"gradients not finite in {self.trainer.consecutive_skips} steps in a row, again "
+                f"gradients not finite in {self.trainer.guard.consecutive_skips} steps in a row, again "
                 f"after {REWINDS} rewinds; "
                 f"lower optim.lr, use bf16 or fp32, or look at the images in {out}/nonfinite-*.json"
             )
@@ -292,7 +288,7 @@ class Run:
             self.saver.finish()
         skipped = [*self.trainer.skipped, stretch]
         self._resume(before=stretch[0] + 1)
-        self.trainer.skipped, self.trainer.consecutive_skips = skipped, 0
+        self.trainer.skipped, self.trainer.guard.consecutive_skips = skipped, 0
         where = f"epoch {self.state.epoch}, step {self.state.step}"
         self.report.tracker.rewind(self._global_step)
         self.report.say(f"went back to {where}; leaves out steps {stretch[0] + 1} to {stretch[1] + 1}")
@@ -319,11 +315,11 @@ class Run:
 
     def _tell_slow(self) -> None:
         """Name the ranks that hold up the others, and those that no longer do."""
-        if self.pace is None:
+        if self.timer is None:
             return
-        laps = self.world.all_gather_floats(list(astuple(self.pace.lap())))
-        for change in self.comparison.look([Shares(int(lap[0]), *lap[1:]) for lap in laps]):
-            self._log("event", **record(change, self.hosts[change.rank]))
+        readings = self.world.all_gather_floats(list(astuple(self.timer.read())))
+        for change in self.stragglers.compare([Times(int(steps), *seconds) for steps, *seconds in readings]):
+            self._log("event", **change.record(self.hosts[change.rank]))
 
     def _rehearse(self) -> None:
         """Do once, on blank images, what the run will do for hours, so that what would fail then fails now; then undo
@@ -352,8 +348,7 @@ class Run:
         """Write a checkpoint of the current position; every rank takes part, the first one writes."""
         state, every = self.state, self.flags.keep_every
         self.watchdog.at("save", self._global_step)
-        if self.pace:
-            self.pace.pause()
+        self.trainer.hooks.pause()
         facts = {
             "images": self.loader.fingerprint,
             "pixels": self.val.description,

@@ -21,11 +21,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from senet.data.loader import Batch
+from senet.train.hooks import Hooks
+
 EVERY = 2.0  # seconds between signs of life
 PHASES = ("start", "data", "compute", "save", "validate")  # in a step: its images come before its arithmetic
 
 
-class Watchdog:
+class Watchdog(Hooks):
     """`at` says what this rank is doing; a thread watches that it gets on."""
 
     def __init__(self, out: Path, rank: int, ranks: int, limit: float, orphaned: Callable[[], None]) -> None:
@@ -48,6 +51,12 @@ class Watchdog:
 
     def at(self, phase: str, step: int) -> None:
         self.phase, self.step, self.since = phase, step, time.monotonic()
+
+    def before_data(self, step: int, waited: float) -> None:
+        self.at("data", step)
+
+    def before_compute(self, step: int, micro: int, batch: Batch) -> None:
+        self.at("compute", step)
 
     def close(self) -> None:
         self._ended.set()

@@ -26,13 +26,12 @@ from senet.config import Config, to_dict
 from senet.data.loader import Batch
 from senet.distributed import World
 from senet.errors import RunError, UsageError
-from senet.execution.execution import Execution, choices, prepare
+from senet.execution.execution import Execution, choices
 from senet.models import build
 from senet.system.table import text
 from senet.system.timing import Effort, Timing, interleave, synchronise
 from senet.train.cuda_graph import obstacle
 from senet.train.meter import Meter
-from senet.train.optimiser import sgd
 from senet.train.trainer import DTYPES, Trainer
 
 WARM_UP = 2  # steps of each choice after its first and before it is timed
@@ -114,18 +113,17 @@ def measure(config: Config, world: World, micro_batch: int, offered: Sequence[Ex
 
 def stepper(config: Config, alone: World, micro_batch: int, execution: Execution) -> Callable[[], None]:
     """A function that makes one training step of a fresh net on synthetic images, in the way of the loop."""
-    net = prepare(build(config.net, config.data.classes).to(alone.device), execution)
-    net.train()
-    trainer = Trainer(config, alone, net, sgd(net, config.optim), lambda *_: None, graph=execution.graph)
+    trainer = Trainer.build(config, alone, execution)
+    trainer.net.train()
     meter = Meter(alone.device)
     side = config.data.crop
     images = torch.randn(micro_batch, 3, side, side, device=alone.device, dtype=DTYPES[config.precision])
     images = images.contiguous(memory_format=execution.memory_format)
     batch = Batch(images, torch.arange(micro_batch, device=alone.device) % config.data.classes)
-    act = trainer.step if trainer.replay is None else trainer.replay
+    launch = trainer.graphed or trainer.step
 
     def step() -> None:
-        act(batch, meter)
+        launch([batch], meter)
 
     return step
 

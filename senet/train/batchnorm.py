@@ -10,10 +10,9 @@ from senet.distributed import World
 
 
 class BatchNormStats:
-    """The running means and variances of `net`, in the order of its modules, found once: a walk over modules costs more
-    than a copy.
+    """The running means and variances of a net, read and written as one vector [n]: few kernels, however many layers.
 
-    They are read and written as one vector [n]: few kernels, however many layers there are.
+    The buffers are collected once, in the order of the modules: walking over modules takes longer than copying them.
     """
 
     def __init__(self, net: nn.Module) -> None:
@@ -22,22 +21,24 @@ class BatchNormStats:
         self.sizes = [b.numel() for b in self.buffers]
 
     def pack(self) -> Tensor:
+        """Return a copy of all of them, float [n]."""
         return torch.cat(self.buffers) if self.buffers else torch.zeros(0)
 
     @torch.no_grad()
     def unpack(self, vector: Tensor) -> None:
+        """Set them to `vector`, as `pack` returned it."""
         if self.buffers:
             torch._foreach_copy_(self.buffers, list(vector.split(self.sizes)))
 
     @torch.no_grad()
-    def settle(self, finite: Tensor, before: Tensor) -> None:
-        """Keep them where `finite`, a bool on the device; else go back to what they were `before`. The host does not
-        learn which.
+    def restore_unless(self, finite: Tensor, before: Tensor) -> None:
+        """Go back to `before`, what `pack` returned, unless `finite`: a bool on the device, which the host need not
+        know.
         """
         if self.buffers:
             self.unpack(torch.where(finite, self.pack(), before))
 
     def average(self, world: World) -> None:
-        """Make them the mean over ranks: done before validation, so that all ranks judge the same net."""
+        """Replace them by their mean over ranks: before validation, so that all ranks evaluate the same net."""
         if world.size > 1 and self.buffers:
             self.unpack(world.all_reduce_sum(self.pack()) / world.size)

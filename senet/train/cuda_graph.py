@@ -2,13 +2,13 @@
 them.
 
 A graph is recorded once for a shape of input and then replays the same kernels on the same memory. So what changes from
-step to step has a fixed place on the device: the batch, the learning rate, the meter's sums. What a net draws (dropout)
-follows the device's generator, whose seed is handed to each replay, as without a graph.
+step to step has a fixed address on the device: the batch, the learning rate, the meter's sums. What a net draws
+(dropout) follows the device's generator, whose seed is handed to each replay, as without a graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -25,56 +25,69 @@ WARM_UP = 3  # steps before recording, in which libraries choose their algorithm
 
 
 def obstacle(device: torch.device, ranks: int, accumulation_steps: int) -> str | None:
-    """Why a step cannot be a graph under these circumstances, as the end of a sentence; None where it can."""
+    """Return why a step cannot be recorded under these circumstances, as the end of a sentence; None if it can."""
     if device.type != "cuda":
         return f"CUDA graphs need a GPU, and this runs on the {device.type}"
     if ranks > 1:
-        return f"it is for one process, and here are {ranks}: DDP's reductions are not recorded"
+        return f"it is for one process, and there are {ranks}: DDP's reductions are not recorded"
     if accumulation_steps > 1:
-        return f"a step must be one batch, and here are {accumulation_steps} accumulated: raise --largest-batch"
+        return f"a step must be one batch, and {accumulation_steps} are accumulated: raise --largest-batch"
     return None
 
 
 class GraphedStep:
-    """Called like `step` on a batch and a meter, it does the same; returns what `step` returns, a tensor on the device.
+    """Does what `step` does, on one batch, as a replayed graph. On a CPU it calls `step` on the fixed tensors instead.
 
-    On a device without graphs `step` is called on the fixed places instead of being replayed.
+    Another shape of batch, meter, optimiser state (after loading a checkpoint) or training mode of any module is
+    recorded anew.
     """
 
     def __init__(
-        self, step: Callable[[Batch, Meter], Tensor], net: nn.Module, optimiser: Optimizer, scaler: GradScaler
+        self,
+        step: Callable[[Iterable[Batch], Meter], Tensor],
+        net: nn.Module,
+        optimiser: Optimizer,
+        scaler: GradScaler,
+        changed: Callable[[Meter], list[Tensor]],
     ) -> None:
-        self.step, self.net, self.optimiser, self.scaler = step, net, optimiser, scaler
+        """`changed` returns every tensor that a step changes, so that the steps of a recording can be undone."""
+        self.step, self.optimiser, self.scaler, self.changed = step, optimiser, scaler, changed
+        self.modules = list(net.modules())
         self.device = next(net.parameters()).device
         self.rate = torch.zeros((), device=self.device)
-        self.batch: Batch | None = None
+        self.batch: Batch | None = None  # the fixed tensors
         self.meter: Meter | None = None
-        self.momenta: object = (
-            None  # the optimiser's state that was recorded: loading a checkpoint puts another in its place
-        )
+        self.state: object = None  # of the optimiser when the step was recorded
+        self.modes: list[bool] = []
         self.run: Callable[[], Tensor] = self._plain
         self.records = 0
 
-    def __call__(self, batch: Batch, meter: Meter) -> Tensor:
-        """Raises UsageError where the step cannot be recorded."""
-        if not self._fits(batch, meter):
-            self._prepare(batch, meter)
-        assert self.batch is not None
-        for place, given in zip(self.batch, batch, strict=True):
-            if isinstance(place, Tensor) and isinstance(given, Tensor):
-                place.copy_(given, non_blocking=True)
-        self.rate.fill_(self.optimiser.param_groups[0]["lr"])
-        return self.run().clone()  # the next replay overwrites its own
+    def __call__(self, micro_batches: Iterable[Batch], meter: Meter, accumulation_steps: int = 1) -> Tensor:
+        """Return what `step` returns. Raises UsageError if the step cannot be recorded."""
+        assert accumulation_steps == 1, "see `obstacle`"
+        for batch in micro_batches:
+            if not self._fits(batch, meter):
+                self._prepare(batch, meter)
+            assert self.batch is not None
+            for fixed, given in zip(self.batch, batch, strict=True):
+                if isinstance(fixed, Tensor) and isinstance(given, Tensor):
+                    fixed.copy_(given, non_blocking=True)
+            self.rate.fill_(self.optimiser.param_groups[0]["lr"])
+            result = self.run().clone()  # the next replay overwrites its own
+        return result
 
     def _fits(self, batch: Batch, meter: Meter) -> bool:
-        if self.batch is None or meter is not self.meter or self.optimiser.state is not self.momenta:
+        if self.batch is None or meter is not self.meter or self.optimiser.state is not self.state:
             return False
-        return all(_kind(place) == _kind(given) for place, given in zip(self.batch, batch, strict=True))
+        return self.modes == self._modes() and [*map(_kind, self.batch)] == [*map(_kind, batch)]
+
+    def _modes(self) -> list[bool]:
+        return [module.training for module in self.modules]
 
     def _prepare(self, batch: Batch, meter: Meter) -> None:
         self.run = self._plain  # lets go of an earlier graph's memory first
-        self.batch = Batch(batch.images.clone(), batch.labels.clone(), _copy(batch.others), _copy(batch.weights))
-        self.meter, self.momenta = meter, self.optimiser.state
+        self.batch = Batch(*(part.clone() if isinstance(part, Tensor) else None for part in batch))  # type: ignore[arg-type]
+        self.meter, self.state, self.modes = meter, self.optimiser.state, self._modes()
         self.records += 1
         if self.device.type == "cuda":
             self.run = self._record()
@@ -83,15 +96,13 @@ class GraphedStep:
         assert self.batch is not None
         assert self.meter is not None
         with self._rate_on_device():
-            return self.step(self.batch, self.meter)
+            return self.step([self.batch], self.meter)
 
     def _record(self) -> Callable[[], Tensor]:
-        """Record the step, on a stream of its own as recording demands; the training's state is afterwards
-        what it was.
-        """
-        side, here = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
+        """Record the step on a stream of its own, as CUDA demands; afterwards the training's state is what it was."""
+        side, current = torch.cuda.Stream(self.device), torch.cuda.current_stream(self.device)
         graph = torch.cuda.CUDAGraph()
-        side.wait_stream(here)
+        side.wait_stream(current)
         with self._undone(), torch.random.fork_rng([self.device]):
             with torch.cuda.stream(side):
                 for _ in range(WARM_UP):
@@ -107,7 +118,7 @@ class GraphedStep:
                 raise UsageError(
                     f"--graph: a step of this net cannot be recorded as a CUDA graph ({reason}); leave --graph out"
                 ) from error
-            here.wait_stream(side)
+            current.wait_stream(side)
 
         def replay() -> Tensor:
             graph.replay()
@@ -117,8 +128,8 @@ class GraphedStep:
 
     @contextmanager
     def _rate_on_device(self) -> Iterator[None]:
-        """While the step runs, the optimiser reads the learning rate from the device; else it is the number that others
-        read.
+        """While the step runs, the optimiser reads its learning rate from the device; before and after it is the number
+        that others read.
         """
         rate = self.optimiser.param_groups[0]["lr"]
         set_learning_rate(self.optimiser, self.rate)
@@ -129,25 +140,14 @@ class GraphedStep:
 
     @contextmanager
     def _undone(self) -> Iterator[None]:
-        """Undo what steps do to weights, statistics, momenta, meter and scale. In place: the graph keeps to these
-        places.
-        """
+        """Undo, in place, all that the steps inside change: the graph keeps to the same addresses."""
         assert self.meter is not None
-        momenta = [
-            value for state in self.optimiser.state.values() for value in state.values() if isinstance(value, Tensor)
-        ]
-        places = [*self.net.parameters(), *self.net.buffers(), *momenta, self.meter.sums]
-        kept = [place.detach().clone() for place in places]
-        scale = self.scaler.state_dict()
+        tensors, scale = self.changed(self.meter), self.scaler.state_dict()
+        before = [tensor.detach().clone() for tensor in tensors]
         yield
         with torch.no_grad():
-            for place, old in zip(places, kept, strict=True):
-                place.copy_(old)
+            torch._foreach_copy_(tensors, before)
         self.scaler.load_state_dict(scale)
-
-
-def _copy(part: Tensor | None) -> Tensor | None:
-    return None if part is None else part.clone()
 
 
 def _kind(part: object) -> object:

@@ -1,8 +1,8 @@
 """Which images were really trained on, for drills: with SENET_LEDGER=FOLDER each rank writes down the keys of every
-batch it is given.
+micro-batch.
 
-A step that was repeated after a fault is there more than once; what counts is its last time, for that is what the
-weights come from.
+A step that was repeated after a fault is there more than once; its last time counts, for that is what the weights come
+from.
 """
 
 from __future__ import annotations
@@ -14,36 +14,33 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from senet.data.philox import Ints
+from senet.data.loader import Batch
+from senet.train.hooks import Hooks
 
 
-class Ledger:
-    """One rank's: `note` costs nothing where none is wanted."""
+class Ledger(Hooks):
+    """Writes down the images of one rank if SENET_LEDGER is set; does nothing otherwise."""
 
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int, micro_batches: int) -> None:
+        """`micro_batches`: of one step, over all ranks."""
+        self.rank, self.micro_batches = rank, micro_batches
         self.file: TextIO | None = None
         if folder := os.environ.get("SENET_LEDGER"):
             Path(folder).mkdir(parents=True, exist_ok=True)
             self.file = (Path(folder) / f"rank-{rank}.jsonl").open("a")
 
-    def note(self, step: int, micro: int, accumulation_steps: int, keys: Ints | None) -> None:
-        if self.file is not None and keys is not None:
+    def before_compute(self, step: int, micro: int, batch: Batch) -> None:
+        if self.file is not None and batch.keys is not None:
             # Monotonic, so that a jump of the clock does not reorder it; on Linux it is one clock for all processes.
-            entry = {
-                "step": step,
-                "rank": self.rank,
-                "micro": micro,
-                "of": self.size * accumulation_steps,
-                "at": time.monotonic_ns(),
-            }
-            self.file.write(json.dumps(entry | {"keys": keys.tolist()}) + "\n")
+            entry = {"step": step, "rank": self.rank, "micro": micro, "of": self.micro_batches}
+            entry |= {"at": time.monotonic_ns(), "keys": batch.keys.tolist()}
+            self.file.write(json.dumps(entry) + "\n")
             self.file.flush()
 
 
 def read(folder: Path) -> tuple[dict[int, list[int]], int]:
-    """The keys trained on in each step, over all ranks in the order of the global batch, and how many steps were begun
-    more than once.
+    """Return the keys trained on in each step, over all ranks in the order of the global batch, and how many steps were
+    begun more than once.
     """
     entries: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for file in folder.glob("rank-*.jsonl"):

@@ -1,40 +1,46 @@
 """Where the time of the ranks goes, and which of them hold up the others.
 
-Ranks meet in every step, so all steps take as long as the slowest rank's. It is the one that does not wait: where the
-others spend their time on communication, it waits for data or computes. What is left of a step without the wait for the
-others is a rank's own work; who has clearly more of it than the median is slow, and its shares say why.
+Ranks meet in every step, so all steps take as long as the slowest rank's. That rank is the one that does not wait:
+while the others spend their time on communication, it waits for data or computes. What is left of a step without the
+waiting for others is a rank's own work; a rank that has clearly more of it than the median is slow, and the parts of
+its work say why.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 from statistics import median_low
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from senet.train.hooks import Hooks
+
+if TYPE_CHECKING:
+    from senet.train.trainer import Trainer
+
 FACTOR = 1.3  # own work against the median
 LOSS = 0.15  # and the share of each step that this costs
-STEPS, SECONDS = 10, 3.0  # at least so long is looked at; less is chance
-TWICE = 2  # looks in a row that find a rank slow, or no longer slow, before it is said
-PENDING = 512  # micro-batches between two looks of which the times are kept
+STEPS, SECONDS = 10, 3.0  # at least so much is compared; less is chance
+TWICE = 2  # comparisons in a row that find a rank slow, or no longer slow, before it is reported
+PENDING = 512  # micro-batches between two readings whose times are kept
 
 Mark = Any  # host seconds, or a CUDA event
 
 
 @dataclass(frozen=True)
-class Shares:
-    """A rank's time in seconds, over some steps."""
+class Times:
+    """Seconds that a rank spent, over some micro-batches."""
 
     steps: int = 0
     data: float = 0.0
     compute: float = 0.0
     communication: float = 0.0
 
-    def __add__(self, other: Shares) -> Shares:
-        return Shares(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
+    def __add__(self, other: Times) -> Times:
+        return Times(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def total(self) -> float:
@@ -45,40 +51,44 @@ class Shares:
         return self.data + self.compute
 
 
-class StepTimer:
-    """Measures one rank. Costs three marks a micro-batch and waits for nothing; on a GPU the marks are events on its
-    own time line.
+class StepTimer(Hooks):
+    """Times the steps of one rank. Costs three marks a micro-batch and waits for nothing; on a GPU the marks are events
+    on its own time line.
 
-    The gradient of the first layer is the last to come: what is left of the backward pass after it is waiting for other
-    ranks.
+    The gradient of the first layer is the last to be computed: what is left of the backward pass after it is waiting
+    for other ranks.
     """
 
-    def __init__(self, net: nn.Module, device: torch.device) -> None:
-        # Refers to nothing of the run: the hook would keep it alive, and with it processes and threads, until the
-        # interpreter ends.
-        self._cuda = device.type == "cuda"
+    def __init__(self) -> None:
         self._marks: list[tuple[Mark, Mark, Mark]] = []
-        self._data = (0.0, 0.0)  # seconds waited for data before the first and after the last of them
+        self._waited = (0.0, 0.0)  # the loader's total before the first of them and after the last
         self._began: Mark = None
         self._computed: Mark = None
-        self._sums = Shares()
-        next(p for p in net.parameters() if p.requires_grad).register_post_accumulate_grad_hook(self._note_computed)
+        self._times = Times()
+        self._cuda = False
 
-    def begin(self, waited: float) -> None:
-        """A micro-batch begins, with its wait for data; `waited` is the loader's running total of such waits."""
+    def attach(self, trainer: Trainer) -> None:
+        self.watch(trainer.parameters[0])
+
+    def watch(self, first: nn.Parameter) -> None:
+        """Take the gradient of `first` for the last to be computed."""
+        # The hook refers to nothing of the run: it would keep processes and threads alive until the interpreter ends.
+        self._cuda = first.is_cuda
+        first.register_post_accumulate_grad_hook(self._mark_computed)
+
+    def before_data(self, step: int, waited: float) -> None:
         self._began = self._mark() if len(self._marks) < PENDING else None
         if not self._marks:
-            self._data = (waited, 0.0)
+            self._waited = (waited, 0.0)
 
-    def end(self, waited: float) -> None:
-        """Its backward pass has returned."""
+    def after_compute(self, step: int, waited: float) -> None:
         if self._began is not None and self._computed is not None:
             self._marks.append((self._began, self._computed, self._mark()))
-            self._data = (self._data[0], waited)
+            self._waited = (self._waited[0], waited)
         self._began = self._computed = None
 
     def pause(self) -> None:
-        """What comes now, until the next `begin`, is no part of a step. Waits for the device."""
+        """Add up what was marked. Waits for the device."""
         if not self._marks:
             return
         last = self._marks[-1][2]
@@ -86,17 +96,17 @@ class StepTimer:
             last.synchronize()
         total = self._between(self._marks[0][0], last)
         communication = sum(self._between(computed, end) for _, computed, end in self._marks)
-        data = min(self._data[1] - self._data[0], total - communication)
-        self._sums += Shares(len(self._marks), data, total - communication - data, communication)
+        data = min(self._waited[1] - self._waited[0], total - communication)
+        self._times += Times(len(self._marks), data, total - communication - data, communication)
         self._marks.clear()
 
-    def lap(self) -> Shares:
-        """The times since the last lap."""
+    def read(self) -> Times:
+        """Return the times since the last reading. Waits for the device."""
         self.pause()
-        sums, self._sums = self._sums, Shares()
-        return sums
+        times, self._times = self._times, Times()
+        return times
 
-    def _note_computed(self, parameter: Tensor) -> None:
+    def _mark_computed(self, parameter: Tensor) -> None:
         if self._began is not None:
             self._computed = self._mark()
 
@@ -113,44 +123,43 @@ class StepTimer:
 
 @dataclass(frozen=True)
 class Change:
-    """A rank turned slow, or (`over`) no longer is."""
+    """A rank became slow, or (`over`) no longer is."""
 
     rank: int
     over: bool
     factor: float  # own work against the median rank's
-    shares: Shares
+    times: Times
+
+    def record(self, host: str) -> dict[str, Any]:
+        """Return what the log says about it; times as shares of the total."""
+        parts = ("data", "compute", "communication")
+        shares = {name: round(getattr(self.times, name) / max(self.times.total, 1e-9), 3) for name in parts}
+        return {"slow_rank": self.rank, "host": host, "over": self.over, "factor": round(self.factor, 2), **shares}
 
 
 class StragglerDetector:
-    """Compares what all ranks measured. Alike on all of them, for it sees the same."""
+    """Compares the times of all ranks. It comes to the same result on each of them, for it sees the same times."""
 
     def __init__(self, ranks: int, steps: int = STEPS, seconds: float = SECONDS) -> None:
         self._steps, self._seconds = steps, seconds
-        self._sums = [Shares()] * ranks
+        self._sums = [Times()] * ranks
         self._slow: set[int] = set()
-        self._row = [0] * ranks  # looks in a row that say otherwise than `_slow`
+        self._contradictions = [0] * ranks  # comparisons in a row that say otherwise than `_slow`
 
-    def look(self, laps: list[Shares]) -> list[Change]:
-        """What changed with one more lap of each rank."""
-        self._sums = [before + lap for before, lap in zip(self._sums, laps, strict=True)]
+    def compare(self, readings: list[Times]) -> list[Change]:
+        """Return what has changed with one more reading of each rank."""
+        self._sums = [before + reading for before, reading in zip(self._sums, readings, strict=True)]
         sums = self._sums
         if min(s.steps for s in sums) < self._steps or max(s.total for s in sums) < self._seconds:
             return []
-        self._sums = [Shares()] * len(sums)
+        self._sums = [Times()] * len(sums)
         usual = median_low(s.own for s in sums)
         changes = []
         for rank, s in enumerate(sums):
             slow = s.own > FACTOR * usual and s.own - usual > LOSS * s.total
-            self._row[rank] = self._row[rank] + 1 if slow != (rank in self._slow) else 0
-            if self._row[rank] == TWICE:
-                self._row[rank] = 0
+            self._contradictions[rank] = self._contradictions[rank] + 1 if slow != (rank in self._slow) else 0
+            if self._contradictions[rank] == TWICE:
+                self._contradictions[rank] = 0
                 self._slow ^= {rank}
                 changes.append(Change(rank, not slow, s.own / max(usual, 1e-9), s))
         return changes
-
-
-def record(change: Change, host: str) -> dict[str, Any]:
-    """What the log says of it: shares of the time of its steps."""
-    s = change.shares
-    parts = {name: round(getattr(s, name) / max(s.total, 1e-9), 3) for name in ("data", "compute", "communication")}
-    return {"slow_rank": change.rank, "host": host, "over": change.over, "factor": round(change.factor, 2), **parts}

@@ -1,8 +1,8 @@
-"""The loop: one path for all precisions, nothing in it that waits for the device."""
+"""The training loop: one path for all precisions, nothing in it that waits for the device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 
 import torch
@@ -10,27 +10,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.amp.autocast_mode import autocast
 from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
 
+from senet import models
 from senet.config import Config
 from senet.data.loader import Batch, TrainLoader
 from senet.distributed import World
-from senet.system import faults
+from senet.execution.execution import Execution, prepare
 from senet.train.batchnorm import BatchNormStats
 from senet.train.cuda_graph import GraphedStep
-from senet.train.ledger import Ledger
+from senet.train.hooks import Hooks
 from senet.train.meter import Meter
-from senet.train.optimiser import Found, set_learning_rate
+from senet.train.nonfinite import NonFiniteGuard
+from senet.train.optimiser import build as build_optimiser
+from senet.train.optimiser import set_learning_rate
 from senet.train.schedule import learning_rate
-from senet.train.stragglers import StepTimer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Trainer:
-    """What changes while training: model, optimiser, scaler. `model` is the wrapped net.
+    """What changes while training (net, optimiser, loss scale), and the loop that changes it.
 
-    With `graph` a whole step is launched as one CUDA graph (see `senet.train.cuda_graph`, which says where that is not
-    possible).
+    `net` is the bare module, `model` the one that DDP may wrap.
     """
 
     def __init__(
@@ -38,25 +40,37 @@ class Trainer:
         config: Config,
         world: World,
         model: nn.Module,
-        optimiser: torch.optim.Optimizer,
-        note: Callable[[str, int], None],
+        optimiser: Optimizer,
+        hooks: Hooks | None = None,
         graph: bool = False,
-        pace: StepTimer | None = None,
     ) -> None:
+        """Take a net that is on its device. `graph`: launch each step as one CUDA graph.
+
+        Raises UsageError for an optimiser that cannot leave out steps.
+        """
         self.config, self.world, self.model, self.optimiser = config, world, model, optimiser
-        self.scaler = GradScaler(world.device.type, enabled=config.precision == "fp16")
-        self.batch_per_rank = config.batch // world.size
-        self.note = note  # told (phase, step) as the loop goes on
-        self.pace = pace
-        self.ledger = Ledger(world.rank, world.size)
+        self.hooks = hooks or Hooks()
         self.net = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self.parameters = [p for p in self.net.parameters() if p.requires_grad]
+        self.batch_per_rank = config.batch // world.size
+        self.scaler = GradScaler(world.device.type, enabled=config.precision == "fp16")
+        self.guard = NonFiniteGuard(optimiser)
         self.statistics = BatchNormStats(self.net)
-        self.found = Found(optimiser)
-        self.replay = GraphedStep(self.step, self.net, optimiser, self.scaler) if graph else None
+        self.graphed = GraphedStep(self.step, self.net, optimiser, self.scaler, self._changed) if graph else None
         self.skipped: list[tuple[int, int]] = []  # stretches of steps, first and last, that are left out
-        self.consecutive_skips = 0
-        self._finite: list[tuple[int, Tensor]] = []  # since the last look: step, and whether its gradients were finite
+        self.hooks.attach(self)
+
+    @classmethod
+    def build(cls, config: Config, world: World, execution: Execution, hooks: Hooks | None = None) -> Trainer:
+        """Return the trainer of a fresh net, which depends on `config.seed` alone: built on the rank's device, computed
+        as `execution` says, wrapped in DDP if there are several ranks.
+
+        Raises UsageError for a setting that the net or the machine cannot follow.
+        """
+        torch.manual_seed(config.seed)
+        net = models.build(config.net, config.data.classes).to(world.device)
+        model = world.distribute(prepare(net, execution), config.compress)
+        return cls(config, world, model, build_optimiser(net, config.optim), hooks, execution.graph)
 
     def steps(self, loader: TrainLoader, epoch: int, first: int, meter: Meter) -> Iterator[int]:
         """Train on what is left of an epoch from step `first`, yielding after each step how many are done."""
@@ -73,68 +87,39 @@ class Trainer:
 
     def _stretch(self, loader: TrainLoader, epoch: int, first: int, end: int, meter: Meter) -> Iterator[int]:
         self.model.train()
+        self.hooks.train(epoch, first)
+        launch = self.graphed or self.step
         with closing(loader.batches(epoch, first)) as batches:
             for step in range(first, end):
                 number = epoch * loader.steps + step
                 # What the net draws (dropout) follows from the position alone, so there is no generator to save.
                 seed(_mix(self.config.seed, number, self.world.rank), self.world.device)
                 set_learning_rate(self.optimiser, self.learning_rate(epoch + step / loader.steps))
-                before = self.statistics.pack()
-                for micro in range(loader.accumulation_steps):
-                    self.note("data", number)
-                    if self.pace:
-                        self.pace.begin(loader.waited)
-                    faults.meet("data", number)
-                    batch = next(batches)
-                    self.ledger.note(number, micro, loader.accumulation_steps, batch.keys)
-                    self.note("compute", number)
-                    if faults.nan(number):
-                        batch.images[0] = float("nan")
-                    if self.replay is None:
-                        self.backward(batch, meter, last=micro == loader.accumulation_steps - 1)
-                    if self.pace:
-                        self.pace.end(loader.waited)
-                finite = self.update(before) if self.replay is None else self.replay(batch, meter)
-                self._finite.append((number, finite))
+                finite = launch(self._micro_batches(loader, batches, number), meter, loader.accumulation_steps)
+                self.guard.record(number, finite)
+                self.hooks.after_step(number, finite)
                 yield step + 1
 
-    def step(self, batch: Batch, meter: Meter) -> Tensor:
-        """A whole step on one batch: what a graph holds. Returns whether it was made, as `update` does."""
+    def _micro_batches(self, loader: TrainLoader, batches: Iterator[Batch], number: int) -> Iterator[Batch]:
+        """The micro-batches of one step; each is computed before the next one is fetched."""
+        for micro in range(loader.accumulation_steps):
+            self.hooks.before_data(number, loader.waited)
+            batch = next(batches)
+            self.hooks.before_compute(number, micro, batch)
+            yield batch
+            self.hooks.after_compute(number, loader.waited)
+
+    def step(self, micro_batches: Iterable[Batch], meter: Meter, accumulation_steps: int = 1) -> Tensor:
+        """Make one step on all of `micro_batches`. Return whether it was made: a bool on the device, which decides."""
         before = self.statistics.pack()
-        self.backward(batch, meter)
-        return self.update(before)
-
-    def update(self, before: Tensor) -> Tensor:
-        """One step of SGD; none where a gradient is not finite. The device decides, and the host need not know.
-
-        Gradients are those of the global batch, so all ranks decide alike. BatchNormStats go back to what they were
-        before the step. Returns whether the step was made, a bool on the device.
-        """
-        if not self.scaler.is_enabled():  # a GradScaler looks itself
-            self.found.look([p.grad for p in self.parameters if p.grad is not None])
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
-        self.optimiser.zero_grad(set_to_none=True)
-        finite = self.found.nothing()
-        self.statistics.settle(finite, before)
-        return finite
-
-    def nonfinite_steps(self) -> list[int]:
-        """The steps since the last call that were left out; `row` counts those in a row up to now. Waits for the
-        device.
-        """
-        if not self._finite:
-            return []
-        found = torch.stack([finite for _, finite in self._finite]).tolist()
-        for finite in found:
-            self.consecutive_skips = 0 if finite else self.consecutive_skips + 1
-        bad = [number for (number, _), finite in zip(self._finite, found, strict=True) if not finite]
-        self._finite.clear()
-        return bad
+        for number, batch in enumerate(micro_batches, start=1):
+            self.backward(batch, meter, last=number == accumulation_steps)
+        return self._update(before)
 
     def backward(self, batch: Batch, meter: Meter, last: bool = True) -> None:
-        """Add the gradients of one micro-batch; divided by the rank's share, so that DDP's mean is that of the global
-        batch.
+        """Add the gradients of one micro-batch; with the `last` one of a step they are reduced over the ranks.
+
+        They are divided by the rank's part of the batch, so that DDP's mean over ranks is that of the global batch.
         """
         with self.world.accumulate(self.model, last):
             with precision(self.config, self.world.device):
@@ -142,6 +127,24 @@ class Trainer:
             losses = self._losses(logits.float(), batch)
             self.scaler.scale(losses.sum() / self.batch_per_rank).backward()
         meter.add(losses, logits, batch.labels)
+
+    def _update(self, before: Tensor) -> Tensor:
+        """Update the weights, unless a gradient is not finite: then BN statistics, too, go back to what they were
+        `before` the step. Gradients are those of the global batch, so all ranks decide alike.
+        """
+        if not self.scaler.is_enabled():  # a GradScaler checks them itself
+            self.guard.check([p.grad for p in self.parameters if p.grad is not None])
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        finite = self.guard.finite()
+        self.statistics.restore_unless(finite, before)
+        return finite
+
+    def _changed(self, meter: Meter) -> list[Tensor]:
+        """Every tensor that a step changes in place."""
+        state = [value for each in self.optimiser.state.values() for value in each.values()]
+        return [t for t in (*self.net.parameters(), *self.net.buffers(), *state, meter.sums) if isinstance(t, Tensor)]
 
     def _losses(self, logits: Tensor, batch: Batch) -> Tensor:
         def losses(labels: Tensor) -> Tensor:
@@ -152,11 +155,12 @@ class Trainer:
         return torch.lerp(losses(batch.others), losses(batch.labels), batch.weights)
 
     def learning_rate(self, epoch: float) -> float:
+        """Return the learning rate at `epoch`, fractional, from 0."""
         return learning_rate(self.config.schedule, self.config.optim.lr, epoch, self.config.epochs)
 
 
 def precision(config: Config, device: torch.device) -> autocast:
-    """The context in which the net runs forward."""
+    """Return the context in which the net runs forward."""
     return autocast(device.type, DTYPES[config.precision], enabled=config.precision != "fp32")
 
 

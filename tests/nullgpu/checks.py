@@ -24,13 +24,12 @@ from torch import nn
 from senet import distributed
 from senet.config import Config, from_dict
 from senet.data.source import Source, train_loader
-from senet.execution.execution import Execution, choices, prepare
+from senet.execution.execution import Execution, choices
 from senet.models import build
 from senet.run.saver import Saver
 from senet.run.state import State
 from senet.train.autotune import largest_batch, tune
 from senet.train.meter import Meter
-from senet.train.optimiser import sgd
 from senet.train.trainer import DTYPES, Trainer
 
 GPU = torch.device("cuda", 0)
@@ -57,9 +56,7 @@ def stat(name: str) -> int:
 
 
 def assemble(config: Config, execution: Execution = SIMPLE, world: distributed.World = ALONE) -> Trainer:
-    net = build(config.net, config.data.classes).to(world.device)
-    model = world.distribute(prepare(net, execution))
-    return Trainer(config, world, model, sgd(net, config.optim), lambda *_: None, execution.graph)
+    return Trainer.build(config, world, execution)
 
 
 @contextmanager

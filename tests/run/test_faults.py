@@ -20,7 +20,7 @@ from torch import nn
 from senet.config import Optim
 from senet.run import checkpoint
 from senet.run.saver import Saver, snapshot
-from senet.train.optimiser import sgd
+from senet.train.optimiser import build as build_optimiser
 from tests.helpers import ROOT, TINY, assert_same, command, environment, final, lines, not_finite, records, run
 
 OFTEN = ["--log-every", 2, "--workers", 1, "--save-minutes", 0.00001]
@@ -66,7 +66,7 @@ def test_too_many_in_a_row_go_back_and_leave_the_stretch_out(tmp_path: Path, tin
 
 def test_a_fused_step_is_left_out_without_a_look_at_the_device() -> None:
     net = nn.Linear(3, 2)
-    optimiser = sgd(net, Optim(lr=0.1))
+    optimiser = build_optimiser(net, Optim(lr=0.1))
     before = snapshot(net.state_dict())
     net(torch.full((1, 3), float("nan"))).sum().backward()
     optimiser.found_inf = torch.ones(())  # type: ignore[attr-defined]

@@ -15,12 +15,10 @@ from torch.profiler import ProfilerActivity, profile
 from senet import distributed
 from senet.config import Config, from_dict
 from senet.data.loader import Batch
-from senet.execution.execution import Execution, prepare
-from senet.models import build
+from senet.execution.execution import Execution
 from senet.system.timing import Timing
 from senet.train.autotune import agree, tune
 from senet.train.meter import Meter
-from senet.train.optimiser import sgd
 from senet.train.trainer import Trainer
 
 NET = {
@@ -31,11 +29,6 @@ NET = {
     "se": {"ratio": 16},
 }  # gradients of two buckets
 CONFIG = from_dict({"net": NET, "data": {"set": "synthetic", "classes": 10, "crop": 16}, "batch": 8})
-
-
-def fresh(config: Config) -> nn.Module:
-    torch.manual_seed(0)
-    return build(config.net, config.data.classes).to(memory_format=torch.channels_last)
 
 
 def batch(rank: int) -> Batch:
@@ -49,20 +42,19 @@ def gradients(net: nn.Module) -> Tensor:
 
 def expected(config: Config) -> Tensor:
     """Of one process that sees the halves of both ranks, one after the other."""
-    net = fresh(config)
-    alone = Trainer(config, distributed.World(0, 1, torch.device("cpu")), net, sgd(net, config.optim), lambda *_: None)
+    alone = Trainer.build(config, distributed.World(0, 1, torch.device("cpu")), Execution())
     for rank in (0, 1):
         alone.backward(batch(rank), Meter(torch.device("cpu")), last=rank == 1)
-    return gradients(net)
+    return gradients(alone.net)
 
 
 def profiled(trainer: Trainer, world: distributed.World) -> Any:
     """The events of one step, with the question that a run asks in each."""
     meter = Meter(world.device)
-    trainer.step(batch(world.rank), meter)  # DDP settles its buckets
+    trainer.step([batch(world.rank)], meter)  # DDP settles its buckets
     with profile(activities=[ProfilerActivity.CPU]) as events:
         answer = world.all_reduce_max(0)
-        trainer.step(batch(world.rank), meter)
+        trainer.step([batch(world.rank)], meter)
         answer()
     return events.events()
 
@@ -88,10 +80,7 @@ def collectives(world: distributed.World) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for compress in ("none", "bf16"):
         config = replace(CONFIG, compress=compress)  # type: ignore[arg-type]
-        net = fresh(config)
-        trainer = Trainer(
-            config, world, world.distribute(net, config.compress), sgd(net, config.optim), lambda *_: None
-        )
+        trainer = Trainer.build(config, world, Execution())
         error = off(backward(trainer, world), wanted)
         events = profiled(trainer, world)
         told[compress] = {
@@ -107,8 +96,7 @@ def collectives(world: distributed.World) -> dict[str, Any]:
 def compiled(world: distributed.World) -> dict[str, Any]:
     told: dict[str, Any] = {}
     for execution in (Execution(), Execution(compile=True)):
-        net = prepare(fresh(CONFIG), execution)
-        trainer = Trainer(CONFIG, world, world.distribute(net), sgd(net, CONFIG.optim), lambda *_: None)
+        trainer = Trainer.build(CONFIG, world, execution)
         error = off(backward(trainer, world), expected(CONFIG))
         events = profiled(trainer, world)
         reduced = named(events, "c10d::allreduce_")

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.optim import Lars
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,11 +24,15 @@ from senet.config import Cifar10, Config, Folder, Optim, from_dict
 from senet.data.loader import Batch, TrainLoader
 from senet.data.source import Source, train_loader
 from senet.distributed import World
-from senet.models import build
+from senet.errors import UsageError
+from senet.execution.execution import Execution
+from senet.run.saver import snapshot
 from senet.system import faults
 from senet.train.cuda_graph import GraphedStep, obstacle
+from senet.train.hooks import Faults, HookList, Hooks
 from senet.train.meter import Meter
-from senet.train.optimiser import sgd
+from senet.train.nonfinite import NonFiniteGuard
+from senet.train.optimiser import build as build_optimiser
 from senet.train.trainer import DTYPES, Trainer, seed
 from tests.helpers import ROOT, TINY, assert_same, environment
 
@@ -49,9 +54,9 @@ def loaded(
 
 
 def trainer_of(config: Config, device: torch.device = CPU, graph: bool = False) -> Trainer:
-    torch.manual_seed(1)
-    net = build(config.net, config.data.classes).to(device).to(memory_format=torch.channels_last)
-    return Trainer(config, World(0, 1, device), net, sgd(net, config.optim), lambda *_: None, graph)
+    trainer = Trainer.build(config, World(0, 1, device), Execution(), Faults())
+    # On a CPU `Execution(graph=True)` is refused; GraphedStep itself calls the step on its fixed tensors there.
+    return Trainer(config, trainer.world, trainer.net, trainer.optimiser, Faults(), graph=True) if graph else trainer
 
 
 def state(trainer: Trainer, meter: Meter) -> dict[str, Any]:
@@ -113,7 +118,7 @@ def test_no_step_reads_from_the_device_until_it_is_asked_to(precision: str, micr
         steps = list(trainer.steps(loader, 0, 0, meter))
         assert steps == [1, 2, 3, 4, 5]
         assert mode.reads == []
-        assert trainer.nonfinite_steps() == []
+        assert trainer.guard.nonfinite_steps() == []
         assert meter.read()["images"] == 60
         assert mode.reads  # the counter counts
     loader.close()
@@ -134,7 +139,7 @@ def test_no_step_waits_for_the_gpu(precision: str) -> None:
             assert list(steps) == [2, 3, 4, 5]
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        assert trainer.nonfinite_steps() == []
+        assert trainer.guard.nonfinite_steps() == []
         loader.close()
 
 
@@ -144,13 +149,13 @@ def test_the_loop_adds_as_many_operators_to_a_deep_net_as_to_a_shallow_one() -> 
         config = replace(CONFIG, net=replace(CONFIG.net, blocks=blocks))
         trainer, meter, loader = trainer_of(config), Meter(CPU), loaded(config)
         batch = next(loader.batches(0, 0))
-        net, optimiser = trainer.net, sgd(trainer.net, config.optim)
+        net, optimiser = trainer.net, build_optimiser(trainer.net, config.optim)
         with Counted() as bare:
             F.cross_entropy(net(batch.images), batch.labels).backward()
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         with Counted() as ours:
-            trainer.step(batch, meter)
+            trainer.step([batch], meter)
         added.append(len(ours.operators) - len(bare.operators))
         loader.close()
     assert added[0] == added[1]
@@ -165,12 +170,12 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_scale(precision: str,
     trainer, meter = trainer_of(replace(CONFIG, precision=precision)), Meter(CPU)  # type: ignore[arg-type]
     images = torch.randn(12, 3, 32, 32)
     labels = torch.arange(12) % 10
-    assert trainer.step(Batch(images, labels), meter)
+    assert trainer.step([Batch(images, labels)], meter)
     before = {name: part.clone() for name, part in trainer.net.state_dict().items() if "num_batches" not in name}
     momenta = [s["momentum_buffer"].clone() for s in trainer.optimiser.state.values()]
     scale = trainer.scaler.get_scale()
     images[3] = value
-    assert not trainer.step(Batch(images, labels), meter)
+    assert not trainer.step([Batch(images, labels)], meter)
     assert_same(before, {name: part for name, part in trainer.net.state_dict().items() if name in before})
     assert_same(momenta, [s["momentum_buffer"] for s in trainer.optimiser.state.values()])
     assert trainer.scaler.get_scale() == (scale / 2 if precision == "fp16" else scale)
@@ -206,16 +211,16 @@ def test_a_step_on_fixed_places_is_the_same_step(monkeypatch: pytest.MonkeyPatch
     config = replace(CONFIG, data=replace(CONFIG.data, augment=replace(CONFIG.data.augment, mixup=mixup)))
     plain, sums = trained(config, CPU, graph=False)
     fixed, fixed_sums = trained(config, CPU, graph=True)
-    assert fixed.replay is not None
-    assert fixed.replay.records == 1
-    assert plain.nonfinite_steps() == fixed.nonfinite_steps() == [3]
+    assert fixed.graphed is not None
+    assert fixed.graphed.records == 1
+    assert plain.guard.nonfinite_steps() == fixed.guard.nonfinite_steps() == [3]
     torch.testing.assert_close(state(fixed, fixed_sums), state(plain, sums), rtol=1e-6, atol=1e-7)
     assert fixed.optimiser.param_groups[0]["lr"] == plain.optimiser.param_groups[0]["lr"]
 
 
-def test_other_shapes_meters_and_states_are_recorded_anew() -> None:
+def test_other_shapes_meters_states_and_modes_are_recorded_anew() -> None:
     trainer, meter = trainer_of(CONFIG, graph=True), Meter(CPU)
-    replay = trainer.replay
+    replay = trainer.graphed
     assert isinstance(replay, GraphedStep)
 
     def batch(side: int) -> Batch:
@@ -227,14 +232,20 @@ def test_other_shapes_meters_and_states_are_recorded_anew() -> None:
         (batch(16), meter, 2),
         (batch(16), Meter(CPU), 3),
     ):
-        assert replay(given, sums)
+        assert replay([given], sums)
         assert replay.records == records
     trainer.optimiser.load_state_dict(trainer.optimiser.state_dict())  # puts other tensors in the place of the momenta
     loaded_momentum = next(iter(trainer.optimiser.state.values()))["momentum_buffer"]
     before = loaded_momentum.clone()
-    assert replay(batch(16), meter)
+    assert replay([batch(16)], meter)
     assert replay.records == 4
     assert not torch.equal(before, loaded_momentum)
+    for module in trainer.net.modules():
+        module.train(not isinstance(module, nn.BatchNorm2d))  # frozen
+    frozen = trainer.statistics.pack()
+    assert replay([batch(16)], meter)
+    assert replay.records == 5
+    assert torch.equal(trainer.statistics.pack(), frozen)
 
 
 @pytest.mark.gpu
@@ -247,7 +258,7 @@ def test_a_graph_trains_as_its_kernels_do_one_by_one(monkeypatch: pytest.MonkeyP
     config = replace(CONFIG, precision=precision)  # type: ignore[arg-type]
     plain, sums = trained(config, device, graph=False)
     graphed, graphed_sums = trained(config, device, graph=True)
-    assert plain.nonfinite_steps() == graphed.nonfinite_steps() == [3]
+    assert plain.guard.nonfinite_steps() == graphed.guard.nonfinite_steps() == [3]
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if precision == "fp32" else {"rtol": 2e-2, "atol": 2e-3}
     torch.testing.assert_close(dict(graphed.net.state_dict()), dict(plain.net.state_dict()), **tolerance)
     assert graphed_sums.sums[3] == sums.sums[3] == 120
@@ -256,7 +267,7 @@ def test_a_graph_trains_as_its_kernels_do_one_by_one(monkeypatch: pytest.MonkeyP
 def test_where_a_step_cannot_be_a_graph_the_reason_is_told() -> None:
     gpu = torch.device("cuda", 0)
     assert "need a GPU" in (obstacle(CPU, 1, 1) or "")
-    assert "world are 4" in (obstacle(gpu, 4, 1) or "")
+    assert "there are 4" in (obstacle(gpu, 4, 1) or "")
     assert "--largest-batch" in (obstacle(gpu, 1, 2) or "")
     assert obstacle(gpu, 1, 1) is None
 
@@ -344,7 +355,76 @@ def test_compiled_blocks_under_ddp_reduce_the_same_gradients_while_they_compute(
 
 def test_momenta_are_there_before_the_first_step() -> None:
     net = nn.Linear(3, 2)
-    optimiser = sgd(net, Optim(lr=0.1))
+    optimiser = build_optimiser(net, Optim(lr=0.1))
     assert [s["momentum_buffer"].tolist() for s in optimiser.state.values()] == [
         p.mul(0).tolist() for p in net.parameters()
     ]
+
+
+def test_an_optimiser_that_would_let_nan_through_is_refused() -> None:
+    """timm's LARS takes no notice of found_inf: its weights would turn NaN in a step that is reported as left out."""
+    net = nn.Linear(3, 2)
+    lars = Lars(net.parameters(), lr=0.1)
+    for optimiser in (lars, torch.optim.SGD(net.parameters(), lr=0.1), torch.optim.AdamW(net.parameters())):
+        with pytest.raises(UsageError, match=f"optim: {type(optimiser).__name__} cannot leave out a step"):
+            NonFiniteGuard(optimiser)
+    lars.found_inf = torch.ones(())  # type: ignore[attr-defined]
+    net(torch.full((1, 3), float("nan"))).sum().backward()
+    lars.step()
+    assert any(p.isnan().any() for p in net.parameters())  # there is a reason to refuse it
+
+
+def test_another_fused_optimiser_is_held_to_the_same() -> None:
+    trainer = trainer_of(CONFIG)
+    other = Trainer(CONFIG, trainer.world, trainer.net, torch.optim.AdamW(trainer.net.parameters(), fused=True))
+    meter, images, labels = Meter(CPU), torch.randn(12, 3, 32, 32), torch.arange(12) % 10
+    assert other.step([Batch(images, labels)], meter)
+    before = snapshot(other.optimiser.state_dict()["state"]), snapshot(dict(other.net.named_parameters()))
+    images[3] = float("nan")
+    assert not other.step([Batch(images, labels)], meter)
+    assert_same(before, (snapshot(other.optimiser.state_dict()["state"]), snapshot(dict(other.net.named_parameters()))))
+
+
+class Average(Hooks):
+    """An average of the weights, as a hook of the loop keeps it: over the steps that were made."""
+
+    def __init__(self) -> None:
+        self.parts: list[Tensor] = []
+
+    def attach(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.parts = [p.detach().clone() for p in trainer.parameters]
+
+    def after_step(self, step: int, finite: Tensor) -> None:
+        torch._foreach_lerp_(self.parts, [p.detach() for p in self.trainer.parameters], finite * 0.1)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": self.parts}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        torch._foreach_copy_(self.parts, state["parts"])
+
+
+def test_a_hook_sees_every_step_and_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "_ARMED", (faults.Fault("nan", "data", 3),))
+    loader = loaded(CONFIG)
+
+    def made(first: int, before: tuple[Trainer, Hooks] | None = None) -> tuple[Trainer, Hooks]:
+        hooks = HookList(Average(), Faults())
+        trainer = Trainer.build(CONFIG, World(0, 1, CPU), Execution(), hooks)
+        if before:
+            trainer.net.load_state_dict(before[0].net.state_dict())
+            trainer.optimiser.load_state_dict(before[0].optimiser.state_dict())
+            hooks.load_state_dict(before[1].state_dict())
+        for done in trainer.steps(loader, 0, first, Meter(CPU)):
+            if done == (2 if first == 0 and before is None else 5):
+                break
+        return trainer, hooks
+
+    resumed = made(2, made(0))
+    whole = Trainer.build(CONFIG, World(0, 1, CPU), Execution(), hooks := HookList(Average(), Faults()))
+    list(whole.steps(loader, 0, 0, Meter(CPU)))
+    loader.close()
+    assert whole.guard.nonfinite_steps() == [3]
+    assert_same(hooks.state_dict(), resumed[1].state_dict())
+    assert not any(part.isnan().any() for part in hooks.state_dict()["Average"]["parts"])

@@ -8,38 +8,38 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from senet.train.stragglers import STEPS, TWICE, Change, Shares, StragglerDetector, record
+from senet.train.stragglers import STEPS, TWICE, Change, StragglerDetector, Times
 from tests.helpers import ROOT, environment
 
 
-def lap(data: float, compute: float, communication: float, steps: int = STEPS) -> Shares:
-    return Shares(steps, data, compute, communication)
+def reading(data: float, compute: float, communication: float, steps: int = STEPS) -> Times:
+    return Times(steps, data, compute, communication)
 
 
 def test_a_slow_rank_is_named_once_and_once_more_when_it_keeps_up_again() -> None:
-    comparison = StragglerDetector(3)
-    healthy = [lap(0.1, 4, 1.9), lap(0.2, 4.1, 1.7), lap(0.1, 4.3, 1.6)]
-    slow = [lap(0.1, 3, 2.9), lap(0.1, 3, 2.9), lap(2.5, 3.3, 0.2)]
-    assert not [change for _ in range(5) for change in comparison.look(healthy)]
-    assert not comparison.look(slow)  # once is chance
-    assert not comparison.look(healthy)
-    found = [comparison.look(slow) for _ in range(6)]
+    detector = StragglerDetector(3)
+    healthy = [reading(0.1, 4, 1.9), reading(0.2, 4.1, 1.7), reading(0.1, 4.3, 1.6)]
+    slow = [reading(0.1, 3, 2.9), reading(0.1, 3, 2.9), reading(2.5, 3.3, 0.2)]
+    assert not [change for _ in range(5) for change in detector.compare(healthy)]
+    assert not detector.compare(slow)  # once is chance
+    assert not detector.compare(healthy)
+    found = [detector.compare(slow) for _ in range(6)]
     (change,) = [change for changes in found for change in changes]
     assert (change.rank, change.over) == (2, False)
     assert change.factor > 1.8
-    (over,) = [change for _ in range(6) for change in comparison.look(healthy)]
+    (over,) = [change for _ in range(6) for change in detector.compare(healthy)]
     assert (over.rank, over.over) == (2, True)
 
 
-def test_short_looks_add_up_before_they_count() -> None:
-    comparison = StragglerDetector(2)
-    short = [lap(0, 0.05, 0.25, 1), lap(0, 0.3, 0, 1)]
-    found = [bool(comparison.look(short)) for _ in range(TWICE * STEPS)]
+def test_short_readings_add_up_before_they_count() -> None:
+    detector = StragglerDetector(2)
+    short = [reading(0, 0.05, 0.25, 1), reading(0, 0.3, 0, 1)]
+    found = [bool(detector.compare(short)) for _ in range(TWICE * STEPS)]
     assert found == [False] * (TWICE * STEPS - 1) + [True]
 
 
 def test_what_is_said() -> None:
-    said = record(Change(1, False, 2.123, lap(3, 0.5, 0.5)), "node7")
+    said = Change(1, False, 2.123, reading(3, 0.5, 0.5)).record("node7")
     assert said == {
         "slow_rank": 1,
         "host": "node7",
@@ -57,17 +57,18 @@ from dataclasses import astuple
 import torch
 from torch import nn
 from senet import distributed
-from senet.train.stragglers import StragglerDetector, StepTimer, Shares, record
+from senet.train.stragglers import StragglerDetector, StepTimer, Times
 
 def measure(world):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8 * 12 * 12, 10))
-    model, pace, waited = world.distribute(net), StepTimer(net, world.device), 0.0
+    model, timer, waited = world.distribute(net), StepTimer(), 0.0
+    timer.watch(net[0].weight)
     for what in ("healthy", "data", "compute"):
-        comparison, found = StragglerDetector(world.size, steps=6, seconds=0.5), []
+        detector, found = StragglerDetector(world.size, steps=6, seconds=0.5), []
         for look in range(3):
             for step in range(6):
-                pace.begin(waited)
+                timer.before_data(step, waited)
                 wait = 0.2 if what == "data" and world.rank else 0.01
                 time.sleep(wait)
                 waited += wait
@@ -75,11 +76,11 @@ def measure(world):
                 # All take a while, so that a busy machine's moods do not count.
                 time.sleep(0.35 if what == "compute" and world.rank else 0.15)
                 loss.backward()
-                pace.end(waited)
-            pace.pause()
+                timer.after_compute(step, waited)
+            timer.pause()
             time.sleep(0.2 * world.rank)  # a validation, say: no part of the steps
-            laps = [Shares(*numbers) for numbers in world.all_gather_floats(list(astuple(pace.lap())))]
-            found += [record(change, "here") for change in comparison.look(laps)]
+            readings = [Times(*numbers) for numbers in world.all_gather_floats(list(astuple(timer.read())))]
+            found += [change.record("node") for change in detector.compare(readings)]
         if world.is_main:
             print("found", json.dumps([what, found]), flush=True)
 

@@ -1,0 +1,105 @@
+"""Places in the training loop where something else may act: ledger, step timer, faults, watchdog, averages of weights.
+
+A new hook is a class derived from `Hooks` with the methods it needs; `Run` adds it to its list.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from senet.data.loader import Batch
+from senet.system import faults
+
+if TYPE_CHECKING:
+    from senet.train.trainer import Trainer
+
+
+class Hooks:
+    """Does nothing at every place of the loop. Steps are counted from 0 over the whole run; none may wait for the
+    device.
+    """
+
+    def attach(self, trainer: Trainer) -> None:
+        """The trainer is complete: take from it what the other methods need."""
+
+    def train(self, epoch: int, first: int) -> None:
+        """Training begins, or goes on, at step `first` of an epoch (from 0); the net is in training mode."""
+
+    def before_data(self, step: int, waited: float) -> None:
+        """A micro-batch is about to be fetched; `waited` is the loader's running total of seconds waited for."""
+
+    def before_compute(self, step: int, micro: int, batch: Batch) -> None:
+        """The micro-batch number `micro` of a step is there."""
+
+    def after_compute(self, step: int, waited: float) -> None:
+        """Its backward pass has returned, though a GPU may still be at it."""
+
+    def after_step(self, step: int, finite: Tensor) -> None:
+        """The optimiser has made the step, or left it out if `finite`, a bool on the device, is False."""
+
+    def pause(self) -> None:
+        """What comes now, until the next micro-batch, is no part of a step: saving, validation."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs: tensors and plain containers."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to what `state_dict` returned."""
+
+
+class HookList(Hooks):
+    """Calls several hooks at each place, in their order."""
+
+    def __init__(self, *hooks: Hooks) -> None:
+        self.hooks = hooks
+
+    def attach(self, trainer: Trainer) -> None:
+        for hook in self.hooks:
+            hook.attach(trainer)
+
+    def train(self, epoch: int, first: int) -> None:
+        for hook in self.hooks:
+            hook.train(epoch, first)
+
+    def before_data(self, step: int, waited: float) -> None:
+        for hook in self.hooks:
+            hook.before_data(step, waited)
+
+    def before_compute(self, step: int, micro: int, batch: Batch) -> None:
+        for hook in self.hooks:
+            hook.before_compute(step, micro, batch)
+
+    def after_compute(self, step: int, waited: float) -> None:
+        for hook in self.hooks:
+            hook.after_compute(step, waited)
+
+    def after_step(self, step: int, finite: Tensor) -> None:
+        for hook in self.hooks:
+            hook.after_step(step, finite)
+
+    def pause(self) -> None:
+        for hook in self.hooks:
+            hook.pause()
+
+    def state_dict(self) -> dict[str, Any]:
+        """By the name of each hook's class."""
+        return {type(hook).__name__: state for hook in self.hooks if (state := hook.state_dict())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for hook in self.hooks:
+            if type(hook).__name__ in state:
+                hook.load_state_dict(state[type(hook).__name__])
+
+
+class Faults(Hooks):
+    """Lets faults happen that the environment names (see `senet.system.faults`)."""
+
+    def before_data(self, step: int, waited: float) -> None:
+        faults.meet("data", step)
+
+    def before_compute(self, step: int, micro: int, batch: Batch) -> None:
+        if faults.nan(step):
+            batch.images[0] = float("nan")
