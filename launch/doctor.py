@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         for finding in examine(world, settings, source(args), args.out):
             failed = failed or finding.level == "fail"
             if world.is_main:
-                print(f"{finding.level:5} {finding.what:20} {finding.said}", flush=True)
+                print(f"{finding.level:5} {finding.what:20} {finding.text}", flush=True)
     finally:
         world.close()
     return int(failed)

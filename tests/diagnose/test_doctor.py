@@ -13,8 +13,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from senet.diagnose import doctor
+from senet.distributed import World
 from tests.helpers import ROOT, environment, run
 
 
@@ -131,6 +134,31 @@ def test_the_odd_rank_is_named(tmp_path: Path) -> None:
     assert calm == "calm: []"
 
 
+class Ring(World):
+    """Rank 0 of a ring of GPUs that add float32 numbers one after another; `broken` is a place where one is lost."""
+
+    broken: int | None = None
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        for other in range(1, self.size):
+            tensor += other + 1.0 if tensor[-1] > 0 else 0.0
+        if self.broken is not None:
+            tensor[self.broken] -= 1
+        return tensor
+
+
+class BrokenRing(Ring):
+    broken = 12_345
+
+
+@pytest.mark.parametrize("size", [2, 88, 104, 120, 512, 4096])
+def test_sums_are_judged_rightly_over_any_number_of_gpus(size: int) -> None:
+    found = doctor.all_reduce(Ring(0, size, torch.device("cpu")), "no GPU", megabytes=1)
+    assert "wrong sums" not in found.text
+    found = doctor.all_reduce(BrokenRing(0, size, torch.device("cpu")), "no GPU", megabytes=1)
+    assert (found.level, "gives wrong sums; check the network" in found.text) == ("fail", True)
+
+
 OPEN = (
     "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build  "
     "(dvs-builder)\nGCC version: 12.2.0\n"
@@ -157,7 +185,7 @@ CLOSED = (
 def test_old_drivers_are_found(text: str, usable: bool, level: str, words: str) -> None:
     found = doctor.driver(text, {"torch": "13.0", "DALI": "13.0"}, usable)
     assert found.level == level
-    assert words in found.said
+    assert words in found.text
     assert doctor.driver(OPEN, {"torch": "12.8", "DALI": None}, True).level == "ok"
 
 
@@ -198,7 +226,7 @@ def test_the_login_is_tried(key: str, level: str, words: str, monkeypatch: pytes
         monkeypatch.setenv("WANDB_API_KEY", key)
         monkeypatch.delenv("WANDB_MODE", raising=False)
         found = doctor.wandb_login()
-        assert (found.level, words in found.said) == (level, True), found
+        assert (found.level, words in found.text) == (level, True), found
         monkeypatch.setenv("WANDB_MODE", "offline")
         assert doctor.wandb_login().level == "ok"
         server.shutdown()
