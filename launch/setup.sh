@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make .venv at the root of the checkout, or bring it up to date; does nothing when it is.
+# Make .venv at the root of the checkout, or bring it up to date.
 #   bash launch/setup.sh [tools]       tools: also what launch/test.sh needs
 # PYTHON names another interpreter than python3.
 set -euo pipefail
@@ -13,13 +13,14 @@ fail() {
   exit 2
 }
 
-# install NAME PIP-ARGUMENTS: skipped when the stamp of NAME says that the same was installed before.
+# install NAME SIZE PIP-ARGUMENTS: skipped when the stamp of NAME says that the same was installed before.
 install() {
-  local stamp=.venv/.installed-$1 wanted
-  wanted=$(printf '%s\n' "${@:2}" "$(<requirements.txt)" | sha256sum)
+  local stamp=.venv/.installed-$1 wanted quiet=()
+  wanted=$(printf '%s\n' "${@:3}" "$(<requirements.txt)" | sha256sum)
   [[ -f $stamp && $(<"$stamp") == "$wanted" ]] && return
-  echo "installing $1 into .venv"
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input "${@:2}" ||
+  echo "installing $1 into .venv: $2"
+  [[ -t 1 ]] || quiet=(--quiet) # pip shows its progress only on a terminal
+  .venv/bin/python -m pip install "${quiet[@]}" --disable-pip-version-check --no-input "${@:3}" ||
     fail "pip could not install $1 (see above); it needs PyPI or a mirror (PIP_INDEX_URL), and 7 GB of disk"
   echo "$wanted" >"$stamp"
 }
@@ -33,7 +34,8 @@ if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
   "$python" -m venv --clear .venv
 fi
 
-install requirements -r requirements.txt
+install requirements "PyTorch with CUDA, DALI and others, 3.4 GB to download, 7 GB on disk" -r requirements.txt
 if [[ ${1-} == tools ]]; then
-  install tools "${tools[@]}"
+  install tools "what launch/test.sh needs, 80 MB to download" "${tools[@]}"
 fi
+echo "ready; in each new shell: source .venv/bin/activate"

@@ -1,25 +1,39 @@
 #!/usr/bin/env bash
 # Everything that a change must pass: style, types, scripts, tests. Sets itself up in .venv.
-#   bash launch/test.sh [pytest arguments]       e.g. -m "not slow" -k cifar
+#   bash launch/test.sh [--slurm] [pytest arguments]       e.g. -m "not slow" -k cifar
+# --slurm installs Slurm and shellcheck by apt, as root, if they are missing; without it their tests are skipped, with the reason.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+slurm=
+if [[ ${1-} == --slurm ]]; then
+  slurm=yes
+  shift
+fi
 bash launch/setup.sh tools
 python=.venv/bin/python
+
+# The tests start a Slurm of their own, in a folder of their own.
+packages=(munge slurmctld slurmd slurm-client shellcheck)
+apt=(apt-get install --yes --quiet --quiet --no-install-recommends "${packages[@]}")
+if ! hash munged slurmctld slurmd sbatch shellcheck 2>/dev/null; then
+  if [[ ! $slurm && $EUID == 0 && -t 0 ]] && hash apt-get 2>/dev/null; then
+    read -r -p "Install ${packages[*]} by apt, so that Slurm jobs are tested too? [y/N] " answer
+    [[ $answer != [yY]* ]] || slurm=yes
+  fi
+  if [[ ! $slurm ]]; then
+    echo "no Slurm or shellcheck here: what needs them is skipped (--slurm installs them by apt, as root)"
+  else
+    export DEBIAN_FRONTEND=noninteractive
+    echo "installing ${packages[*]}"
+    "${apt[@]}" >/dev/null 2>&1 || { apt-get update --quiet --quiet && "${apt[@]}" >/dev/null; } ||
+      echo "apt could not install them (see above): goes on without"
+  fi
+fi
 
 $python -m ruff check .
 $python -m ruff format --check .
 $python -m mypy
-
-# A Slurm for the tests to start, and a linter of scripts. Elsewhere those tests are skipped, saying why.
-packages=(munge slurmctld slurmd slurm-client shellcheck)
-if [[ $EUID == 0 ]] && command -v apt-get >/dev/null && ! dpkg -s "${packages[@]}" >/dev/null 2>&1; then
-  echo "installing ${packages[*]}"
-  install=(apt-get install --yes --quiet --quiet --no-install-recommends "${packages[@]}")
-  export DEBIAN_FRONTEND=noninteractive
-  "${install[@]}" >/dev/null 2>&1 || { apt-get update --quiet --quiet && "${install[@]}" >/dev/null; } ||
-    echo "apt could not install them (see above): goes on without"
-fi
 scripts=(launch/*.sh .ci/run slurm/*.sh slurm/*.sbatch)
 for script in "${scripts[@]}"; do
   bash -n "$script"

@@ -1,4 +1,4 @@
-"""What can befall a checkpoint file, each kind with the reason that the trainer must give for refusing it."""
+"""What can befall a checkpoint file: each kind with the reason that the trainer must give for refusing it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from typing import Any
 
 import torch
 
-from tests.drills.sandbox import Broken
-
-SIGN = "code-was-run"
+SIGN = "code-was-run"  # a folder beside the checkpoint
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+def manifest(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
 
 
 def flip(path: Path) -> None:
@@ -27,59 +25,41 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def foreign(path: Path) -> None:
-    torch.save({"state_dict": {"weight": torch.zeros(3)}}, path)
-    _sign(path)
-
-
 def future(path: Path) -> None:
-    payload = torch.load(path, weights_only=True)
-    torch.save(payload | {"format": 99}, path)
-    _sign(path)
-
-
-def unfinished(path: Path) -> None:
-    _manifest(path).unlink()
+    torch.save(torch.load(path, weights_only=True) | {"format": 99}, path)
 
 
 def poisoned(path: Path) -> None:
-    """A pickle that would run code when loaded the old way."""
+    """A pickle that would run code if it were loaded the old way."""
 
     class Poison:
         def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
             return os.mkdir, (str(path.with_name(SIGN)),)
 
     path.write_bytes(pickle.dumps(Poison()))
-    _sign(path)
 
 
-def check_poison(out: Path) -> None:
-    if (out / "checkpoints" / SIGN).exists():
-        raise Broken("the code in the checkpoint was run")
+def signed(harm: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Make the manifest fit after the harm."""
+
+    def act(path: Path) -> None:
+        harm(path)
+        facts = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        manifest(path).write_text(json.dumps(json.loads(manifest(path).read_text()) | facts))
+
+    return act
 
 
-KINDS: tuple[tuple[str, Callable[[Path], None], str], ...] = (
-    ("truncated", truncate, "truncated or overwritten"),
+KINDS: tuple[tuple[str, Callable[[Path], object], str], ...] = (
+    ("truncated", lambda path: os.truncate(path, path.stat().st_size // 2), "truncated or overwritten"),
     ("with a flipped bit", flip, "its bytes have changed"),
-    ("empty", empty, "0 bytes instead of"),
-    ("replaced by another program's", foreign, "not a checkpoint of this program"),
-    ("of a future version", future, "this version reads format"),
-    ("without its manifest", unfinished, "no manifest beside it"),
-    ("a pickle with code in it", poisoned, "torch cannot read it"),
+    ("empty", lambda path: path.write_bytes(b""), "0 bytes instead of"),
+    (
+        "replaced by another program's",
+        signed(lambda path: torch.save({"net": 0}, path)),
+        "not a checkpoint of this program",
+    ),
+    ("of a future version", signed(future), "this version reads format"),
+    ("without its manifest", lambda path: manifest(path).unlink(), "no manifest beside it"),
+    ("a pickle with code in it", signed(poisoned), "torch cannot read it"),
 )
-
-
-def _manifest(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
-
-
-def _sign(path: Path) -> None:
-    """Make the manifest fit."""
-    file = _manifest(path)
-    content = path.read_bytes()
-    facts = json.loads(file.read_text()) | {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    file.write_text(json.dumps(facts))

@@ -1,4 +1,4 @@
-"""Was anything lost? A disturbed run beside the undisturbed one."""
+"""Was anything lost? Compares a disturbed run with the undisturbed one."""
 
 from __future__ import annotations
 
@@ -7,19 +7,24 @@ import json
 from pathlib import Path
 
 from senet.train import ledger
-from tests.helpers import differences, final, records
+from tests.helpers import differences, final, not_finite, records
 
 WEIGHTS = ("net", "statistics", "optimiser", "scaler", "progress", "meters", "skipped")
 
 
 def weights(out: Path, reference: Path) -> list[str]:
-    """Differences of everything that training has computed."""
+    """Return where anything that training has computed differs."""
     one, other = final(out), final(reference)
     return [text for part in WEIGHTS for text in differences(one[part], other[part], part)]
 
 
+def finite(out: Path) -> list[str]:
+    """Return the tensors of the last checkpoint that hold numbers which are not finite."""
+    return not_finite(final(out))
+
+
 def log(out: Path, reference: Path) -> list[str]:
-    """Differences of the logs: each interval and each validation once, in order, with the same figures."""
+    """Return where the logs differ: each interval and each validation comes once, in order, with the same figures."""
     own, other = records(out), records(reference)
     found = list(differences(own, other, "log"))
     steps = [record["step"] for record in own]
@@ -29,8 +34,9 @@ def log(out: Path, reference: Path) -> list[str]:
 
 
 def images(folder: Path, reference: Path | None, steps: int, batch: int, once: bool = True) -> list[str]:
-    """What is wrong with the images trained on: `steps` an epoch, each image `once` an epoch, the same in each step as
-    undisturbed.
+    """Return what is wrong with the images trained on, which stand in the ledgers of two runs.
+
+    Each epoch has `steps` of `batch` images, the same ones in each step as undisturbed, and each image `once`.
     """
     used, _ = ledger.read(folder)
     found = []
@@ -46,9 +52,7 @@ def images(folder: Path, reference: Path | None, steps: int, batch: int, once: b
 
 
 def recovery(folder: Path, since: int) -> float:
-    """Seconds without progress around the fault: the longest gap between two batches, counted from `since` on
-    (monotonic nanoseconds).
-    """
+    """Return the seconds without progress around the fault: the longest gap between two batches after `since` (ns)."""
     lines = [
         line for file in folder.glob("rank-*.jsonl") for line in file.read_text().splitlines() if line.endswith("}")
     ]

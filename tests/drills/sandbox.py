@@ -1,73 +1,73 @@
-"""Where a drill takes place: a small data set, run folders, and the processes in them, started as a person
-starts them.
-"""
+"""Where a drill takes place: a run folder, and the processes that train in it, started as a person starts them."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import random
+import re
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from senet.prepare.demo import Demo, prepare
+import pytest
+
 from senet.system import processes
+from senet.train import ledger
+from tests.helpers import ROOT, environment, until
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIG = ROOT / "configs/debug/drill.yaml"
+STEPS, BATCH, LAST = 8, 12, 16  # steps of an epoch, images of a step, steps of the run
 LIMIT = 180.0  # seconds that one start may take before a drill counts as failed
-
-
-class Broken(Exception):
-    """The drill itself, or what it looks at, is not as it should be; the message says how."""
-
-
-class Unable(Exception):
-    """A drill that this machine cannot do; the message says why."""
+RESTARTS = 2  # how often torchrun starts its workers again
 
 
 @dataclass
 class Job:
-    """A command that is running, its output in a file."""
+    """A command that is running, with its output in a file."""
 
     process: subprocess.Popen[bytes]
     log: Path
 
     @property
-    def told(self) -> str:
+    def output(self) -> str:
         return self.log.read_text(errors="replace")
 
     def wait(self, seconds: float = LIMIT) -> int:
-        """The exit code. Raises Broken, having killed everything, when it takes longer."""
+        """Return the exit code of the command. Fails, after it has killed everything, if that takes longer."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.kill_all()
-            raise Broken(f"still running after {seconds:.0f} s; its last words: {self.told[-300:]!r}") from None
+            pytest.fail(f"still running after {seconds:.0f} s:\n{self.output[-1000:]}")
 
-    def until(self, ready: Callable[[], object], what: str, seconds: float = LIMIT) -> None:
-        """Wait for something to be so. Raises Broken when the command ends before it, or it takes too long."""
-        deadline = time.monotonic() + seconds
-        while not ready():
-            if self.process.poll() is not None:
-                raise Broken(f"ended (exit code {self.process.returncode}) before {what}: {self.told[-300:]!r}")
-            if time.monotonic() > deadline:
-                self.kill_all()
-                raise Broken(f"{what}: not in {seconds:.0f} s")
-            time.sleep(0.005)
+    def expect(self, code: int) -> None:
+        """Wait for the end and fail unless the command ends with this exit code (torchrun makes every failure a 1)."""
+        found = self.wait()
+        assert found == code, f"exit code {found} instead of {code}:\n{self.output[-2000:]}"
+
+    def until(self, holds: Callable[[], object], what: str) -> None:
+        """Wait until `holds()` is true. Fails if the command ends before."""
+
+        def look() -> bool:
+            ended = self.process.poll()
+            return bool(holds()) or (
+                ended is not None and pytest.fail(f"{ended} before {what}:\n{self.output[-1000:]}")
+            )
+
+        until(look, what, LIMIT)
 
     def family(self) -> list[int]:
-        """Process numbers of the command and of all that came from it."""
+        """Return the process numbers of the command and of all that it has started."""
         return processes.family(self.process.pid)
 
     def kill_all(self) -> None:
-        """At one moment, as a loss of power would: stopped first, so that none can answer the death of another."""
+        """Kill everything at one moment, as a loss of power would: stopped first, so that none answers to a death."""
         family = self.family()
         for number, sign in [(number, sign) for sign in (signal.SIGSTOP, signal.SIGKILL) for number in family]:
             with contextlib.suppress(ProcessLookupError):
@@ -77,13 +77,24 @@ class Job:
 
 @dataclass
 class Sandbox:
-    """One drill's folder. `start` runs `launch.train` in it."""
+    """The folder of one drill. `start` runs `launch.train` in it.
+
+    `undisturbed` is a run that nothing happened to, `stopped` one that was stopped in its second epoch.
+    """
 
     folder: Path
     data: Path
-    seed: int
+    device: str = "cpu"
+    ranks: int = 2
+    dice: random.Random = field(default_factory=random.Random)
     jobs: list[Job] = field(default_factory=list)
-    since: int = 0  # when it was brought back, for drills that do not begin with a run
+    since: int = 0  # monotonic nanoseconds at which it was brought back, for drills that do not begin with a run
+    drawn: int = 0  # the step that was drawn last
+    undisturbed: Sandbox | None = None
+    stopped: Sandbox | None = None
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def out(self) -> Path:
@@ -93,94 +104,74 @@ class Sandbox:
     def ledger(self) -> Path:
         return self.folder / "ledger"
 
+    @property
+    def output(self) -> str:
+        """What all jobs have printed."""
+        return "".join(job.output for job in self.jobs)
+
+    def draw(self, faults: str) -> str:
+        """Draw the steps of a fault string: "{3-8}" becomes one of 3 to 8, and "{+1}" the step after it."""
+
+        def one(match: re.Match[str]) -> str:
+            first, last = match.groups()
+            self.drawn = self.dice.randint(int(first), int(last)) if first else self.drawn + int(last)
+            return str(self.drawn)
+
+        return re.sub(r"\{(?:(\d+)-|\+)(\d+)\}", one, faults)
+
     def start(
         self,
         *words: object,
-        ranks: int = 2,
-        restarts: int = 0,
         faults: str = "",
+        ranks: int | None = None,
+        restarts: int = 0,
         often: bool = True,
-        data: Path | None = None,
+        port: int = 0,
         out: Path | None = None,
-        env: dict[str, str] | None = None,
-        torchrun: tuple[str, ...] = ("--standalone",),
+        **more: str,
     ) -> Job:
-        """`often`: a checkpoint after every step; else every second or so, so that some work is repeated."""
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            *torchrun,
-            f"--nproc-per-node={ranks}",
-            f"--max-restarts={restarts}",
-            "-m",
-            "launch.train",
-            str(CONFIG),
-            "--data",
-            str(data or self.data),
-            "--out",
-            str(out or self.out),
-        ]
-        command += ["--device", "cpu", "--workers", "1", "--log-every", "2", "--keep", "4"]
-        command += ["--save-minutes", "0.00001" if often else "0.02", *map(str, words)]
+        """Start a training and return it.
+
+        `often`: with a checkpoint after every step; otherwise after every second or so, so that some work is repeated.
+        `port`: it is one of two nodes with half of the ranks each, whose agents meet at this port.
+        `more` is added to its environment.
+        """
+        train: list[object] = ["--data", self.data, "--out", out or self.out, "--device", self.device, "--workers", 1]
+        train += ["--val-batch", 5, "--log-every", 2, "--keep", 4, "--save-minutes", 0.00001 if often else 0.02]
+        train += ["--deterministic"] if self.device == "cuda" else []
+        torchrun = ["--standalone", f"--nproc-per-node={ranks or self.ranks}"]
+        if port:
+            torchrun = ["--nnodes=2", f"--nproc-per-node={self.ranks // 2}", "--rdzv-backend=c10d", "--rdzv-id=drill"]
+            torchrun += [f"--rdzv-endpoint=localhost:{port}", "--local-addr=localhost"]
+            # Without it an agent that joins late waits in vain for an address that the others have shared (torch 2.14).
+            more["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        start = [sys.executable, "-m", "torch.distributed.run", *torchrun, f"--max-restarts={restarts}"]
+        start += ["-m", "launch.train", str(CONFIG), *map(str, [*train, *words])]
+        settings = environment(SENET_LEDGER=str(self.ledger), SENET_FAULTS=self.draw(faults), **more)
         log = self.folder / f"start-{len(self.jobs) + 1}.log"
-        settings = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "SENET"))}
-        settings |= {
-            "OMP_NUM_THREADS": "1",
-            "PYTHONUNBUFFERED": "1",
-            "NETRC": os.devnull,
-            "SENET_LEDGER": str(self.ledger),
-        }
-        settings |= {"SENET_FAULTS": faults} | (env or {})
         with log.open("wb") as output:
             process = subprocess.Popen(
-                command, cwd=ROOT, env=settings, stdout=output, stderr=output, start_new_session=True
+                start, cwd=ROOT, env=settings, stdout=output, stderr=output, start_new_session=True
             )
-        job = Job(process, log)
-        self.jobs.append(job)
-        return job
+        self.jobs.append(Job(process, log))
+        return self.jobs[-1]
 
-    def node(self, port: int, *words: object, faults: str = "", restarts: int = 3) -> Job:
-        """One of two agents of a job on two nodes, with one rank each."""
-        torchrun = (
-            "--nnodes=2",
-            "--rdzv-backend=c10d",
-            f"--rdzv-endpoint=localhost:{port}",
-            "--rdzv-id=drill",
-            "--local-addr=localhost",
-        )
-        # An agent that comes new to a job waits in vain for an address that the others have shared among themselves
-        # before (torch 2.14).
-        env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-        return self.start(*words, ranks=1, restarts=restarts, faults=faults, env=env, torchrun=torchrun)
+    def run(self, *words: object, expect: int = 0, **how: object) -> None:
+        """Start a training and wait for its end. Fails if it has another exit code than expected."""
+        self.start(*words, **how).expect(expect)  # type: ignore[arg-type]
 
-    def run(self, *words: object, expect: int = 0, **how: object) -> Job:
-        """Start, and wait for the end. Raises Broken for another exit code than expected (torchrun makes every failure
-        a 1).
-        """
-        job = self.start(*words, **how)  # type: ignore[arg-type]
-        code = job.wait()
-        if code != expect:
-            raise Broken(f"exit code {code} instead of {expect}: {job.told[-400:]!r}")
-        return job
-
-    def checkpoint(self, step: int) -> Path:
-        return self.out / f"checkpoints/step-{step:08d}.pt"
+    def reach(self, job: Job, step: int) -> None:
+        """Wait until a job has begun a step."""
+        job.until(lambda: max(ledger.read(self.ledger)[0], default=-1) >= step, f"step {step}")
 
     def newest(self) -> Path:
-        """The newest finished checkpoint."""
+        """Return the newest finished checkpoint."""
         return Path(str(max((self.out / "checkpoints").glob("step-*.pt.json"))).removesuffix(".json"))
 
     def close(self) -> None:
         for job in self.jobs:
             if job.process.poll() is None:
                 job.kill_all()
-
-
-def make_data(folder: Path) -> Path:
-    """The demo set's first pictures: 98 for training, so that two are left over, and 50 for validation."""
-    prepare(folder, Demo(train=98, val=50))
-    return folder
 
 
 def free_port() -> int:
@@ -190,13 +181,12 @@ def free_port() -> int:
 
 @contextmanager
 def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
-    """A file system of its own. Raises Unable where it cannot be mounted (without root, say)."""
+    """Give a file system of its own. Skips the drill if it cannot be mounted (without root, for instance)."""
     folder.mkdir(parents=True)
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", str(folder)], capture_output=True, check=False
-    )
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise Unable(f"a small disk cannot be mounted here: {done.stderr.decode().strip()}")
+        pytest.skip(f"cannot mount a small disk: {done.stderr.strip()}")
     try:
         yield folder
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, assert_same, command, environment, final, records, run, until
+from tests.helpers import ROOT, environment, until
 
 RANK = """
 import sys, time
@@ -79,51 +78,3 @@ print("called", len(called), flush=True)
         words = [sys.executable, "-c", program, str(tmp_path)]
         done = subprocess.run(words, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=60, check=False)
         assert f"called {calls}" in done.stdout, done.stderr
-
-
-@pytest.mark.slow
-def test_workers_of_a_dead_torchrun_save_and_end_and_the_run_goes_on(tmp_path: Path, tiny: Path, images: Path) -> None:
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    words = [
-        tiny,
-        "epochs=20",
-        "--data",
-        images,
-        "--backend",
-        "pillow",
-        "--log-every",
-        "2",
-        "--workers",
-        "1",
-        "--hang-minutes",
-        "0.2",
-    ]
-    assert run("launch.train", *words, "--out", whole, ranks=2).returncode == 0
-    with (tmp_path / "told").open("w") as told:
-        agent = subprocess.Popen(
-            command("launch.train", *words, "--out", out, ranks=2), cwd=ROOT, env=environment(), stderr=told
-        )
-    until(lambda: (out / "log.jsonl").exists() and len((out / "log.jsonl").read_text()) > 0)
-    workers = [int(word) for word in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()]
-    assert len(workers) == 2
-    agent.kill()
-    agent.wait()
-    until(lambda: not any(alive(worker) for worker in workers))
-    text = (tmp_path / "told").read_text()
-    assert text.count("torchrun is gone; saves and stops") >= 1
-    assert "stopped after epoch" in text
-    assert "hangs" not in text
-    assert final(out)["progress"]["epoch"] < 20, "killed too late"
-    again = run("launch.train", *words, "--out", out, ranks=2)
-    assert again.returncode == 0, again.stderr
-    assert "resumed" in again.stderr
-    assert_same(final(whole), final(out))
-    assert records(whole) == records(out)
-
-
-def alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()

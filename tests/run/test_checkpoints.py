@@ -1,0 +1,46 @@
+"""Checkpoints are what the run was when they were asked for, and those that are wanted are kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from senet.run import checkpoint
+from senet.run.saver import Saver
+from tests.helpers import run
+
+
+def test_a_snapshot_is_not_reached_by_what_comes_after(tmp_path: Path) -> None:
+    saver = Saver(tmp_path, keep=10)
+    weights = torch.zeros(1000, 1000)
+    for step in range(5):
+        weights.fill_(step)
+        saver.save(step, {"net": {"w": weights}, "list": [weights, 1, "x"]}, {}, ["best.pt"] if step == 2 else [])
+    weights.fill_(-1)
+    saver.close()
+    assert not saver.news()
+    for step in range(5):
+        payload = checkpoint.read(tmp_path / f"step-{step:08d}.pt")
+        assert payload["net"]["w"].unique().tolist() == [step]
+        assert payload["list"][1:] == [1, "x"]
+    assert checkpoint.read(tmp_path / "best.pt")["net"]["w"][0, 0] == 2
+
+
+def test_what_is_kept(tmp_path: Path, tiny: Path, images: Path) -> None:
+    """The newest, the best, those of every n-th epoch, and one an hour; each whole."""
+    out = tmp_path / "out"
+    arguments = [tiny, "epochs=3", "--data", images, "--out", out, "--backend", "pillow", "--save-minutes", 0.00001]
+    done = run("launch.train", *arguments, "--keep", 1, "--keep-every", 2, "--keep-hours", 1)
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in (out / "checkpoints").glob("*.pt")}
+    assert names == {"step-00000015.pt", "best.pt", "epoch-0002.pt", "timed-00000000.pt"}
+    payloads = {name: checkpoint.read(out / "checkpoints" / name) for name in names}
+    assert payloads["epoch-0002.pt"]["progress"]["epoch"] == 2
+    assert payloads["best.pt"]["progress"]["epoch"] == payloads["step-00000015.pt"]["progress"]["best"]["epoch"]
+    for file in (out / "checkpoints").glob("timed-*.pt"):
+        os.utime(file, (0, 0))
+    again = run("launch.train", *arguments, "epochs=4", "--accept-changes", "--keep", 1, "--keep-hours", 1)
+    assert again.returncode == 0, again.stderr
+    assert len(list((out / "checkpoints").glob("timed-*.pt"))) == 2
