@@ -10,7 +10,7 @@ import dataclasses
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -19,7 +19,7 @@ from torch import nn
 
 from senet.errors import UsageError
 from senet.execution import tail
-from senet.models.resnet import Block, ResNet
+from senet.models.network import Network, TailBlock
 
 Layout = Literal["channels_last", "contiguous"]
 Tail = Literal["plain", "analytic", "triton"]
@@ -74,7 +74,7 @@ def prepare(net: nn.Module, execution: Execution) -> nn.Module:
     _check(net, execution, device)
     net.to(memory_format=execution.memory_format)
     for block in net.modules():
-        if isinstance(block, Block):
+        if isinstance(block, TailBlock):
             block.tail = tail.of(block, execution.tail)
     for module in net.modules():
         module._compiled_call_impl = None
@@ -90,7 +90,7 @@ def choices(net: nn.Module, device: torch.device) -> list[Execution]:
     nets: the kernels of large ones outlast the launching of the next.
     """
     able = _compiler(device) is None
-    graphs = [False, True] if device.type == "cuda" and isinstance(net, ResNet) and net.small else [False]
+    graphs = [False, True] if device.type == "cuda" and isinstance(net, Network) and net.small else [False]
     found = []
     for layout in get_args(Layout):
         for compiled in [False, True] if able else [False]:
@@ -104,12 +104,10 @@ def choices(net: nn.Module, device: torch.device) -> list[Execution]:
 
 def _check(net: nn.Module, execution: Execution, device: torch.device) -> None:
     if execution.tail != "plain" and not _fused(net):
-        why = (
-            "no block of this net ends with BN, SE, sum and ReLU"
-            if isinstance(net, ResNet)
-            else "only nets of this project have it"
+        raise UsageError(
+            f"execution.tail: {execution.tail!r} would have no effect: no block of this net ends with BN, SE, sum and "
+            "ReLU; use plain"
         )
-        raise UsageError(f"execution.tail: {execution.tail!r} would have no effect: {why}; use plain")
     if execution.tail == "triton":
         if not _triton():
             raise UsageError(
@@ -130,7 +128,7 @@ def _check(net: nn.Module, execution: Execution, device: torch.device) -> None:
 
 
 def _fused(net: nn.Module) -> bool:
-    return any(tail.fits(block) for block in net.modules() if isinstance(block, Block))
+    return any(block.fusable for block in net.modules() if isinstance(block, TailBlock))
 
 
 def _triton() -> bool:
@@ -149,28 +147,17 @@ def _compiler(device: torch.device) -> str | None:
     return f"needs a compiler, and there is none of {', '.join(wanted[1:])}; install one or name it in ${wanted[0]}"
 
 
-def _parts(net: nn.Module) -> Iterator[nn.Module]:
-    """What is compiled by itself. A net of timm is compiled whole: its parts are not known here."""
-    if isinstance(net, ResNet):
-        yield net.stem
-        yield from (module for module in net.modules() if isinstance(module, Block))
-        if len(net.last):
-            yield net.last
-    else:
-        yield net
-
-
 def _compile(net: nn.Module) -> None:
     import torch._dynamo
 
     torch._dynamo.reset()  # what was compiled for other executions counts against the limits below
-    parts = list(_parts(net))
+    parts = list(net.parts()) if isinstance(net, Network) else [net]
     # Parts of one shape share their code, but all parts share one table of codes: per shape, training or evaluation,
     # size of the batch and of growing images. Beyond its usual limit of 8 the rest would run uncompiled.
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, 256)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 1024)
     # DDP's cutting of compiled graphs is for whole nets: parts end where gradients can go anyway.
-    limits.optimize_ddp = not isinstance(net, ResNet)
+    limits.optimize_ddp = parts == [net]
     for part in parts:
         part.compile(dynamic=False)

@@ -21,59 +21,34 @@ PyTorch's operators (for Inductor to fuse) and Triton's kernels: they differ in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from senet.models.resnet import Block, PreactivationBlock
-from senet.models.se import GATES, SEBlock
-
-# Of a gate, from its value.
-SLOPES: dict[str, Callable[[Tensor], Tensor]] = {
-    "sigmoid": lambda s: s * (1 - s),
-    "tanh": lambda s: 1 - s * s,
-    "relu": lambda s: (s > 0).to(s.dtype),
-}
+from senet.models.network import Tail, TailBlock
+from senet.models.se import GATES, SLOPES, SEBlock
 
 
-def fits(block: Block) -> bool:
-    """Has the block this tail? Not if it is a pre-activation block, nor if SE stands before the sum without averaging
-    over the map.
-    """
-    averages = not isinstance(block.se, SEBlock) or block.se.settings.squeeze == "avg"
-    return averages and not isinstance(block, PreactivationBlock)
+def of(block: TailBlock, kind: Literal["plain", "analytic", "triton"]) -> Tail:
+    """Return the tail of a block: the fused one of this kind if the block has such an end, otherwise its own."""
+    return block.plain if kind == "plain" or not block.fusable else {"analytic": analytic, "triton": triton}[kind]
 
 
-def of(block: Block, kind: Literal["plain", "analytic", "triton"]) -> Callable[[Block, Tensor], Tensor] | None:
-    """What `Block.tail` is to be; None where the layers are to be computed one by one."""
-    return None if kind == "plain" or not fits(block) else {"analytic": analytic, "triton": triton}[kind]
+def analytic(inner: Tensor, shortcut: Tensor, norm: nn.Module, se: nn.Module) -> Tensor:
+    """Compute relu(shortcut + se(norm(inner))) in PyTorch's operators, all [N, C, H, W]."""
+    return _tail(inner, shortcut, norm, se, False)
 
 
-def analytic(block: Block, x: Tensor) -> Tensor:
-    """`block(x)` with its tail in PyTorch's operators."""
-    return _block(block, x, False)
+def triton(inner: Tensor, shortcut: Tensor, norm: nn.Module, se: nn.Module) -> Tensor:
+    """Compute relu(shortcut + se(norm(inner))) in Triton's kernels, all [N, C, H, W]."""
+    return _tail(inner, shortcut, norm, se, True)
 
 
-def triton(block: Block, x: Tensor) -> Tensor:
-    """`block(x)` with its tail in Triton's kernels."""
-    return _block(block, x, True)
-
-
-def _block(block: Block, x: Tensor, kernels: bool) -> Tensor:
-    *layers, bn = block.branch
-    inner = block.se_pre(x)
-    for layer in layers:
-        inner = layer(inner)
+def _tail(x: Tensor, shortcut: Tensor, bn: nn.Module, block: nn.Module | None, kernels: bool) -> Tensor:
     assert isinstance(bn, nn.BatchNorm2d)
-    se = block.se if isinstance(block.se, SEBlock) else None
-    return block.se_post(_tail(inner, block.se_identity(block.shortcut(x)), bn, se, kernels))
-
-
-def _tail(x: Tensor, shortcut: Tensor, bn: nn.BatchNorm2d, se: SEBlock | None, kernels: bool) -> Tensor:
-    """[N, C, H, W], the same -> the same."""
+    se = block if isinstance(block, SEBlock) else None
     of_batch = bn.training or bn.running_mean is None or bn.running_var is None
     kernels = kernels and x.dtype != torch.float64
     mean, var = bn.running_mean, bn.running_var

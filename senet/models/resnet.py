@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from senet import config
+from senet.models.network import Network, TailBlock
 from senet.models.se import SEBlock
 
 
@@ -20,12 +21,42 @@ class Branch(nn.Sequential):
     """The residual branch, a sequence of named layers."""
 
     def add(self, **layers: nn.Module) -> None:
+        """Append layers under their names."""
         for name, layer in layers.items():
             self.add_module(name, layer)
 
+    @property
+    def norm(self) -> nn.Module:
+        """The BN at the end of the branch; the identity if it ends otherwise."""
+        return self[-1] if isinstance(self[-1], nn.BatchNorm2d) else IDENTITY
 
-class Block(nn.Module):
-    """A residual unit with a slot at each place where the paper puts an SE block (figure 5, section 6.5)."""
+    def inner(self, x: Tensor) -> Tensor:
+        """Compute the branch up to `norm`."""
+        for layer in self:
+            x = x if layer is self.norm else layer(x)
+        return x
+
+
+IDENTITY = nn.Identity()
+
+
+def relu_of_sum(inner: Tensor, shortcut: Tensor, norm: nn.Module, se: nn.Module) -> Tensor:
+    """Compute the end of a block as figure 5 has it."""
+    return F.relu(shortcut + se(norm(inner)))
+
+
+def sum_alone(inner: Tensor, shortcut: Tensor, norm: nn.Module, se: nn.Module) -> Tensor:
+    """Compute the end of a pre-activation block."""
+    return shortcut + se(norm(inner))
+
+
+class Block(TailBlock):
+    """A residual unit with a slot at each place where the paper puts an SE block (figure 5, section 6.5).
+
+    A slot holds an SE block or the identity. [N, inputs, H, W] -> [N, width * expansion, H / stride, W / stride].
+    """
+
+    plain = staticmethod(relu_of_sum)
 
     def __init__(self, net: config.ResNet, inputs: int, width: int, stride: int, se: config.SE | None) -> None:
         super().__init__()
@@ -38,7 +69,7 @@ class Block(nn.Module):
         self.se = slot(outputs, se, place == "standard")
         self.se_identity = slot(outputs, se, place == "identity")
         self.se_post = slot(outputs, se, place == "post")
-        self.tail: Callable[[Block, Tensor], Tensor] | None = None  # see `senet.execution.execution.prepare`
+        self.tail = self.plain  # see `senet.execution.execution.prepare`
 
     def _shortcut(self, net: config.ResNet, inputs: int, outputs: int, stride: int) -> nn.Module:
         if inputs == outputs and stride == 1:
@@ -49,25 +80,34 @@ class Block(nn.Module):
             layers.add(bn=nn.BatchNorm2d(outputs))
         return layers
 
+    @property
+    def fusable(self) -> bool:  # type: ignore[override]
+        return not isinstance(self.se, SEBlock) or self.se.settings.squeeze == "avg"
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.tail:  # computes what follows in fewer passes over memory
-            return self.tail(self, x)
-        residual = self.se(self.branch(self.se_pre(x)))
-        return self.se_post(F.relu(self.se_identity(self.shortcut(x)) + residual))
+        entry, skipped = self.enter(x)
+        inner = self.branch.inner(self.se_pre(entry))
+        shortcut = self.se_identity(self.shortcut(skipped))
+        return self.se_post(self.tail(inner, shortcut, self.branch.norm, self.se))
+
+    def enter(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the branch and what the shortcut start from."""
+        return x, x
 
 
 class PreactivationBlock(Block):
     """BN and ReLU before the convolutions ("Identity Mappings"); a projection starts from the activated input."""
 
+    plain = staticmethod(sum_alone)
+    fusable = False
+
     def __init__(self, net: config.ResNet, inputs: int, width: int, stride: int, se: config.SE | None) -> None:
         super().__init__(net, inputs, width, stride, se)
         self.bn = nn.BatchNorm2d(inputs)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def enter(self, x: Tensor) -> tuple[Tensor, Tensor]:
         active = F.relu(self.bn(x))
-        shortcut = x if isinstance(self.shortcut, nn.Identity) else self.shortcut(active)
-        residual = self.se(self.branch(self.se_pre(active)))
-        return self.se_post(self.se_identity(shortcut) + residual)
+        return active, x if isinstance(self.shortcut, nn.Identity) else active
 
 
 def basic(net: config.ResNet, inputs: int, width: int, stride: int, se: config.SE | None) -> Branch:
@@ -126,7 +166,7 @@ def stem_width(net: config.ResNet) -> int:
     return {"cifar": net.widths[0], "conv7x7": 64, "conv3x3x3": 128}[net.stem.kind]
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """[N, 3, H, W] -> logits [N, classes]. Stages are numbered as in the paper: 2 to 5, CIFAR 2 to 4."""
 
     def __init__(self, net: config.ResNet, classes: int) -> None:
@@ -152,6 +192,13 @@ class ResNet(nn.Module):
         self.dropout = nn.Dropout(net.dropout)
         self.fc = nn.Linear(channels, classes)
         initialise(self, net.zero_init)
+
+    def parts(self) -> Iterator[nn.Module]:
+        yield self.stem
+        for stage in self.stages.children():
+            yield from stage.children()
+        if len(self.last):
+            yield self.last
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.last(self.stages(self.stem(x)))

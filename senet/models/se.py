@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from senet import config
 
 GATES = {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
+SLOPES: dict[str, Callable[[Tensor], Tensor]] = {  # the derivative of each, from its value
+    "sigmoid": lambda s: s * (1 - s),
+    "tanh": lambda s: 1 - s * s,
+    "relu": lambda s: (s > 0).to(s.dtype),
+}
 
 
 class SEBlock(nn.Module):

@@ -47,7 +47,9 @@ def test_state_and_results_stay_and_one_net_can_be_prepared_again() -> None:
         prepare(net, execution)
         assert list(net.state_dict()) == names
         assert net.stages.stage2[0].branch.conv2.weight.is_contiguous(memory_format=execution.memory_format)
-        assert all(bool(m.tail) == (execution.tail != "plain") for m in net.modules() if isinstance(m, Block))
+        assert all(
+            (m.tail is not m.plain) == (execution.tail != "plain") for m in net.modules() if isinstance(m, Block)
+        )
         torch.testing.assert_close(net(x), plain(x), rtol=1e-9, atol=1e-9)
     copy.deepcopy(prepare(net, Execution(tail="analytic")))(x)
 
@@ -58,7 +60,7 @@ def test_state_and_results_stay_and_one_net_can_be_prepared_again() -> None:
         (
             Timm("resnet18"),
             Execution(tail="analytic"),
-            "execution.tail: 'analytic' would have no effect: only nets of this project",
+            "execution.tail: 'analytic' would have no effect: no block of this net",
         ),
         (
             Bottleneck(**{**SMALL.__dict__, "preactivation": True}),

@@ -49,7 +49,7 @@ def make(name: str, inputs: int = 12, stride: int = 2) -> tuple[Block, Block]:
             nn.init.uniform_(module.bias, -1, 1)
     other = copy.deepcopy(plain)
     other.tail = tail.of(other, "analytic")
-    assert other.tail is not None
+    assert other.tail is tail.analytic
     return plain, other
 
 
@@ -195,10 +195,10 @@ def test_a_mean_far_from_zero_costs_no_digits(
 def test_other_blocks_stay_as_they_are() -> None:
     for squeeze in ("max", "none"):
         block = Block(NET, 16, 8, 1, SE(ratio=4, squeeze=squeeze))
-        assert tail.of(block, "analytic") is None
-    assert tail.of(PreactivationBlock(NET, 16, 8, 1, None), "analytic") is None
+        assert tail.of(block, "analytic") is block.plain
+    assert tail.of(PreactivationBlock(NET, 16, 8, 1, None), "analytic") is PreactivationBlock.plain
     assert tail.of(Block(NET, 16, 8, 1, SE(ratio=4, squeeze="max", place="pre")), "analytic") is tail.analytic
-    assert tail.of(Block(NET, 16, 8, 1, None), "plain") is None
+    assert tail.of(Block(NET, 16, 8, 1, None), "plain") is Block.plain
 
 
 def test_nothing_is_kept_but_input_and_output() -> None:
