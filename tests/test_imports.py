@@ -22,7 +22,8 @@ LAYERS = [
     {"senet.execution", "senet.prepare"},
     {"senet.train", "senet.plan"},
     {"senet.run"},
-    {"senet.diagnose", "senet.bench"},
+    {"senet.diagnose"},
+    {"senet.bench"},
     {"launch"},
 ]
 # What must answer in milliseconds, or on a machine without torch.

@@ -4,31 +4,29 @@ they work.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.amp.autocast_mode import autocast
 from torch.amp.grad_scaler import GradScaler
 
 from senet import config
-from senet.config import Config, Net, Synthetic, Timm
-from senet.data.loader import BadImages, Batch
+from senet.config import Config
+from senet.data.endless import Endless, noise
 from senet.distributed import World
 from senet.errors import UsageError
 from senet.execution.execution import Execution, Layout, Tail, prepare
 from senet.models import build
 from senet.system.timing import Step
+from senet.train import optimiser
 from senet.train.meter import Meter
-from senet.train.optimiser import build as build_optimiser
-from senet.train.trainer import DTYPES, Trainer
+from senet.train.trainer import DTYPES, Trainer, precision
 
 LOG_EVERY = 50  # steps, as launch.train has it
 
-# timm's names of the same networks; where it has two of one, the one that computes what ours does.
+# timm's names of the same networks; of two for one, that of the net that computes what ours does.
 TIMM = {
     "se_resnet50": "legacy_seresnet50",
     "se_resnet50:v1.5": "seresnet50",
@@ -43,36 +41,20 @@ TIMM = {
 }
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What all contestants have in common."""
+def short(name: str) -> str:
+    """Return `imagenet/se_resnet50:v1.5` for configs/imagenet/se_resnet50.yaml:v1.5."""
+    return name.replace(".yaml", "").rpartition("configs/")[2]
 
-    device: torch.device
-    batch: int
-    crop: int
-    classes: int
-    precision: str  # fp32, bf16, fp16
 
-    def config(self, net: Net) -> Config:
-        data = Synthetic(classes=self.classes, crop=self.crop)
-        return config.from_dict(
-            config.to_dict(Config(net=net, data=data, batch=self.batch)) | {"precision": self.precision}
-        )
-
-    def data(self) -> tuple[Tensor, Tensor]:
-        """(float32 [batch, 3, crop, crop] contiguous, int64 [batch]): noise, the same for all."""
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randn(self.batch, 3, self.crop, self.crop, generator=generator)
-        return images.to(self.device), (torch.arange(self.batch) % self.classes).to(self.device)
-
-    def cast(self) -> autocast:
-        return autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32")
+def synthetic(name: str, *overrides: str, batch: int | None = None, crop: int | None = None) -> Config:
+    """Load a config with noise in place of its data set. Raises UsageError."""
+    loaded = config.load(name)
+    data = ["data.set=synthetic", f"data.classes={loaded.data.classes}", f"data.crop={crop or loaded.data.crop}"]
+    return config.load(name, [*data, f"batch={batch or loaded.batch}", *overrides])
 
 
 def execution(text: str) -> Execution:
-    """The Execution that a name such as `channels_last`, `contiguous+compile` or `channels_last+analytic+compile`
-    means. Raises UsageError.
-    """
+    """Return the Execution that a name such as `channels_last+analytic+compile` means. Raises UsageError."""
     chosen: dict[str, Any] = {}
     for word in text.split("+"):
         if word in get_args(Layout):
@@ -87,49 +69,21 @@ def execution(text: str) -> Execution:
     return Execution(**chosen)
 
 
-def label(execution: Execution) -> str:
-    """The name by which `execution` finds it."""
-    return str(execution).replace(" ", "+")
+def label(how: Execution) -> str:
+    """Return the name by which `execution` finds it."""
+    return str(how).replace(" ", "+")
 
 
-class Endless:
-    """A loader that gives the same micro-batches in each step, already on the device: what is left is the net and the
-    loop.
-    """
-
-    steps, waited = 1 << 40, 0.0
-    images, fingerprint, classes = 1 << 40, "", ()
-    description: Mapping[str, Any] = {}
-
-    def __init__(self, *micro: Batch) -> None:
-        self.micro, self.accumulation_steps, self.bad = micro, len(micro), BadImages(0)
-
-    def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
-        while True:
-            yield from self.micro
-
-    def names(self, step: int) -> list[str]:
-        return []
-
-    def close(self) -> None:
-        pass
+def resident(settings: Config, world: World, how: Execution) -> Any:
+    """Return a loader whose one batch is on the device already, as ours give it: in the net's layout and precision."""
+    data, dtype = settings.data, DTYPES[settings.precision]
+    return Endless.of(noise(settings.batch, data.crop, data.classes, world.device, dtype, how.memory_format))
 
 
-def ours(net: Net, setting: Setting, how: Execution) -> Step:
-    """The real Trainer, with the looks that a run takes at its sums every so many steps."""
-    config, world = setting.config(net), World(0, 1, setting.device)
-    trainer = Trainer.build(config, world, how)
-    images, labels = setting.data()
-    meter = Meter(setting.device)
-    # As our loaders give them: in the net's memory format, rounded already to what it computes in.
-    given = images.to(DTYPES[setting.precision], memory_format=how.memory_format)
-    loader: Any = Endless(Batch(given, labels))
-    return looked_at(trainer, loader, meter)
-
-
-def looked_at(trainer: Trainer, loader: Any, meter: Meter) -> Step:
-    """The trainer's steps, one a call; its sums are read every LOG_EVERY of them."""
-    steps = trainer.steps(loader, 0, 0, meter)
+def ours(settings: Config, world: World, how: Execution, loader: Any = None) -> Step:
+    """Return steps of the real Trainer, whose sums are read as often as a run reads them."""
+    trainer, meter = Trainer.build(settings, world, how), Meter(world.device)
+    steps = trainer.steps(loader or resident(settings, world, how), 0, 0, meter)
 
     def step() -> None:
         if next(steps) % LOG_EVERY == 0:
@@ -139,88 +93,89 @@ def looked_at(trainer: Trainer, loader: Any, meter: Meter) -> Step:
     return step
 
 
-def bare(net: Net, setting: Setting, how: Execution) -> Step:
-    """Forward, backward, SGD and nothing else: no sums, no check of gradients, no log."""
+def bare(settings: Config, world: World, how: Execution, loader: Any = None) -> Step:
+    """Return steps of forward, backward, SGD and nothing else: no sums, no check of gradients, no log."""
     torch.manual_seed(0)
-    module = prepare(build(net, setting.classes).to(setting.device), how).train()
-    optimiser = build_optimiser(module, setting.config(net).optim)
-    images, labels = setting.data()
-    images = images.contiguous(memory_format=how.memory_format)
-    return plain_loop(module, optimiser, setting, lambda: (images, labels))
+    net = prepare(build(settings.net, settings.data.classes).to(world.device), how).train()
+    batches = (loader or resident(settings, world, how)).batches(0, 0)
+    sgd, scaler = optimiser.build(net, settings.optim), _scaler(settings, world)
+    return _loop(settings, world, net, sgd, lambda: next(batches)[:2], F.cross_entropy, scaler, lambda loss: None)
 
 
-def plain_loop(module: nn.Module, optimiser: torch.optim.Optimizer, setting: Setting, batch: Any) -> Step:
-    """What a tutorial's loop does with a batch from `batch()`."""
-    scaler = GradScaler(setting.device.type, enabled=setting.precision == "fp16")
+def timm_style(settings: Config, world: World, name: str, compiled: bool) -> Step:
+    """Return steps of timm's net `name` in a loop like its train.py: AMP, channels_last, torch's own SGD, the loss read
+    by the host in each step.
+    """
+    torch.manual_seed(0)
+    net = build(config.from_dict({"net": {"timm": name}}).net, settings.data.classes).to(world.device)
+    net = net.to(memory_format=torch.channels_last).train()
+    groups = _groups(net, lambda name, parameter: parameter.ndim <= 1)
+    sgd = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
+    model: Any = torch.compile(net) if compiled else net
+    batch = noise(settings.batch, settings.data.crop, settings.data.classes, world.device)[:2]
+    seen: list[float] = []
+
+    def after(loss: Tensor) -> None:
+        seen[:] = [loss.item()]
+
+    criterion = nn.CrossEntropyLoss()
+    return _loop(settings, world, model, sgd, lambda: batch, criterion, _scaler(settings, world), after)
+
+
+def nvidia_style(settings: Config, world: World) -> Step:
+    """Return steps of our net in a loop like that of NVIDIA's examples: images come as contiguous float32 and are made
+    channels_last in each step, the loss scale of fp16 is static, and in each step the host waits for the device and
+    reads the loss.
+    """
+    torch.manual_seed(0)
+    net = build(settings.net, settings.data.classes).to(world.device).to(memory_format=torch.channels_last).train()
+    sgd = torch.optim.SGD(_groups(net, lambda name, parameter: "bn" in name), lr=0.1, momentum=0.875)
+    scaler = _scaler(settings, world, init_scale=128, growth_interval=100_000_000)
+    data = settings.data
+    arrived = noise(settings.batch, data.crop, data.classes, world.device, layout=torch.contiguous_format)
+    seen: list[float] = []
+
+    def batch() -> tuple[Tensor, Tensor]:
+        return arrived.images.contiguous(memory_format=torch.channels_last), arrived.labels
+
+    def after(loss: Tensor) -> None:
+        if loss.is_cuda:
+            torch.cuda.synchronize(loss.device)
+        seen[:] = [loss.item()]
+
+    return _loop(settings, world, net, sgd, batch, nn.CrossEntropyLoss(label_smoothing=0.1), scaler, after)
+
+
+def _loop(
+    settings: Config,
+    world: World,
+    model: nn.Module,
+    sgd: torch.optim.Optimizer,
+    batch: Callable[[], Any],
+    criterion: Callable[[Tensor, Tensor], Tensor],
+    scaler: GradScaler,
+    after: Callable[[Tensor], None],
+) -> Step:
+    """Return what a tutorial's loop does with a batch, and `after` with its loss."""
 
     def step() -> None:
         images, labels = batch()
-        with setting.cast():
-            logits = module(images)
-        scaler.scale(F.cross_entropy(logits.float(), labels)).backward()
-        scaler.step(optimiser)
-        scaler.update()
-        optimiser.zero_grad(set_to_none=True)
-
-    return step
-
-
-def timm_style(name: str, setting: Setting, compiled: bool) -> Step:
-    """timm's model in a loop like its train.py: AMP, channels_last, torch's own SGD, the loss read by the host in each
-    step.
-    """
-    torch.manual_seed(0)
-    module = build(Timm(name), setting.classes).to(setting.device).to(memory_format=torch.channels_last).train()
-    decayed = [p for p in module.parameters() if p.ndim > 1]
-    spared = [p for p in module.parameters() if p.ndim <= 1]
-    groups = [{"params": spared, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 1e-4}]
-    optimiser = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True)
-    model: Any = torch.compile(module) if compiled else module
-    criterion = nn.CrossEntropyLoss()
-    scaler = GradScaler(setting.device.type, enabled=setting.precision == "fp16")
-    images, labels = setting.data()
-    images = images.contiguous(memory_format=torch.channels_last)
-    shown = [0.0, 0]
-
-    def step() -> None:
-        with setting.cast():
+        with precision(settings, world.device):
             loss = criterion(model(images), labels)
         scaler.scale(loss).backward()
-        scaler.step(optimiser)
+        scaler.step(sgd)
         scaler.update()
-        optimiser.zero_grad()
-        shown[0] += loss.item() * len(labels)
-        shown[1] += len(labels)
+        sgd.zero_grad(set_to_none=True)
+        after(loss)
 
     return step
 
 
-def nvidia_style(net: Net, setting: Setting) -> Step:
-    """Our net in a loop like that of NVIDIA's examples: images come as NCHW float32 and are made channels_last in each
-    step, a static loss scale under AMP, and in each step the host waits for the device and reads the loss.
-    """
-    torch.manual_seed(0)
-    module = build(net, setting.classes).to(setting.device).to(memory_format=torch.channels_last).train()
-    spared = [p for name, p in module.named_parameters() if "bn" in name]
-    others = [p for name, p in module.named_parameters() if "bn" not in name]
-    groups = [{"params": spared, "weight_decay": 0.0}, {"params": others, "weight_decay": 1e-4}]
-    optimiser = torch.optim.SGD(groups, lr=0.1, momentum=0.875)
-    mixed = setting.precision == "fp16"
-    scaler = GradScaler(setting.device.type, init_scale=128, growth_interval=100_000_000, enabled=mixed)
-    criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
-    images, labels = setting.data()
-    shown: list[float] = []
+def _scaler(settings: Config, world: World, **how: Any) -> GradScaler:
+    return GradScaler(world.device.type, enabled=settings.precision == "fp16", **how)
 
-    def step() -> None:
-        arrived = images.contiguous(memory_format=torch.channels_last)
-        with setting.cast():
-            loss = criterion(module(arrived), labels)
-        scaler.scale(loss).backward()
-        scaler.step(optimiser)
-        scaler.update()
-        optimiser.zero_grad()
-        if setting.device.type == "cuda":
-            torch.cuda.synchronize(setting.device)
-        shown[:] = [loss.item()]
 
-    return step
+def _groups(net: nn.Module, spare: Callable[[str, nn.Parameter], bool]) -> list[dict[str, Any]]:
+    spared = [parameter for name, parameter in net.named_parameters() if spare(name, parameter)]
+    others = [parameter for name, parameter in net.named_parameters() if not spare(name, parameter)]
+    return [{"params": spared, "weight_decay": 0.0}, {"params": others, "weight_decay": 1e-4}]

@@ -1,9 +1,8 @@
 """Loaders against each other on the same JPEGs: images per second and per CPU-second, and host memory.
 
 Contestants: torchvision's ImageFolder with torch's DataLoader (as torchvision's references have it), DALI's own file
-reader with its own random crop (as NVIDIA's examples have it), and this project's two backends, from folders and from
-shards. Each runs in a process of its own on the same cores; rounds are interleaved, so that a slow minute of the
-machine meets all of them.
+reader with its own random crop (as NVIDIA's examples have it), and this project's two backends. Each runs in a process
+of its own on the same cores; rounds are interleaved, so that a slow minute of the machine meets all of them.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,51 +21,113 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from senet.bench.rows import Fact, Row
 from senet.system.processes import family
+from senet.system.timing import Spread
 
 CROP = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+WARM = 2  # epochs before the one that counts
+
+Epoch = Callable[[], Iterator[int]]  # goes once through the images and yields how many are in each batch
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="train/CLASS/*.JPEG (default: drawn, 500 x 375, 90 kB each)"
-    )
-    parser.add_argument(
-        "--images", type=int, default=1024, metavar="N", help="images drawn without --data (default 1024)"
-    )
-    parser.add_argument(
-        "--threads", type=int, nargs="+", default=[1, 2], metavar="N", help="threads or worker processes, and cores"
-    )
+    drawn = "train/CLASS/*.JPEG (default: drawn, 500 x 375, 90 kB each)"
+    parser.add_argument("--data", type=Path, metavar="DIR", help=drawn)
+    parser.add_argument("--images", type=int, default=1024, metavar="N", help="drawn without --data (default 1024)")
+    threads = "threads or worker processes, and cores"
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N", help=threads)
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images in a batch (default 64)")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of each contestant, measured (default 3)")
-    parser.add_argument(
-        "--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS), metavar="NAME"
-    )
-    parser.add_argument(
-        "--large", type=int, default=0, metavar="N", help="so many of the drawn images have 20 megapixels (memory)"
-    )
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of each contestant (default 3)")
+    names = list(CONTESTANTS)
+    parser.add_argument("--contestants", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    large = "so many of the drawn images have 20 megapixels (to see what memory they take)"
+    parser.add_argument("--large", type=int, default=0, metavar="N", help=large)
     parser.add_argument("--one", nargs=2, metavar=("NAME", "THREADS"), help=argparse.SUPPRESS)
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure, print a table, return it as plain data."""
+def run(args: argparse.Namespace) -> Iterator[Row]:
+    """Measure all contestants in rounds, and yield a row for each after each round."""
     if args.one:
-        return _measure(args.one[0], args.data, int(args.one[1]), args.batch)
+        yield _measure(args.one[0], args.data, int(args.one[1]), args.batch)
+        return
     with tempfile.TemporaryDirectory() as temporary:
         data = args.data or draw_photos(Path(temporary) / "photos", args.images, args.large)
-        found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        found: dict[tuple[str, int], list[Row]] = {}
         for _ in range(args.rounds):
             for threads in args.threads:
                 for name in args.contestants:
-                    found.setdefault((name, threads), []).append(_run(name, data, threads, args.batch))
-    rows = [_row(name, threads, results, found) for (name, threads), results in found.items()]
-    _print(rows)
-    return {"rows": rows, "cores": len(os.sched_getaffinity(0)), "rounds": args.rounds}
+                    found.setdefault((name, threads), []).append(_start(name, data, threads, args.batch))
+            yield from (_joined(name, threads, found) for name, threads in found)
+
+
+def _joined(name: str, threads: int, found: dict[tuple[str, int], list[Row]]) -> Row:
+    """Join the rounds of a contestant; ratios to peers come from pairs of the same round."""
+    rounds = found[name, threads]
+    how = f"{threads} thread{'s' * (threads > 1)}"
+    if failures := [row.failure for row in rounds if row.failure]:
+        return Row(name, how, failure=failures[0])
+
+    def values(row: Row) -> float:
+        return row.value.median if row.value else 0.0
+
+    facts: dict[str, Fact] = {
+        fact: Spread.of([row.number(fact) or 0.0 for row in rounds]) for fact in ("images/s", "MiB", "MiB grown")
+    }
+    for peer in ("torchvision", "dali-reader"):
+        theirs = found.get((peer, threads), [])
+        if theirs and not any(row.failure for row in theirs):
+            pairs = zip(rounds, theirs, strict=False)
+            facts[f"x {peer}"] = Spread.of([values(own) / values(other) for own, other in pairs])
+    return Row(name, how, Spread.of([values(row) for row in rounds]), "images/CPU-s", facts)
+
+
+def _start(name: str, data: Path, threads: int, batch: int) -> Row:
+    """Measure one contestant in a fresh process on `threads` cores."""
+    command = [sys.executable, "-m", "launch.bench", "loader", "--data", str(data), "--batch", str(batch)]
+    command += ["--one", name, str(threads), "--json", "-"]
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, preexec_fn=lambda: os.sched_setaffinity(0, cores)
+    )
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        return Row(name, failure=last[0][:200])
+    return Row.from_dict(json.loads(done.stdout.splitlines()[-1])[0])
+
+
+def _measure(name: str, data: Path, threads: int, batch: int) -> Row:
+    epoch = CONTESTANTS[name](data, threads, batch)
+    for _ in range(WARM):
+        sum(epoch())
+    before, began, cpu = _memory(), time.monotonic(), _cpu()
+    images = sum(epoch())
+    seconds, cpu, after = time.monotonic() - began, _cpu() - cpu, _memory()
+    facts: dict[str, Fact] = {"images/s": images / seconds, "MiB": after, "MiB grown": after - before}
+    return Row(name, value=Spread.of([images / cpu]), unit="images/CPU-s", facts=facts)
+
+
+def _cpu() -> float:
+    """CPU-seconds of this process and all its descendants."""
+    ticks = 0
+    for number in family(os.getpid()):
+        fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _memory() -> float:
+    """MiB in use by this process and all its descendants, shared pages counted once (proportional set size)."""
+    kilobytes = 0
+    for number in family(os.getpid()):
+        lines = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
+        kilobytes += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return kilobytes / 1024
 
 
 def draw_photos(root: Path, count: int, large: int = 0) -> Path:
-    """`count` JPEGs with detail at all scales in ten classes, `large` of them with 20 megapixels."""
+    """Draw `count` JPEGs of ten classes with detail at all scales, `large` of them of 20 megapixels; return `root`."""
     generator = np.random.default_rng(0)
     for number in range(count):
         folder = root / f"train/class{number % 10}"
@@ -85,67 +145,10 @@ def draw_photos(root: Path, count: int, large: int = 0) -> Path:
     return root
 
 
-def _run(name: str, data: Path, threads: int, batch: int) -> dict[str, Any]:
-    """One contestant in a fresh process on `threads` cores."""
-    command = [sys.executable, "-m", "launch.bench", "loader", "--data", str(data), "--batch", str(batch)]
-    command += ["--one", name, str(threads), "--json", "-"]
-    cores = sorted(os.sched_getaffinity(0))[:threads]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, preexec_fn=lambda: os.sched_setaffinity(0, cores)
-    )
-    if done.returncode:
-        return {
-            "error": done.stderr.strip().splitlines()[-1][:200]
-            if done.stderr.strip()
-            else f"exit code {done.returncode}"
-        }
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def _measure(name: str, data: Path, threads: int, batch: int) -> dict[str, Any]:
-    """Two epochs to warm up, then one that counts."""
-    epoch = CONTESTANTS[name](data, threads, batch)
-    for _ in range(2):
-        sum(epoch())
-    before, began, cpu = _memory(), time.monotonic(), _cpu()
-    images = sum(epoch())
-    seconds, cpu, after = time.monotonic() - began, _cpu() - cpu, _memory()
-    return {
-        "images": images,
-        "per_second": images / seconds,
-        "per_cpu_second": images / cpu,
-        "memory": after,
-        "growth": after - before,
-    }
-
-
-def _family() -> list[Path]:
-    """/proc folders of this process and all its descendants."""
-    return [Path("/proc") / str(number) for number in family(os.getpid())]
-
-
-def _cpu() -> float:
-    ticks = 0
-    for folder in _family():
-        fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _memory() -> float:
-    """MiB in use by this process and its children, shared pages counted once (proportional set size)."""
-    kilobytes = 0
-    for folder in _family():
-        for line in (folder / "smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                kilobytes += int(line.split()[1])
-    return kilobytes / 1024
-
-
 # ---------------------------------------------------------------------------------------------------------- contestants
 
 
-def _torchvision(data: Path, threads: int, batch: int) -> Callable[[], Iterator[int]]:
+def _torchvision(data: Path, threads: int, batch: int) -> Epoch:
     from torch.utils.data import DataLoader
     from torchvision import datasets, transforms
 
@@ -160,7 +163,7 @@ def _torchvision(data: Path, threads: int, batch: int) -> Callable[[], Iterator[
     return lambda: (len(labels) for _, labels in loader)
 
 
-def _dali_reader(data: Path, threads: int, batch: int) -> Callable[[], Iterator[int]]:
+def _dali_reader(data: Path, threads: int, batch: int) -> Epoch:
     from nvidia.dali import fn, pipeline_def, types
     from nvidia.dali.plugin.pytorch import DALIClassificationIterator, LastBatchPolicy
 
@@ -183,8 +186,8 @@ def _dali_reader(data: Path, threads: int, batch: int) -> Callable[[], Iterator[
     return lambda: (len(part[0]["label"]) for part in batches)
 
 
-def _ours(backend: str) -> Callable[[Path, int, int], Callable[[], Iterator[int]]]:
-    def make(data: Path, threads: int, batch: int) -> Callable[[], Iterator[int]]:
+def _ours(backend: str) -> Callable[[Path, int, int], Epoch]:
+    def make(data: Path, threads: int, batch: int) -> Epoch:
         import torch
 
         from senet.config import Folder
@@ -201,48 +204,9 @@ def _ours(backend: str) -> Callable[[Path, int, int], Callable[[], Iterator[int]
     return make
 
 
-CONTESTANTS: dict[str, Callable[[Path, int, int], Callable[[], Iterator[int]]]] = {
+CONTESTANTS: dict[str, Callable[[Path, int, int], Epoch]] = {
     "torchvision": _torchvision,
     "dali-reader": _dali_reader,
     "ours-dali": _ours("dali"),
     "ours-pillow": _ours("pillow"),
 }
-
-
-# ---------------------------------------------------------------------------------------------------------------- table
-
-
-def _row(
-    name: str, threads: int, results: list[dict[str, Any]], found: dict[tuple[str, int], list[dict[str, Any]]]
-) -> dict[str, Any]:
-    if errors := [result["error"] for result in results if "error" in result]:
-        return {"name": name, "threads": threads, "error": errors[0]}
-    row: dict[str, Any] = {"name": name, "threads": threads}
-    for key in ("per_second", "per_cpu_second", "memory", "growth"):
-        values = [result[key] for result in results]
-        row[key], row[f"{key}_range"] = statistics.median(values), [min(values), max(values)]
-    for peer in ("torchvision", "dali-reader"):
-        theirs = found.get((peer, threads), [])
-        if theirs and all("error" not in result for result in theirs):
-            ratios = [
-                own["per_cpu_second"] / other["per_cpu_second"] for own, other in zip(results, theirs, strict=True)
-            ]
-            row[f"of_{peer}"] = statistics.median(ratios)
-    return row
-
-
-def _print(rows: list[dict[str, Any]]) -> None:
-    print(
-        f"{'loader':13}{'threads':>8}{'images/s':>10}{'images/CPU-s (range)':>27}"
-        f"{'x torchvision':>15}{'x DALI reader':>15}{'MiB':>7}"
-    )
-    for row in sorted(rows, key=lambda row: (row["threads"], row["name"])):
-        if "error" in row:
-            print(f"{row['name']:13}{row['threads']:>8}  not measured: {row['error']}")
-            continue
-        low, high = row["per_cpu_second_range"]
-        speeds = f"{row['per_second']:>10.0f}{row['per_cpu_second']:>13.0f} ({low:.0f}-{high:.0f})".ljust(37)
-        ratios = "".join(
-            f"{row[key]:>15.2f}" if key in row else f"{'-':>15}" for key in ("of_torchvision", "of_dali-reader")
-        )
-        print(f"{row['name']:13}{row['threads']:>8}{speeds}{ratios}{row['memory']:>7.0f}")

@@ -1,30 +1,31 @@
-"""Training steps of whole nets on images that are already there: images/s, what SE costs, how near the roofline,
-against others' loops.
+"""Training steps of whole nets on images that are already there: images/s, what SE costs, how near the roofline, beside
+the loops of others.
 
-All that is compared runs in this process in turns: our loop with the net and with the same net without SE, each in
-every way of computing it that is asked for; with --peers also timm's model in a loop like timm's, eager and compiled,
-and our net in a loop like NVIDIA's.
+All that is compared runs in this process in turns: our loop with the net, and with the same net without SE, in every
+execution that is asked for; with --peers also timm's net in a loop like timm's, eager and compiled, and our net in a
+loop like NVIDIA's.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 
-from senet import config
-from senet.bench.contestants import TIMM, Setting, execution, label, nvidia_style, ours, timm_style
-from senet.bench.probe import probe
-from senet.errors import UsageError
+from senet import distributed
+from senet.bench.contestants import TIMM, execution, label, nvidia_style, ours, short, synthetic, timm_style
+from senet.bench.rows import Fact, Row
+from senet.config import Config
+from senet.distributed import World
 from senet.execution.execution import Execution
-from senet.plan.traffic import Device, Stack, Traffic, itemsize, trace
-from senet.system import table, timing
-from senet.system.timing import Effort, Spread, Step, Timing, ratios
+from senet.plan.traffic import Device, itemsize, trace
+from senet.system import timing
+from senet.system.timing import Effort, Step, Timing, ratios
 from senet.train.trainer import DTYPES
 
 NETS = (
@@ -36,194 +37,113 @@ NETS = (
     "configs/cifar10/se_resnet110.yaml",
 )
 PEERS = ("nvidia", "timm", "timm-compiled")
-HEADER = (
-    "net",
-    "computed",
-    "images/s (range)",
-    "ms a step",
-    "of analytic roofline",
-    "x plain net",
-    "x timm",
-    "x timm compiled",
-    "x NVIDIA's loop",
-)
+# Of each peer: the way a row calls it, and the column in which our rows stand beside it.
+WAYS = {"nvidia": "NVIDIA's loop", "timm": "timm", "timm-compiled": "timm compiled"}
+WITHOUT_SE = " without SE"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "configs",
-        nargs="*",
-        default=list(NETS),
-        metavar="CONFIG",
-        help="FILE.yaml or FILE.yaml:VARIANT, with SE or without",
+        "configs", nargs="*", default=list(NETS), metavar="CONFIG", help="FILE.yaml or FILE.yaml:VARIANT"
     )
-    parser.add_argument(
-        "--executions",
-        nargs="+",
-        default=["channels_last", "contiguous"],
-        metavar="HOW",
-        help="channels_last, contiguous, channels_last+analytic+compile, ...",
-    )
-    parser.add_argument("--precision", choices=list(DTYPES), help="default: bf16 on a GPU, else fp32")
-    parser.add_argument(
-        "--batch", type=int, metavar="N", help="images a step (default: 256 on a GPU, 1024 for CIFAR; 8 on a CPU)"
-    )
+    hows = ["channels_last", "contiguous"]
+    example = "contiguous, channels_last+analytic+compile, ... (analytic: the fused SE tail)"
+    parser.add_argument("--executions", nargs="+", default=hows, metavar="HOW", help=example)
+    parser.add_argument("--precision", choices=list(DTYPES), help="default: bf16 on a GPU, otherwise fp32")
+    parser.add_argument("--batch", type=int, metavar="N", help="default: 256 on a GPU, CIFAR 1024; on a CPU 8")
     parser.add_argument("--crop", type=int, metavar="PIXELS", help="side of the images (default: the config's)")
-    parser.add_argument(
-        "--peers",
-        nargs="*",
-        choices=PEERS,
-        help="to compare with (default: all; on a CPU not timm-compiled, slow to compile)",
-    )
+    all_of = "default: all; on a CPU not timm-compiled, which takes long to compile"
+    parser.add_argument("--peers", nargs="*", choices=PEERS, help=all_of)
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="of each contestant, in turns (default 5)")
-    parser.add_argument(
-        "--seconds", type=float, default=1.0, metavar="S", help="about, of each contestant in each round (default 1)"
-    )
+    about = "of each contestant in each round, about (default 1)"
+    parser.add_argument("--seconds", type=float, default=1.0, metavar="S", help=about)
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="also draw the images/s")
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure each net, print a table, return it as plain data."""
-    device = choose(args.device)
+def run(args: argparse.Namespace) -> Iterator[Row]:
+    """Measure each net in turn. Raises UsageError."""
+    world = distributed.start(args.device)
+    gpu = world.device.type == "cuda"
     hows = [execution(text) for text in args.executions]
-    precision = args.precision or ("bf16" if device.type == "cuda" else "fp32")
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-    best = probe(device, DTYPES[precision])
-    print(f"{best.name}: {best.bandwidth / 1e12:.3g} TB/s, {best.matmul / 1e12:.3g} TFLOP/s ({best.source})")
-    effort = Effort(args.rounds, args.seconds)
-    peers = args.peers if args.peers is not None else PEERS if device.type == "cuda" else PEERS[:2]
-    rows: list[dict[str, Any]] = []
+    precision = args.precision or ("bf16" if gpu else "fp32")
+    torch.backends.cudnn.benchmark = gpu
+    best = probe(world.device, precision)
+    print(
+        f"{best.name}: {best.bandwidth / 1e12:.3g} TB/s, {best.matmul / 1e12:.3g} TFLOP/s ({best.source})",
+        file=sys.stderr,
+    )
+    peers = args.peers if args.peers is not None else PEERS if gpu else PEERS[:2]
     for name in args.configs:
-        loaded = config.load(name)
-        crop = args.crop or loaded.data.crop
-        batch = args.batch or (8 if device.type == "cpu" else 1024 if crop <= 32 else 256)
-        setting = Setting(device, batch, crop, loaded.data.classes, precision)
-        rows += measure(name, loaded.net, setting, hows, peers, effort, best)
-    print(table.text(HEADER, cells(rows)))
-    for row in rows:
-        if row["failure"]:
-            print(f"{row['net']} {row['how']}: not measured: {row['failure']}")
-    if args.png:
-        draw(rows, best, args.png)
-    return {"device": asdict(best), "versions": {"torch": torch.__version__}, "rows": rows, "rounds": args.rounds}
-
-
-def choose(name: str) -> torch.device:
-    """auto, cpu or cuda as a device. Raises UsageError."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError(
-            "--device cuda: no CUDA device is visible; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu"
-        )
-    return torch.device("cpu" if name == "cpu" or not torch.cuda.is_available() else "cuda")
-
-
-def short(name: str) -> str:
-    """`se_resnet50:v1.5` of configs/imagenet/se_resnet50.yaml:v1.5."""
-    return Path(name.replace(".yaml", "")).name
+        batch = args.batch or (8 if not gpu else 1024 if "cifar" in name else 256)
+        settings = synthetic(name, f"precision={precision}", batch=batch, crop=args.crop)
+        yield from measure(name, settings, world, hows, peers, Effort(args.rounds, args.seconds), best)
 
 
 def measure(
     name: str,
-    net: config.Net,
-    setting: Setting,
+    settings: Config,
+    world: World,
     hows: Sequence[Execution],
     peers: Sequence[str],
     effort: Effort,
     best: Device,
-) -> list[dict[str, Any]]:
-    """A row for each contestant around one net: itself, its plain counterpart, and the peers."""
-    plain = replace(net, se=None) if isinstance(net, config.ResNet) else net
-    makers: dict[tuple[str, str], Callable[[], Step]] = {}
-    for chosen in hows:
-        makers["net", label(chosen)] = partial(ours, net, setting, chosen)
-        if plain != net:
-            makers["plain", label(chosen)] = partial(ours, plain, setting, chosen)
-    if "nvidia" in peers:
-        makers["nvidia", "NVIDIA's loop"] = partial(nvidia_style, net, setting)
-    if (theirs := TIMM.get(short(name))) is not None:
-        for peer, how in (("timm", "timm"), ("timm-compiled", "timm, compiled")):
-            if peer in peers:
-                makers["timm", how] = partial(timm_style, theirs, setting, compiled=peer == "timm-compiled")
-    keys = {f"{kind} {how}": (kind, how) for kind, how in makers}
-    found = timing.measure({text: makers[key] for text, key in keys.items()}, effort)
-    timings = {keys[text]: taken for text, taken in found.items()}
-    counts = {"net": trace(net, setting.classes, setting.crop), "plain": trace(plain, setting.classes, setting.crop)}
-    return [_row(name, kind, how, timings, counts, setting, best) for kind, how in timings]
-
-
-def _row(
-    name: str,
-    kind: str,
-    how: str,
-    timings: dict[tuple[str, str], Timing],
-    counts: dict[str, Traffic],
-    setting: Setting,
-    best: Device,
-) -> dict[str, Any]:
-    taken = timings[kind, how]
-    row: dict[str, Any] = {"net": short(name), "config": name, "kind": kind, "how": how, "failure": taken.failure}
-    row |= {"batch": setting.batch, "crop": setting.crop, "precision": setting.precision, "device": setting.device.type}
-    row |= {"first_seconds": taken.first, "memory": taken.memory}
-    if taken.failure or not taken.seconds:
-        return row
-    speed = taken.rate(setting.batch)
-    assert speed is not None
-    row |= {
-        "images_per_second": asdict(speed),
-        "ms": 1000 * setting.batch / speed.median,
-        "seconds": taken.seconds,
-        "cpu": taken.cpu,
+    plain: bool = True,
+) -> Iterator[Row]:
+    """Yield a row for each contestant around one net, after each round anew: the net, the same without SE if `plain`,
+    and the peers.
+    """
+    nets = {short(name): settings}
+    if plain and getattr(settings.net, "se", None) is not None:
+        nets[short(name) + WITHOUT_SE] = replace(settings, net=replace(settings.net, se=None))  # type: ignore[arg-type]
+    keys = [(what, label(how)) for what in nets for how in hows]
+    makers: dict[str, Callable[[], Step]] = {
+        f"{what} {label(how)}": partial(ours, each, world, how) for what, each in nets.items() for how in hows
     }
-    if kind in ("net", "plain"):
-        stacks: tuple[Stack, ...] = ("eager", "analytic")
-        for stack in stacks:
-            limit = counts[kind].images_per_second(stack, best, itemsize(setting.precision))
-            row[f"limit_{stack}"], row[f"of_{stack}"] = limit, speed.median / limit
-    if kind == "net":
-        others = {"plain": ("plain", how), "timm": ("timm", "timm"), "timm_compiled": ("timm", "timm, compiled")}
-        for other, key in (others | {"nvidia": ("nvidia", "NVIDIA's loop")}).items():
-            ratio = ratios(taken, timings[key]) if key in timings else None
-            row[f"x_{other}"] = asdict(ratio) if ratio else None
-    return row
-
-
-def cells(rows: Sequence[dict[str, Any]]) -> list[list[object]]:
-    """The lines of the table under HEADER."""
-    lines = []
-    for row in rows:
-        who = {"plain": f"{row['net']} without SE", "timm": f"timm's {TIMM.get(row['net'], '')}"}.get(
-            row["kind"], row["net"]
-        )
-        if row["failure"]:
-            lines.append([who, row["how"], "not measured", None, None, None, None, None, None])
+    theirs = TIMM.get(short(name).rpartition("/")[2])
+    for peer in peers:
+        if peer == "nvidia":
+            makers[f"{short(name)} {WAYS[peer]}"] = partial(nvidia_style, settings, world)
+        elif theirs is not None:
+            compiled = peer == "timm-compiled"
+            makers[f"{short(name)} {WAYS[peer]}"] = partial(timm_style, settings, world, theirs, compiled)
+        else:
             continue
-        ratios = [
-            str(Spread(**row[key])) if row.get(key) else None
-            for key in ("x_plain", "x_timm", "x_timm_compiled", "x_nvidia")
-        ]
-        lines.append(
-            [who, row["how"], str(Spread(**row["images_per_second"])), row["ms"], row.get("of_analytic"), *ratios]
+        keys.append((short(name), WAYS[peer]))
+    for timings in timing.interleave(makers, effort):
+        for what, how in keys:
+            yield _row(what, how, timings, nets[what], best)
+
+
+def _row(what: str, how: str, timings: dict[str, Timing], settings: Config, best: Device) -> Row:
+    timing = timings[f"{what} {how}"]
+    facts: dict[str, Fact] = {"ms a step": 1e3 * timing.median} if timing.seconds else {}
+    if how not in WAYS.values():
+        data = settings.data
+        limit = trace(settings.net, data.classes, data.crop).images_per_second(
+            "analytic", best, itemsize(settings.precision)
         )
-    return lines
+        facts |= {"roofline": limit, "of roofline": settings.batch / timing.median / limit}
+        others = {"without SE": f"{what}{WITHOUT_SE} {how}"} | {way: f"{what} {way}" for way in WAYS.values()}
+        facts |= {f"x {name}": ratios(timing, timings[key]) for name, key in others.items() if key in timings}
+    facts |= {"s to first step": timing.first, "GiB": timing.memory / 2**30 or None}
+    facts |= {"batch": settings.batch, "precision": settings.precision}
+    return Row(what, how, timing.rate(settings.batch), facts=facts, failure=timing.failure)
 
 
-def draw(rows: Sequence[dict[str, Any]], best: Device, file: Path) -> None:
-    """Draw bars of images/s; the mark on a bar is the analytic roofline. Raises UsageError."""
-    from senet import plots
+def probe(device: torch.device, precision: str, seconds: float = 0.5) -> Device:
+    """Measure for about `seconds` each what this device reaches at best: bytes/s in a copy, FLOP/s in a matrix product.
 
-    drawn = []
-    for row in sorted(rows, key=lambda row: row["net"]):  # of one net in the order of the table
-        kind = {"net": "ours", "plain": "ours, without SE", "timm": "timm", "nvidia": "NVIDIA's loop"}[row["kind"]]
-        speed = row.get("images_per_second")
-        where = row["how"] if row["kind"] in ("net", "plain") else ("compiled" if "compiled" in row["how"] else "eager")
-        values = {"value": speed["median"], "low": speed["low"], "high": speed["high"]} if speed else {"value": None}
-        drawn.append(plots.Bar(f"{row['net']} {where}", group=kind, limit=row.get("limit_analytic"), **values))
-    first = rows[0]
-    note = (
-        f"{best.name}, {first['precision']}, batch {first['batch']}, {first['crop']} px, torch "
-        f"{torch.__version__}; mark: analytic roofline"
-    )
-    with plots.page(file, "Training images per second, synthetic data", note=note) as (axes,):
-        plots.bars(axes, drawn, "images/s")
+    The fastest of many goes counts, for it is a limit that is looked for.
+    """
+    gpu = device.type == "cuda"
+    source = torch.ones((1 << 28) if gpu else (1 << 24), device=device)
+    target = torch.empty_like(source)
+    side = 8192 if gpu else 1024
+    a, b = torch.randn(2, side, side, device=device).to(DTYPES[precision])
+    works: dict[str, Step] = {"copy": lambda: target.copy_(source), "product": lambda: torch.mm(a, b)}
+    effort = Effort(steps=1, total=2 * seconds, deadline=time.monotonic() + 4 * seconds + 60)
+    found = timing.measure({name: lambda work=work: work for name, work in works.items()}, effort)  # type: ignore[misc]
+    copied, product = 2 * source.nbytes / min(found["copy"].seconds), 2 * side**3 / min(found["product"].seconds)
+    name = torch.cuda.get_device_name(device) if gpu else f"CPU, {torch.get_num_threads()} threads"
+    how = f"measured: copy of {source.nbytes >> 20} MiB, {precision} product of {side} x {side}"
+    return Device(name, copied, product, how)

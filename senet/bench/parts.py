@@ -1,233 +1,204 @@
-"""The parts of the GPU bench, each a function of its circumstances that returns plain data. Each runs in a process of
-its own.
+"""The parts of the GPU bench. Each runs in a process of its own and yields rows as it has them.
 
 With `tiny` a part does the same with sizes that any machine can hold, to see that it works.
 """
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from senet import config
-from senet.bench import net as nets
-from senet.bench import step
-from senet.bench.contestants import Setting, execution, label, ours
+from senet.bench import net, step
+from senet.bench.contestants import execution, ours, short, synthetic
 from senet.bench.loader import draw_photos
-from senet.bench.net import short
-from senet.bench.probe import probe
-from senet.config import Config, Folder, Net, ResNet
-from senet.data.source import Source, has_dali, train_loader
+from senet.bench.rows import Row
+from senet.config import Config
+from senet.data.source import Source, has_dali
+from senet.diagnose import speed
 from senet.distributed import World
-from senet.execution.execution import choices
-from senet.models import build
-from senet.plan.traffic import Device
 from senet.run import provenance
-from senet.system.timing import Effort, Spread, Step, measure, ratios, reason, synchronise, until
-from senet.train.meter import Meter
-from senet.train.trainer import DTYPES, Trainer
+from senet.system.timing import Effort, Spread, reason, timed, until
+
+ROOT = Path(__file__).resolve().parents[2]
+SE50 = "configs/imagenet/se_resnet50.yaml:v1.5"
+CIFAR = "configs/cifar10/se_resnet20.yaml"
+STOPPED = 75  # exit code of what can be gone on with
+# First what tells whether a step waits for the device, then values, kernels, and all others.
+TESTS = ("tests/bench/test_on_gpu.py", "tests/train", "tests/execution")
 
 
 @dataclass(frozen=True)
-class Place:
+class Setup:
     """The circumstances of a part."""
 
-    device: torch.device
+    world: World
     out: Path
     deadline: float  # of time.monotonic(): what is not begun by then is left out
     tiny: bool
-    data: Path | None = None  # CIFAR-10
+    data: Path | None = None  # CIFAR-10's archive
+
+    @property
+    def gpu(self) -> bool:
+        return self.world.device.type == "cuda"
 
     @property
     def precision(self) -> str:
-        return "bf16" if self.device.type == "cuda" else "fp32"
+        return "bf16" if self.gpu else "fp32"
 
     @property
     def effort(self) -> Effort:
-        return (
-            Effort(2, 0.02, warmup=1, deadline=self.deadline)
-            if self.tiny
-            else Effort(5, 0.6, warmup=5, deadline=self.deadline)
-        )
+        rounds, seconds, warmup = (2, 0.02, 1) if self.tiny else (5, 0.5, 3)
+        return Effort(rounds, seconds, warmup=warmup, deadline=self.deadline)
 
-    def setting(self, loaded: Config, batch: int = 256) -> Setting:
-        crop = 32 if self.tiny else loaded.data.crop
-        return Setting(self.device, 4 if self.tiny else batch, crop, loaded.data.classes, self.precision)
-
-    def best(self) -> Device:
-        return probe(self.device, DTYPES[self.precision], 0.05 if self.tiny else 0.5)
+    def load(self, name: str, batch: int) -> Config:
+        """Load a config with noise as its data; if tiny, with one block a stage, few and small images."""
+        precision = f"precision={self.precision}"
+        if not self.tiny:
+            return synthetic(name, precision, batch=batch)
+        blocks = len(getattr(config.load(name).net, "blocks", ()))
+        return synthetic(name, precision, f"net.blocks={[1] * blocks}", batch=4, crop=32)
 
 
-Part = Callable[[Place], dict[str, Any]]
+Part = Callable[[Setup], Iterator[Row]]
 
 
-def machine(place: Place) -> dict[str, Any]:
-    """What it is measured on."""
-    found: dict[str, Any] = {"best": asdict(place.best()), "versions": provenance.versions(), **provenance.machine()}
-    if place.device.type == "cuda":
-        facts = torch.cuda.get_device_properties(place.device)
-        found |= {
-            "gpu": facts.name,
-            "memory": facts.total_memory,
-            "cudnn": torch.backends.cudnn.version(),
-            "cuda": torch.version.cuda,
-        }
-    return found | {"commit": provenance.code()[0]}
+def machine(setup: Setup) -> Iterator[Row]:
+    """What all is measured on, and what it reaches at best."""
+    best = net.probe(setup.world.device, setup.precision, 0.05 if setup.tiny else 0.5)
+    facts = {**provenance.versions(), "commit": provenance.code()[0][:12] or "unknown"}
+    if setup.gpu:
+        found = torch.cuda.get_device_properties(setup.world.device)
+        facts |= {"CUDA": str(torch.version.cuda), "cuDNN": str(torch.backends.cudnn.version())}
+        facts |= {"GiB": f"{found.total_memory / 2**30:.0f}"}
+    yield Row(best.name, "copy", _one(best.bandwidth / 1e12), "TB/s", dict(facts))
+    yield Row(best.name, f"{setup.precision} product", _one(best.matmul / 1e12), "TFLOP/s")
 
 
-def shallow(net: Net) -> Net:
-    """One block a stage: for a rehearsal."""
-    return replace(net, blocks=(1,) * len(net.blocks)) if isinstance(net, ResNet) else net
+def nets(name: str, hows: Sequence[str], peers: Sequence[str], batch: int, plain: bool = False) -> Part:
+    """A net in some executions, the same without SE if `plain`, and the peers, in turns."""
+
+    def part(setup: Setup) -> Iterator[Row]:
+        chosen = [execution(how) for how in hows]
+        others = peers
+        if not setup.gpu:
+            chosen = [how for how in chosen if how.tail != "triton" and not how.graph]
+        if setup.tiny:  # compiling takes minutes where there are few cores
+            chosen = list(dict.fromkeys(replace(how, compile=False) for how in chosen))[:2]
+            others = [peer for peer in peers if peer != "timm-compiled" and name == SE50]
+        best = net.probe(setup.world.device, setup.precision, 0.05 if setup.tiny else 0.3)
+        yield from net.measure(name, setup.load(name, batch), setup.world, chosen, others, setup.effort, best, plain)
+
+    return part
 
 
-def whole(name: str, hows: Sequence[str], peers: Sequence[str], batch: int = 256) -> Part:
-    """A net, the same without SE, and the peers, in turns."""
-
-    def work(place: Place) -> dict[str, Any]:
-        loaded = config.load(name)
-        setting = place.setting(loaded, batch)
-        net, asked, others = loaded.net, [execution(how) for how in hows], peers
-        possible = [how for how in asked if place.device.type == "cuda" or how.tail != "triton"]
-        if place.tiny:  # compiling takes minutes where there are few cores, and is tried in a part of its own
-            net = shallow(net)
-            possible = list(dict.fromkeys(replace(how, compile=False) for how in possible))[:2]
-            others = [peer for peer in peers if peer == "nvidia" or (peer == "timm" and "se_resnet50" in name)]
-        return {"rows": nets.measure(name, net, setting, possible, others, place.effort, place.best())}
-
-    return work
-
-
-def compiles(place: Place) -> dict[str, Any]:
-    """Seconds until the first step of a shallow net, for all that can be compiled, and whether it works at all."""
-    loaded = config.load("configs/cifar10/se_resnet20.yaml")
-    net = shallow(loaded.net)
-    if place.tiny and isinstance(net, ResNet):
-        net = replace(net, blocks=(1,), widths=(16,))
-    setting = replace(place.setting(loaded, 128), crop=32)
-    hows = [
-        how
-        for how in choices(build(net, 10).to(place.device), place.device)
-        if how.compile and how.layout == "channels_last"
-    ]
-    rows = []
-    for how in hows[-1:] if place.tiny else hows:
-        began = time.perf_counter()
-        failure = None
-        try:
-            with until(place.deadline):
-                ours(net, setting, how)()
-                synchronise()
-        except Exception as error:
-            failure = reason(error)
-        rows.append({"how": label(how), "first_seconds": time.perf_counter() - began, "failure": failure})
-    return {"rows": rows}
+def tests(setup: Setup) -> Iterator[Row]:
+    """The tests that need a GPU: no step waits for it, the fused SE tail's values, Triton kernels."""
+    command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider", "--no-header", *TESTS]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=sys.stderr, text=True)
+    assert process.stdout is not None
+    counts: dict[str, dict[str, int]] = {}
+    for line in process.stdout:
+        print(line, end="", file=sys.stderr)
+        if match := re.match(r"(\S+::[^\s\[]+)\S* .*?(PASSED|FAILED|ERROR|SKIPPED)", line):
+            count = counts.setdefault(match[1], {})
+            count[match[2].lower()] = count.get(match[2].lower(), 0) + 1
+            bad = count.get("failed", 0) + count.get("error", 0)
+            failure = f"{bad} of {sum(count.values())} failed" if bad else None
+            yield Row(match[1], ", ".join(count), unit="", facts=dict(count), failure=failure)
+    if process.wait() not in (0, 1, 5):  # 1: what failed is in the rows; 5: there are none
+        raise SystemExit(f"pytest: exit code {process.returncode}")
 
 
-def graph(place: Place) -> dict[str, Any]:
-    """Small nets, whose kernels end before the next is launched: eager, compiled, and as one CUDA graph."""
-    name = "configs/cifar10/se_resnet20.yaml"
-    loaded = config.load(name)
-    setting = replace(place.setting(loaded, 128), crop=32)
-    hows = (
-        ["channels_last"]
-        if place.device.type == "cpu"
-        else [
-            "channels_last",
-            "channels_last+graph",
-            "channels_last+analytic+compile",
-            "channels_last+analytic+compile+graph",
-        ]
-    )
-    makers: dict[str, Callable[[], Step]] = {how: partial(ours, loaded.net, setting, execution(how)) for how in hows}
-    found = measure(makers, place.effort)
-    rows = []
-    for how, timing in found.items():
-        ratio = ratios(timing, found[hows[0]])
-        rows.append(
-            {
-                "how": how,
-                "failure": timing.failure,
-                "images_per_second": asdict(Spread.of([setting.batch / each for each in timing.seconds]))
-                if timing.seconds
-                else None,
-                "x_eager": asdict(ratio) if ratio else None,
-                "batch": setting.batch,
-            }
-        )
-    return {"net": short(name), "rows": rows}
-
-
-def loop(place: Place) -> dict[str, Any]:
+def loop(setup: Setup) -> Iterator[Row]:
     """Our loop over a bare one on a small net, each fed by a loader of its own."""
-    loaded = config.load("configs/cifar10/se_resnet20.yaml")
-    settings = step.synthetic(loaded, 8 if place.tiny else 128, place.precision)
-    rows = []
-    for how in ["channels_last", *(["channels_last+analytic+compile"] if place.device.type == "cuda" else [])]:
-        try:
-            with until(place.deadline):
-                found = step.compare(
-                    settings, place.device, execution(how), 3 if place.tiny else 60, 1 if place.tiny else 50
-                )
-                rows.append({"how": how, "failure": None, **found})
-        except Exception as error:
-            rows.append({"how": how, "failure": reason(error)})
-    return {"batch": settings.batch, "precision": settings.precision, "rows": rows}
+    settings = setup.load(CIFAR, 128)
+    effort = replace(setup.effort, rounds=3 if setup.tiny else 40, seconds=0.1, steps=1 if setup.tiny else 25)
+    for how in ["channels_last", *(["channels_last+analytic+compile"] if setup.gpu else [])]:
+        yield from step.compare(short(CIFAR), settings, setup.world, execution(how), effort)
 
 
-def loaders(place: Place) -> dict[str, Any]:
+def loaders(setup: Setup) -> Iterator[Row]:
     """From JPEGs to a trained step: the loader alone, the net alone, both together."""
-    name = "configs/imagenet/se_resnet50.yaml:v1.5"
-    loaded = config.load(name)
-    data = Folder(classes=10, crop=32 if place.tiny else 224, resize=36 if place.tiny else 256)
-    batch, images = (4, 12) if place.tiny else (128, 1024)
-    net = shallow(loaded.net) if place.tiny else loaded.net
-    settings = config.from_dict(
-        config.to_dict(Config(net=net, data=data, batch=batch, optim=loaded.optim)) | {"precision": place.precision}
-    )
-    rows: list[dict[str, Any]] = [] if has_dali() else [{"backend": "dali", "failure": "DALI is not installed"}]
+    crop, batch, images = (32, 4, 12) if setup.tiny else (224, 128, 1024)
+    blocks = ["net.blocks=[1,1,1,1]"] if setup.tiny else []
+    words = [f"data.crop={crop}", f"data.resize={crop + 4}", "data.classes=10", f"batch={batch}", *blocks]
+    settings = config.load(SE50, [*words, f"precision={setup.precision}"])
     with tempfile.TemporaryDirectory() as folder:
         photos = draw_photos(Path(folder) / "photos", images)
         for backend in (["dali"] if has_dali() else []) + ["pillow"]:
             try:
-                with until(place.deadline):
-                    rows.append({"backend": backend, "failure": None, **_fed(settings, Source(photos, backend), place)})
+                with until(setup.deadline):
+                    found = speed.measure(setup.world, settings, Source(photos, backend), 0.1 if setup.tiny else 3.0)
             except Exception as error:
-                rows.append({"backend": backend, "failure": reason(error)})
-    return {"net": short(name), "batch": batch, "crop": data.crop, "images": images, "rows": rows}
+                yield Row(backend, failure=reason(error))
+                continue
+            ways = {"alone": found.data, "net alone": found.net, "net fed by it": found.together}
+            facts = {"batch": batch, "cores busy, %": 100 * found.busy, "waits for data, %": 100 * found.waited}
+            yield from (Row(backend, way, _one(batch / taken), facts=dict(facts)) for way, taken in ways.items())
 
 
-def _fed(settings: Config, source: Source, place: Place) -> dict[str, Any]:
-    """Images/s of a loader by itself, of the net on a batch that stays, and of the net fed by the loader."""
-    world, batch = World(0, 1, place.device), settings.batch
-    loader = train_loader(settings.data, source, batch, batch, 0, 0, 1, place.device, DTYPES[settings.precision])
-    try:
+def profiles(setup: Setup) -> Iterator[Row]:
+    """Where the time of SE-ResNet-50's step goes, by kernel, in the default execution and in fused ones."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if setup.gpu else [])]
+    for how in ["channels_last", *(["channels_last+triton", "channels_last+triton+compile"] if setup.gpu else [])]:
+        try:
+            with until(setup.deadline):
+                work = ours(setup.load(SE50, 256), setup.world, execution(how))
+                timed(work, 5)
+                with profile(activities=activities) as profiler:
+                    seconds, _ = timed(work, 3)
+        except Exception as error:
+            yield Row(how, failure=reason(error))
+            continue
+        yield Row(how, "a step", _one(1e3 * seconds), "ms")
+        kernels: dict[str, float] = {}
+        for event in profiler.key_averages():
+            on_device = str(getattr(event, "device_type", "")).rpartition(".")[2] == "CUDA"
+            if setup.gpu == on_device and not getattr(
+                event, "is_user_annotation", False
+            ):  # which stand for many kernels
+                kernels[event.key] = (event.self_device_time_total if setup.gpu else event.self_cpu_time_total) / 3e3
+        for name, ms in sorted(kernels.items(), key=lambda item: -item[1])[:15]:
+            yield Row(how, name[:80], _one(ms), "ms", {"share": ms / sum(kernels.values())})
 
-        def speed(steps: Iterator[object]) -> float:
-            began = time.perf_counter()
-            count = sum(1 for _ in steps)
-            synchronise()
-            return count * batch / (time.perf_counter() - began)
 
-        trainer = Trainer.build(settings, world, execution("channels_last"))
-        meter = Meter(place.device)
-        alone, together = [], []
-        for number in range(2 if place.tiny else 4):
-            alone.append(speed(loader.batches(2 * number, 0)))
-            together.append(speed(trainer.steps(loader, 2 * number + 1, 0, meter)))
-    finally:
-        loader.close()
-    setting = Setting(place.device, batch, settings.data.crop, settings.data.classes, settings.precision)
-    timing = measure({"net": lambda: ours(settings.net, setting, execution("channels_last"))}, place.effort)["net"]
-    return {
-        "pixels": loader.description["backend"],
-        "loader": asdict(Spread.of(alone[1:])),  # the first pass is a warm-up
-        "together": asdict(Spread.of(together[1:])),
-        "net": asdict(Spread.of([batch / each for each in timing.seconds])) if timing.seconds else None,
-    }
+def train_cifar(setup: Setup) -> Iterator[Row]:
+    """CIFAR-10 trained by the real program; stopped by file when time is over, gone on with in the next call."""
+    out = setup.out / "cifar"
+    words = [sys.executable, "-m", "launch.train", CIFAR, "--out", str(out), "--device", setup.world.device.type]
+    words += ["--track", "none", f"precision={setup.precision}", *(["epochs=1"] if setup.tiny else [])]
+    if setup.data:
+        words += ["--data", str(setup.data)]
+    else:
+        train, val = (64, 32) if setup.tiny else (50_000, 10_000)
+        words += ["data.set=synthetic", "data.classes=10", "data.crop=32", f"data.train_images={train}"]
+        words += [f"data.val_images={val}", *(["batch=16"] if setup.tiny else [])]
+    (out / "stop").unlink(missing_ok=True)
+    process = subprocess.Popen(words, cwd=ROOT, stdout=sys.stderr, stderr=sys.stderr)
+    while process.poll() is None:
+        if time.monotonic() > setup.deadline and out.is_dir():
+            (out / "stop").touch()
+        time.sleep(0.2)
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    speeds = [line["images_per_second"] for line in lines if line["kind"] == "train"]
+    if epochs := [line for line in lines if line["kind"] == "val"]:
+        facts = {name: epochs[-1].get(name) for name in ("epoch", "train_top1_error", "top1_error")}
+        data = "CIFAR-10" if setup.data else "noise"
+        yield Row(short(CIFAR), f"trained on {data}", Spread.of(speeds) if speeds else None, facts=facts)
+    if process.returncode:
+        raise SystemExit(process.returncode if process.returncode == STOPPED else "launch.train failed, see above")
+
+
+def _one(value: float) -> Spread:
+    return Spread(value, value, value)

@@ -5,78 +5,44 @@ minute.
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from senet import config
+from senet import config, distributed
+from senet.bench.contestants import short
+from senet.bench.rows import Fact, Row
 from senet.models import build
 from senet.run.preflight import checkpoint_bytes
 from senet.run.saver import Saver, snapshot
-from senet.system.timing import synchronise
+from senet.system.timing import Spread, timed
 from senet.train import optimiser
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config", default="configs/imagenet/se_resnet50.yaml", help="whose net is saved (default: SE-ResNet-50)"
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=15, metavar="N", help="interleaved pairs of a copy and a save (default 15)"
-    )
+    whose = "whose net is saved (default: SE-ResNet-50)"
+    parser.add_argument("--config", default="configs/imagenet/se_resnet50.yaml", help=whose)
+    parser.add_argument("--rounds", type=int, default=15, metavar="N", help="pairs of a copy and a save (default 15)")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where to write (default: a temporary folder)")
 
 
-def main(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure, print, return as plain data."""
-    settings = config.load(args.config)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def run(args: argparse.Namespace) -> Iterator[Row]:
+    """Measure one net's checkpoint. Raises UsageError."""
+    settings, device = config.load(args.config), distributed.start().device
     net = build(settings.net, settings.data.classes).to(device)
     payload = {"net": net.state_dict(), "optimiser": optimiser.build(net, settings.optim).state_dict()}
     copies, stalls, writes = [], [], []
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         saver = Saver(Path(folder), keep=2)
         for number in range(args.rounds + 1):
-            copies.append(_time(partial(snapshot, payload)))
-            began = time.monotonic()
-            stalls.append(_time(partial(saver.save, number, payload, {}, [])))
-            saver.finish()
-            writes.append(time.monotonic() - began)
+            copies.append(1e3 * timed(partial(snapshot, payload))[0])
+            stalls.append(1e3 * timed(partial(saver.save, number, payload, {}, []))[0])
+            writes.append(stalls[-1] + 1e3 * timed(saver.finish)[0])
         saver.close()
-    copies, stalls, writes = copies[1:], stalls[1:], writes[1:]  # the first ones allocate
-    ratios = [stall / copy for stall, copy in zip(stalls, copies, strict=True)]
-    size = checkpoint_bytes(net)
-    print(f"{args.config}: {size / 1e6:.0f} MB on the {device}, {args.rounds} rounds, median (range)")
-    for name, values in (
-        ("a bare copy", copies),
-        ("a save holds training up", stalls),
-        ("until it is on disk", writes),
-    ):
-        print(
-            f"  {name:26}{1000 * statistics.median(values):8.1f} ms ({1000 * min(values):.1f}-{1000 * max(values):.1f})"
-        )
-    print(
-        f"  {'stall over copy, by pairs':26}{statistics.median(ratios):8.2f}    ({min(ratios):.2f}-{max(ratios):.2f})"
-    )
-    return {
-        "megabytes": size / 1e6,
-        "device": str(device),
-        "copies": copies,
-        "stalls": stalls,
-        "writes": writes,
-        "ratio": statistics.median(ratios),
-    }
-
-
-def _time(act: Callable[[], object]) -> float:
-    synchronise()
-    began = time.perf_counter()
-    act()
-    synchronise()
-    return time.perf_counter() - began
+    ratio = Spread.of([stall / copy for stall, copy in zip(stalls[1:], copies[1:], strict=True)])  # the first allocate
+    facts: dict[str, Fact] = {"MB": checkpoint_bytes(net) / 1e6, "device": str(device)}
+    row = partial(Row, short(args.config), unit="ms", facts=facts)
+    yield row("a bare copy", Spread.of(copies[1:]))
+    yield row("a save holds training up", Spread.of(stalls[1:]), facts=facts | {"x a copy": ratio})
+    yield row("until it is on disk", Spread.of(writes[1:]))

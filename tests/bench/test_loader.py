@@ -10,41 +10,20 @@ from tests.helpers import run
 
 @pytest.mark.slow
 def test_every_contestant_is_measured(images: Path, tmp_path: Path) -> None:
-    done = run(
-        "launch.bench",
-        "loader",
-        "--data",
-        images,
-        "--threads",
-        1,
-        "--rounds",
-        1,
-        "--batch",
-        8,
-        "--json",
-        tmp_path / "loader.json",
-    )
+    words = ["--data", images, "--threads", 1, "--rounds", 1, "--batch", 8, "--json", tmp_path / "loader.json"]
+    done = run("launch.bench", "loader", *words)
     assert done.returncode == 0, done.stderr
-    rows = {row["name"]: row for row in json.loads((tmp_path / "loader.json").read_text())["rows"]}
+    rows = {row["what"]: row for row in json.loads((tmp_path / "loader.json").read_text())}
     assert rows.keys() == {"torchvision", "dali-reader", "ours-dali", "ours-pillow"}
     for row in rows.values():
-        assert row["per_cpu_second"] > 0, row
-        assert row["of_torchvision"] > 0
-        assert row["memory"] > 50
+        assert row["unit"] == "images/CPU-s"
+        assert row["value"]["median"] > 0, row
+        assert row["facts"]["x torchvision"]["median"] > 0
+        assert row["facts"]["MiB"]["median"] > 50
 
 
 def test_what_cannot_be_measured_is_said(tmp_path: Path) -> None:
-    done = run(
-        "launch.bench",
-        "loader",
-        "--data",
-        tmp_path / "nowhere",
-        "--threads",
-        1,
-        "--rounds",
-        1,
-        "--contestants",
-        "ours-pillow",
-    )
+    words = ["--data", tmp_path / "nowhere", "--threads", 1, "--rounds", 1, "--contestants", "ours-pillow"]
+    done = run("launch.bench", "loader", *words)
     assert done.returncode == 0
-    assert "not measured" in done.stdout
+    assert "ours-pillow 1 thread: not measured" in done.stdout

@@ -1,4 +1,4 @@
-"""The benches of the loop and of two ranks."""
+"""The benches of the loop and of a checkpoint measure what they say."""
 
 import json
 from pathlib import Path
@@ -10,25 +10,23 @@ from tests.helpers import run
 
 @pytest.mark.slow
 def test_our_loop_is_measured_over_a_bare_one(tmp_path: Path) -> None:
-    done = run("launch.bench", "step", "--pairs", 4, "--turn", 1, "--batch", 8, "--json", tmp_path / "step.json")
+    words = ["--pairs", 4, "--turn", 1, "--batch", 8, "--json", tmp_path / "step.json"]
+    done = run("launch.bench", "step", *words)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "step.json").read_text())
-    for kind in ("wall", "cpu"):
-        assert found[kind]["bare"]["n"] == found[kind]["ours"]["n"] == 4
-        assert found[kind]["bare"]["median"] > 0
-    assert "percent" in done.stdout
+    rows = json.loads((tmp_path / "step.json").read_text())
+    assert [row["how"] for row in rows] == ["channels_last, wall time", "channels_last, CPU time"]
+    for row in rows:
+        assert row["value"]["n"] == row["facts"]["pairs"] == 4
+        assert row["facts"]["bare, ms"] > 0
+        assert row["value"]["median"] / 100 * row["facts"]["bare, ms"] == pytest.approx(row["facts"]["us"] / 1e3)
+    assert "% over a bare loop" in done.stdout
 
 
 @pytest.mark.slow
-def test_two_ranks_compute_what_one_does(tmp_path: Path) -> None:
-    words = ["configs/cifar10/se_resnet20.yaml", "--batch", 4, "--crop", 32, "--steps", 2, "--timed", 1]
-    done = run("launch.bench", "scaling", *words, "--json", tmp_path / "scaling.json")
+def test_a_save_is_measured_beside_a_copy(tmp_path: Path) -> None:
+    words = ["--config", "configs/cifar10/se_resnet20.yaml", "--rounds", 3, "--json", "-"]
+    done = run("launch.bench", "save", *words)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "scaling.json").read_text())
-    assert found["ranks_equal"]
-    assert found["gradient_difference"] < 1e-5
-    assert found["parameter_difference"] < 1e-5
-    # Gradients are sent once, in one bucket for so small a net, and nothing else is.
-    assert [kind for kind, _ in found["collectives"]] == ["all_reduce"] * found["buckets"]
-    assert found["collective_bytes"] == found["gradient_bytes"]
-    assert found["collectives_alone"] == 0
+    copy, stall, written = json.loads(done.stdout)
+    assert stall["facts"]["x a copy"]["n"] == copy["value"]["n"] == 3
+    assert 0 < stall["value"]["median"] < written["value"]["median"]

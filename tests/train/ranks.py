@@ -87,9 +87,11 @@ def collectives(world: distributed.World) -> dict[str, Any]:
             "error": error,
             "all": len(named(events, "c10d::")),
             "reductions": len(named(events, "c10d::allreduce_")),
+            "parameters": float(torch.cat([p.detach().flatten() for p in trainer.parameters]).double().square().sum()),
         }
         data = trainer.model._get_ddp_logging_data()  # type: ignore[operator]
-        told["buckets"] = len(str(data["rebuilt_bucket_sizes"]).split(","))
+        sizes = [int(size) for size in str(data["rebuilt_bucket_sizes"]).split(",")]
+        told |= {"buckets": len(sizes), "bytes": sum(sizes), "gradient_bytes": 4 * len(wanted)}
     return told
 
 

@@ -335,10 +335,13 @@ def on_two_ranks(what: str, **more: str) -> list[dict[str, Any]]:
 
 
 def test_a_step_of_two_ranks_reduces_each_bucket_once_and_nothing_else() -> None:
-    for rank in on_two_ranks("collectives"):
+    ranks = on_two_ranks("collectives")
+    for rank in ranks:
         assert rank["buckets"] > 1
+        assert rank["bytes"] == rank["gradient_bytes"]
         for kind in ("none", "bf16"):
             assert rank[kind]["reductions"] == rank[kind]["all"] == rank["buckets"] + 1  # and one question
+            assert rank[kind]["parameters"] == ranks[0][kind]["parameters"]  # after two steps, to the last bit
         assert rank["none"]["error"] < 1e-6  # of the gradients, against one process with both halves of the batch
         assert 1e-6 < rank["bf16"]["error"] < 1e-2
 
