@@ -1,36 +1,25 @@
 """What a person types. Exit codes: 0 done, 2 usage or config, 75 stopped early but resumable, 1 anything else."""
 
 import os
-import socket
 import sys
-import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from senet.errors import RunError, UsageError
+from senet.errors import explain
 
 
 def guard(main: Callable[[], int]) -> NoReturn:
-    """Run `main` and exit with its code; what a person can mend becomes one line instead of a traceback, once for all
-    ranks.
-    """
-    rank = os.environ.get("RANK", "0")
+    """Run `main` and exit with its code; if it fails, say why: in one line, if a person can mend it."""
     try:
         code = main()
-    except UsageError as error:
-        code = 2
-        if rank == "0":
-            print(f"error: {error}", file=sys.stderr)
-        else:
-            # Mostly all ranks have the same to say: rank 0 says it, and torchrun ends the others while they wait.
-            time.sleep(3)
-            print(f"error (rank {rank} on {socket.gethostname()}): {error}", file=sys.stderr)
-    except RunError as error:
-        # Unlike a bad flag this can be one rank's alone (its images, its disk).
-        code = 1
-        print(f"error (rank {rank} on {socket.gethostname()}): {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        code = 130
-        print("interrupted", file=sys.stderr)
+    except SystemExit:
+        raise
+    except BaseException as error:
+        code = explain(error)
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            # At once: Python's own end would take the group of processes apart, and NCCL waits for the peers to do so
+            # too, which are busy or dead.
+            sys.stdout.flush()
+            os._exit(code)
     sys.stdout.flush()
     sys.exit(code)

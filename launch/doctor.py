@@ -47,9 +47,8 @@ def main(argv: list[str] | None = None) -> int:
     from senet import distributed
     from senet.diagnose.doctor import examine
 
-    world = distributed.start(args.device)
     failed = False
-    try:
+    with distributed.start(args.device) as world:
         if args.speed and settings:
             from senet.diagnose import speed
 
@@ -61,8 +60,6 @@ def main(argv: list[str] | None = None) -> int:
             failed = failed or finding.level == "fail"
             if world.is_main:
                 print(f"{finding.level:5} {finding.what:20} {finding.text}", flush=True)
-    finally:
-        world.close()
     return int(failed)
 
 

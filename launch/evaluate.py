@@ -34,8 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     from senet.run.load import load
     from senet.train.evaluate import evaluate
 
-    world = distributed.start(args.device)
-    try:
+    with distributed.start(args.device) as world:
         config, net, pixels = load(args.what, args.weights)
         loader = val_loader(config.data, source(args), world.rank, world.size, world.device)
         if world.is_main and pixels is not None:
@@ -49,8 +48,6 @@ def main(argv: list[str] | None = None) -> int:
         errors = evaluate(net.to(world.device), loader, config, world)
         bad = {path: reason for part in world.all_gather_object(dict(loader.bad)) for path, reason in part.items()}
         loader.close()
-    finally:
-        world.close()
     if world.is_main:
         for path, reason in bad.items():
             print(f"warning: not counted: {path}: {reason}", file=sys.stderr)

@@ -114,7 +114,16 @@ class World:
         """The context of one micro-batch: gradients are reduced over ranks in the last one only."""
         return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Close the world, unless something failed: NCCL closes only if all ranks do, and the others do not know."""
+        if error is None:
+            self.close()
+
     def close(self) -> None:
+        """Leave the group of processes. All ranks do."""
         if self.size > 1:
             gc.collect()  # a group that something still holds when Python ends sometimes aborts it
             dist.destroy_process_group()

@@ -17,7 +17,7 @@ from senet import distributed
 from senet.config import Config, from_dict
 from senet.data.loader import Batch
 from senet.data.source import Source, train_loader, val_loader
-from senet.errors import RunError, UsageError
+from senet.errors import RunError, UsageError, explain
 from senet.run import changes, checkpoint, choice, preflight, report, status
 from senet.run.lock import Lock
 from senet.run.report import Report
@@ -71,11 +71,8 @@ def train(config: Config, flags: Flags, stop: Stop) -> int:
     """Train, or go on training, in `flags.out`. Returns the exit code: 0 done, 75 stopped early. Raises UsageError,
     RunError.
     """
-    world = distributed.start(flags.device)
-    try:
+    with distributed.start(flags.device) as world:
         return Run(config, flags, world, stop).train()
-    finally:
-        world.close()
 
 
 class Run:
@@ -91,7 +88,7 @@ class Run:
         self.alone = False
         self.report = Report(world, flags.out, time.monotonic())
         changes.check_folder(config, flags.out, flags.accept_changes)
-        self.watchdog = Watchdog(flags.out, world.rank, world.size, 60 * flags.hang_minutes, orphaned=stop.orphaned)
+        self.watchdog = Watchdog(flags.out, world.rank, world.size, 60 * flags.hang_minutes, stop)
         if world.device.type == "cuda":
             torch.backends.cudnn.benchmark = not flags.deterministic
             torch.backends.cudnn.deterministic = flags.deterministic
@@ -145,6 +142,8 @@ class Run:
             self._status("done", 0)
             return 0
         except Exception as error:
+            explain(error)
+            self.watchdog.at("failed", self._global_step)
             self._status("failed", 2 if isinstance(error, UsageError) else 1, f"{type(error).__name__}: {error}")
             raise
         finally:
@@ -177,8 +176,7 @@ class Run:
             self._save({})
 
     def _close(self) -> None:
-        """In any case, in this order: what is written last must not be lost."""
-        self.watchdog.at("save", self._global_step)
+        """In any case, in this order: what is written last must not be lost. The watchdog watches over the rest."""
         if self.saver:
             self.saver.close()
         self.report.tracker.close(self.state.epoch >= self.config.epochs)
@@ -370,6 +368,7 @@ class Run:
 
     def _written(self) -> None:
         """Wait for the checkpoints; a stop has been honoured."""
+        self.watchdog.at("save", self._global_step)
         if self.saver:
             self.saver.finish()
             self.stop.honoured()

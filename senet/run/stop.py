@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -26,6 +27,11 @@ class Stop:
         self.parent = os.getpid()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
+        # Python calls `_note` only once the main thread comes back to it; in a wait for the device it never does. The
+        # number of a signal is written here at once.
+        self.arrived, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        self.asked: float | None = None  # when `asked_seconds` found the first
 
     @property
     def wanted(self) -> bool:
@@ -34,6 +40,15 @@ class Stop:
             self.looked = now
             self.signalled = self.file.exists()
         return self.signalled
+
+    def asked_seconds(self) -> float:
+        """Return the seconds since this method first found that a signal had come; 0 if none has. It finds out even
+        while the main thread is in a wait.
+        """
+        with contextlib.suppress(BlockingIOError):
+            if self.asked is None and {signal.SIGTERM, signal.SIGINT} & set(os.read(self.arrived, 64)):
+                self.asked = time.monotonic()
+        return 0.0 if self.asked is None else time.monotonic() - self.asked
 
     def orphaned(self) -> None:
         """The launcher of this process is gone: as a wish to stop, but one that nobody had."""

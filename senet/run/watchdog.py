@@ -3,8 +3,9 @@
 Every rank writes a sign of life into OUT/health: where it is, on which host. Where no rank gets on, for more than the
 limit of what it is doing, each dumps the stacks of all its threads, says which rank is behind, and exits with code 1.
 Collectives have limits of their own (`distributed.TIMEOUT`), but tell neither which rank nor why, and a loader that
-hangs is none. A rank whose torchrun has died asks to stop: nobody would start it again, or end it. No time of day is
-believed: clocks jump, and those of two hosts differ.
+hangs is none. A rank that waits in the device for a peer that is dead does not hear that it is asked to end: it is
+ended once it is clear that its step does not get on. A rank whose torchrun has died asks to stop: nobody would start it
+again, or end it. No time of day is believed: clocks jump, and those of two hosts differ.
 """
 
 from __future__ import annotations
@@ -17,27 +18,29 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from senet.data.loader import Batch
+from senet.run.stop import Stop
 from senet.train.hooks import Hooks
 
 EVERY = 2.0  # seconds between signs of life
-PHASES = ("start", "data", "compute", "save", "validate")  # in a step: its images come before its arithmetic
+PHASES = ("start", "data", "compute", "save", "validate", "failed")  # of a step its images come before its arithmetic
+PATIENCE = 10.0  # seconds after a TERM, at least, in which a step may still come to its end
 
 
 class Watchdog(Hooks):
     """`at` says what this rank is doing; a thread watches that it gets on."""
 
-    def __init__(self, out: Path, rank: int, ranks: int, limit: float, orphaned: Callable[[], None]) -> None:
+    def __init__(self, out: Path, rank: int, ranks: int, limit: float, stop: Stop) -> None:
         """`limit` in seconds: of a step; start, saving and validation get ten times as long.
 
-        `orphaned` is called, once, on the watchdog's thread, when the torchrun that started this process is gone.
+        `stop` is told, on the watchdog's thread, if the torchrun that started this process is gone.
         """
-        self.folder, self.rank, self.ranks, self.limit, self.orphaned = out / "health", rank, ranks, limit, orphaned
+        self.folder, self.rank, self.ranks, self.limit, self.stop = out / "health", rank, ranks, limit, stop
         self.phase, self.step, self.since = "start", -1, time.monotonic()
+        self.longest = 0.0  # seconds between two calls of `at` within a step
         self._beats = 0
         self._heard: dict[
             int, tuple[dict[str, Any], float]
@@ -50,7 +53,10 @@ class Watchdog(Hooks):
         self._thread.start()
 
     def at(self, phase: str, step: int) -> None:
-        self.phase, self.step, self.since = phase, step, time.monotonic()
+        now = time.monotonic()
+        if self.phase in ("data", "compute") and step >= 0:
+            self.longest = max(self.longest, now - self.since)
+        self.phase, self.step, self.since = phase, step, now
 
     def before_data(self, step: int, waited: float) -> None:
         self.at("data", step)
@@ -70,14 +76,18 @@ class Watchdog(Hooks):
             if self._parent not in (None, os.getppid()):
                 self._parent = None
                 print(f"rank {self.rank} on {socket.gethostname()}: torchrun is gone; saves and stops", file=sys.stderr)
-                self.orphaned()
-            limit = self.limit * (1 if self.phase in ("data", "compute") else 10)
+                self.stop.orphaned()
+            in_step = self.phase in ("data", "compute", "failed")
+            limit = self.limit * (1 if in_step else 10)
+            patience = max(PATIENCE, 3 * self.longest)
+            if in_step and min(stuck, self.stop.asked_seconds()) > patience:
+                self._end(f"was asked to end and does not get on: {stuck:.0f} s", stacks=False)
             if stuck > limit / 2:
                 self._listen()
             else:
                 self._heard.clear()
             if stuck > limit:
-                self._end(stuck)
+                self._end(f"hangs: {stuck:.0f} s")
 
     def _sign(self, stuck: float) -> None:
         self._beats += 1
@@ -105,14 +115,13 @@ class Watchdog(Hooks):
                 if rank not in self._heard or self._heard[rank][0] != sign:
                     self._heard[rank] = sign, now
 
-    def _end(self, stuck: float) -> None:
+    def _end(self, what: str, stacks: bool = True) -> None:
         where = f"in phase {self.phase!r} after {self.step} steps"
-        print(
-            f"rank {self.rank} on {socket.gethostname()} hangs: {stuck:.0f} s {where}; {self.behind()}", file=sys.stderr
-        )
-        faulthandler.dump_traceback(sys.stderr)
-        with contextlib.suppress(OSError), (self.folder / f"stacks-rank-{self.rank}.txt").open("w") as file:
-            faulthandler.dump_traceback(file)
+        print(f"rank {self.rank} on {socket.gethostname()} {what} {where}; {self.behind()}", file=sys.stderr)
+        if stacks:
+            faulthandler.dump_traceback(sys.stderr)
+            with contextlib.suppress(OSError), (self.folder / f"stacks-rank-{self.rank}.txt").open("w") as file:
+                faulthandler.dump_traceback(file)
         sys.stderr.flush()
         os._exit(1)
 

@@ -19,10 +19,12 @@ class BatchNormStats:
         norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
         self.buffers = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
         self.sizes = [b.numel() for b in self.buffers]
+        # On the net's device even if there are none: NCCL gathers nothing that is on the CPU.
+        self.empty = torch.zeros(0, device=next(net.parameters()).device)
 
     def pack(self) -> Tensor:
         """Return a copy of all of them, float [n]."""
-        return torch.cat(self.buffers) if self.buffers else torch.zeros(0)
+        return torch.cat(self.buffers) if self.buffers else self.empty
 
     @torch.no_grad()
     def unpack(self, vector: Tensor) -> None:

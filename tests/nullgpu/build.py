@@ -26,7 +26,8 @@ int cublasGetPointerMode_v2(void* h, int* m) { *m = 0; return 0; }
 size_t cublasLtGetVersion() { return 130000; }
 int cublasLtMatmulAlgoGetHeuristic(void* a, void* b, void* c, void* d, void* e, void* f, void* g, int n, void* r,
 int* k) { memset(r, 0, 112); *k = 1; return 0; }
-size_t cudnnGetVersion() { return 91900; }
+size_t cudnnGetVersion() { return MAJOR * 10000 + MINOR * 100 + PATCH; }
+int cudnnGetProperty(int part, int* v) { *v = part == 0 ? MAJOR : part == 1 ? MINOR : PATCH; return 0; }
 int cudnnGetBatchNormalizationForwardTrainingExWorkspaceSize(u a, u b, u c, u d, u e, u f, u g, u h, size_t* s)
 { *s = 0; return 0; }
 int cudnnGetBatchNormalizationBackwardExWorkspaceSize(u a, u b, u c, u d, u e, u f, u g, u h, u i, u j, size_t* s)
@@ -149,7 +150,11 @@ def _libraries(site: Path) -> str:
             symbol = line.split()[-1].partition("@")[0]
             if re.match(r"(cublas|cudnn|cusolver|cusparse|cufft|curand|nccl|cuda|__cuda)", symbol):
                 wanted.add(symbol)
-    return HEAD + LIBRARIES + "".join(map(_library, sorted(wanted - there)))
+    from torch._C import _cudnn
+
+    version = zip(("MAJOR", "MINOR", "PATCH"), _cudnn.getCompileVersion(), strict=True)
+    defines = "".join(f"#define {part} {number}\n" for part, number in version)
+    return HEAD + defines + LIBRARIES + "".join(map(_library, sorted(wanted - there)))
 
 
 def _library(name: str) -> str:

@@ -15,12 +15,13 @@ from tests.helpers import ROOT, environment, until
 RANK = """
 import sys, time
 from pathlib import Path
+from senet.run.stop import Stop
 from senet.run.watchdog import Watchdog
 rank, limit, phase = int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
 step, clock = int(sys.argv[5]), float(sys.argv[6])
 now = time.time
 time.time = lambda: now() + clock
-watchdog = Watchdog(Path(sys.argv[1]), rank, 3, limit, lambda: None)
+watchdog = Watchdog(Path(sys.argv[1]), rank, 3, limit, Stop())
 watchdog.at(phase, step)
 time.sleep(1e6)
 """
@@ -60,12 +61,15 @@ def test_a_parent_that_dies_matters_only_under_torchrun(tmp_path: Path) -> None:
     program = """
 import os, sys, time
 from pathlib import Path
+from senet.run.stop import Stop
 from senet.run.watchdog import Watchdog
 if os.fork():
     time.sleep(1)  # till the other has looked who its parent is
     os._exit(0)
 called = []
-watchdog = Watchdog(Path(sys.argv[1]), 0, 1, 0.8, lambda: called.append(1))
+stop = Stop()
+stop.orphaned = lambda: called.append(1)
+watchdog = Watchdog(Path(sys.argv[1]), 0, 1, 0.8, stop)
 for _ in range(20):
     watchdog.at("compute", 1)
     time.sleep(0.15)

@@ -61,27 +61,34 @@ def meter(module: Any) -> None:
     module.Meter.read = read
 
 
-def trainer(module: Any) -> None:
+def guard(module: Any) -> None:
     import torch
 
     def nonfinite_steps(self: Any) -> list[int]:
-        if self._finite:
-            torch.stack([finite for _, finite in self._finite]).tolist()
-        self._finite.clear()
+        if self._recorded:
+            torch.stack([finite for _, finite in self._recorded]).tolist()
+        self._recorded.clear()
         return []
 
-    module.Trainer.nonfinite_steps = nonfinite_steps
+    module.NonFiniteGuard.nonfinite_steps = nonfinite_steps
+
+
+def trainer(module: Any) -> None:
+    """Make the N-th backward pass of a rank fail, if NULLGPU_OUT_OF_MEMORY=RANK:N says so."""
     rank, _, number = os.environ.get("NULLGPU_OUT_OF_MEMORY", "").partition(":")
-    if number and os.environ.get("RANK", "0") == rank:
-        backward, made = module.Trainer.backward, [0]
+    if not number or os.environ.get("RANK", "0") != rank:
+        return
+    import torch
 
-        def failing(self: Any, *args: Any, **settings: Any) -> Any:
-            made[0] += 1
-            if made[0] == int(number):
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB (made up)")
-            return backward(self, *args, **settings)
+    backward, made = module.Trainer.backward, [0]
 
-        module.Trainer.backward = failing
+    def failing(self: Any, *args: Any, **settings: Any) -> Any:
+        made[0] += 1
+        if made[0] == int(number):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB (made up)")
+        return backward(self, *args, **settings)
+
+    module.Trainer.backward = failing
 
 
 class After(Loader):
@@ -102,6 +109,7 @@ class Finder(MetaPathFinder):
     acts: dict[str, Callable[[Any], None]] = {  # noqa: RUF012
         "torch": convolutions,
         "senet.train.meter": meter,
+        "senet.train.nonfinite": guard,
         "senet.train.trainer": trainer,
     }
 
