@@ -10,8 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,10 +28,11 @@ RESTARTS = 2  # how often torchrun starts its workers again
 
 @dataclass
 class Job:
-    """A command that is running, with its output in a file."""
+    """A command that is running, with its output in a file, and the run folder that it writes to."""
 
     process: subprocess.Popen[bytes]
     log: Path
+    out: Path
 
     @property
     def output(self) -> str:
@@ -127,16 +127,14 @@ class Sandbox:
         restarts: int = 0,
         often: bool = True,
         port: int = 0,
-        out: Path | None = None,
-        **more: str,
+        env: dict[str, str] | None = None,
     ) -> Job:
         """Start a training and return it.
 
         `often`: with a checkpoint after every step; otherwise after every second or so, so that some work is repeated.
         `port`: it is one of two nodes with half of the ranks each, whose agents meet at this port.
-        `more` is added to its environment.
         """
-        train: list[object] = ["--data", self.data, "--out", out or self.out, "--device", self.device, "--workers", 1]
+        train: list[object] = ["--data", self.data, "--out", self.out, "--device", self.device, "--workers", 1]
         train += ["--val-batch", 5, "--log-every", 2, "--keep", 4, "--save-minutes", 0.00001 if often else 0.02]
         train += ["--deterministic"] if self.device == "cuda" else []
         torchrun = ["--standalone", f"--nproc-per-node={ranks or self.ranks}"]
@@ -144,16 +142,16 @@ class Sandbox:
             torchrun = ["--nnodes=2", f"--nproc-per-node={self.ranks // 2}", "--rdzv-backend=c10d", "--rdzv-id=drill"]
             torchrun += [f"--rdzv-endpoint=localhost:{port}", "--local-addr=localhost"]
             # Without it an agent that joins late waits in vain for an address that the others have shared (torch 2.14).
-            more["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+            env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         start = [sys.executable, "-m", "torch.distributed.run", *torchrun, f"--max-restarts={restarts}"]
         start += ["-m", "launch.train", str(CONFIG), *map(str, [*train, *words])]
-        settings = environment(SENET_LEDGER=str(self.ledger), SENET_FAULTS=self.draw(faults), **more)
+        settings = environment(SENET_LEDGER=str(self.ledger), SENET_FAULTS=self.draw(faults), **(env or {}))
         log = self.folder / f"start-{len(self.jobs) + 1}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 start, cwd=ROOT, env=settings, stdout=output, stderr=output, start_new_session=True
             )
-        self.jobs.append(Job(process, log))
+        self.jobs.append(Job(process, log, self.out))
         return self.jobs[-1]
 
     def run(self, *words: object, expect: int = 0, **how: object) -> None:
@@ -177,17 +175,3 @@ class Sandbox:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
-
-
-@contextmanager
-def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
-    """Give a file system of its own. Skips the drill if it cannot be mounted (without root, for instance)."""
-    folder.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"cannot mount a small disk: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
