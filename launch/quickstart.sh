@@ -21,11 +21,21 @@ $python -m launch.prepare demo $out/data
 log=$out/run/log.jsonl
 before=$([[ ! -f $log ]] || wc -l <$log)
 SECONDS=0
-"${distributed[@]}" -m launch.train configs/debug/demo.yaml --data $out/data --out $out/run || {
-  code=$?
+"${distributed[@]}" -m launch.train configs/debug/demo.yaml --data $out/data --out $out/run &
+training=$!
+# Ctrl-C or TERM end it with a checkpoint. wait returns at once when a signal comes, so it is asked again.
+trap 'kill -TERM $training 2>/dev/null || true' INT TERM HUP
+while
+  code=0
+  wait $training || code=$?
+  kill -0 $training 2>/dev/null
+do :; done
+trap - INT TERM HUP
+if ((code)); then
+  $python -m launch.status $out/run >&2 || true
   echo "training ended early (exit code $code); the same command goes on from its last checkpoint" >&2
   exit $code
-}
+fi
 seconds=$SECONDS
 
 "${distributed[@]}" -m launch.evaluate $out/run --data $out/data --json >$out/errors.json
