@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import gc
 import hashlib
 import json
 import os
@@ -38,8 +39,10 @@ WARM_UP = 2  # steps of each choice after its first and before it is timed
 SLICE = 0.25  # seconds of steps between two readings of the clock
 FAR = 1.5  # times the fastest: not worth a second round
 NEAR = 1.02  # times the fastest: not a difference; then the plainest wins
-SPARE = 0.93  # of the GPU's memory that a batch may take
-
+SPARE = 0.93  # of the GPU's memory that torch may take while the largest batch is looked for
+OUTSIDE = 1 << 30  # bytes, if that is more: what CUDA, cuDNN and NCCL hold beside torch
+WAITING = 2  # batches that the loader has on the device beside the one that is computed
+DECODED = 4 << 20  # bytes on the device for each image that DALI decodes: files, whole images, batches in its pipeline
 
 Timings = dict[Execution, Timing]  # of each choice, in the order of what is plain
 
@@ -129,7 +132,9 @@ def stepper(config: Config, alone: World, micro_batch: int, execution: Execution
 
 
 def _forget() -> None:
+    """Free what trainers held on the device: they are in cycles, with their hooks and their graphs."""
     if torch.cuda.is_initialized():
+        gc.collect()
         torch.cuda.empty_cache()
 
 
@@ -248,18 +253,18 @@ def largest_batch(config: Config, world: World, execution: Execution) -> int:
     if world.device.type != "cuda":
         raise UsageError("--largest-batch auto: needs a GPU, whose memory ends where it ends; give a number")
     share = config.batch // world.size
-    alone = World(0, 1, world.device)
+    total = torch.cuda.get_device_properties(world.device).total_memory
 
     def fits(size: int) -> bool:
         try:
-            _probe(config, alone, size, execution)
+            _probe(config, world, size, execution)
         except torch.OutOfMemoryError:
             return False
         finally:
             _forget()
         return True
 
-    torch.cuda.set_per_process_memory_fraction(SPARE, world.device)
+    torch.cuda.set_per_process_memory_fraction(min(SPARE, max(0.5, 1 - OUTSIDE / total)), world.device)
     try:
         with torch.random.fork_rng([world.device]):
             own = search([size for size in range(1, share + 1) if share % size == 0], fits)
@@ -273,11 +278,22 @@ def largest_batch(config: Config, world: World, execution: Execution) -> int:
     return int(least)
 
 
-def _probe(config: Config, alone: World, size: int, execution: Execution) -> None:
-    step = stepper(config, alone, size, execution)
+def _probe(config: Config, world: World, size: int, execution: Execution) -> None:
+    """Make two steps of `size` images beside all that a run holds on the device at the same time: batches that wait,
+    DALI's buffers, the snapshot of a checkpoint (weights and momenta) and, with several ranks, DDP's buckets.
+    """
+    step = stepper(config, World(0, 1, world.device), size, execution)
+    with torch.device("meta"):
+        weights = sum(p.numel() * p.element_size() for p in build(config.net, config.data.classes).parameters())
+    image = 3 * config.data.crop**2 * (1 + torch.finfo(DTYPES[config.precision]).bits // 8)
+    held = 2 * weights + WAITING * size * image
+    held += size * DECODED if config.data.set == "folder" else 0
+    held += weights + weights // 2 * (config.compress != "none") if world.size > 1 else 0
+    beside = torch.empty(held, dtype=torch.uint8, device=world.device)
     for _ in range(2):  # the second has the gradients' and libraries' memory of the first beside its own
         step()
     synchronise()
+    del beside
 
 
 def search(sizes: Sequence[int], fits: Callable[[int], bool]) -> int:

@@ -26,7 +26,7 @@ from senet.config import Config, from_dict
 from senet.data.source import Source, train_loader
 from senet.execution.execution import Execution, choices
 from senet.models import build
-from senet.run.saver import Saver
+from senet.run.saver import Saver, snapshot
 from senet.run.state import State
 from senet.train.autotune import largest_batch, tune
 from senet.train.meter import Meter
@@ -156,12 +156,22 @@ def saves() -> dict[str, int]:
 
 
 def probes() -> dict[str, Any]:
-    """The largest batch of SE-ResNet-50 that is found, and what the search leaves on the device."""
-    data = {"set": "synthetic", "classes": 1000, "crop": 224, "train_images": 512, "val_images": 64}
-    large = from_dict({"net": {"se": {}}, "data": data, "batch": 256, "precision": "bf16"})
+    """The largest batch of SE-ResNet-50 that is found, what the search leaves on the device, and whether the batch fits
+    beside what a run holds: the snapshot of a checkpoint and a loader's batches.
+    """
+    data = {"set": "synthetic", "classes": 1000, "crop": 64, "train_images": 1 << 14, "val_images": 64}
+    large = from_dict({"net": {"se": {}}, "data": data, "batch": 1 << 14, "precision": "bf16"})
     before = torch.cuda.memory_allocated()
     found = largest_batch(large, ALONE, Execution())
-    return {"found": found, "left": torch.cuda.memory_allocated() - before}
+    left = torch.cuda.memory_allocated() - before
+    trainer = Trainer.build(large, ALONE, Execution())
+    state = State(trainer.net, trainer, Meter(GPU), Meter(GPU))
+    held = snapshot(state.pack(large, ALONE, 0, {}))
+    loader = train_loader(large.data, Source(), large.batch, found, 0, 0, 1, GPU, DTYPES["bf16"])
+    made = trainer.steps(loader, 0, 0, state.interval)
+    next(made)
+    del held
+    return {"found": found, "left": left}
 
 
 def tuning() -> str:

@@ -60,10 +60,12 @@ def test_a_written_checkpoint_leaves_nothing_on_the_device(told: dict[str, Any])
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="fault 13: cycles keep the parameters of each probe")
-def test_probes_of_the_largest_batch_leave_nothing_on_the_device(nullgpus: NullGpus) -> None:
+def test_the_search_for_the_largest_batch_frees_its_nets_and_finds_one_that_fits(nullgpus: NullGpus) -> None:
+    """Beside the snapshot of a checkpoint and a loader's batches; cuBLAS may keep its workspace of 32 MiB."""
     (found,) = nullgpus.told("tests.nullgpu.checks", "probes", NULLGPU_GIB="13.6")
-    assert found["result"]["left"] == 0
+    assert "error" not in found, found["error"]
+    assert found["result"]["found"] > 1
+    assert found["result"]["left"] <= 32 << 20
 
 
 @pytest.mark.slow
