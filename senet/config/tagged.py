@@ -86,16 +86,22 @@ class Options:
 
     def pick(self, value: Mapping[str, Any]) -> type | None:
         """The class that a mapping describes; None if one of its tags is unknown."""
-        kinds = self.kinds
+        kinds, _, _ = self._narrow(value)
+        return kinds[0] if kinds else None
+
+    def unknown(self, value: Mapping[str, Any]) -> tuple[str, list[str]] | None:
+        """The first tag whose value is unknown, and the values that it could have; None if all are known."""
+        kinds, key, words = self._narrow(value)
+        return None if kinds else (key, words)
+
+    def _narrow(self, value: Mapping[str, Any]) -> tuple[tuple[type, ...], str, list[str]]:
+        kinds, key, words = self.kinds, "", []
         for key, usual in self.tagged.keys.items() if self.tagged else ():
+            words = list(dict.fromkeys(word for kind in kinds for word in tags(kind, key)))
             kinds = tuple(kind for kind in kinds if value.get(key, usual) in tags(kind, key))
             if len(kinds) < 2:
                 break
-        return kinds[0] if kinds else None
-
-    def known(self, key: str) -> list[str]:
-        """Every value of a tag."""
-        return list(dict.fromkeys(word for kind in self.kinds for word in tags(kind, key)))
+        return kinds, key, words
 
 
 def tags(kind: type, key: str) -> tuple[str, ...]:
@@ -104,12 +110,9 @@ def tags(kind: type, key: str) -> tuple[str, ...]:
 
 
 def _check_tags(options: Options, value: Any) -> Any:
-    assert options.tagged
     value = options.mapping(value)
-    if isinstance(value, Mapping) and options.pick(value) is None:
-        keys = options.tagged.keys.items()
-        wrong = next(key for key, usual in keys if value.get(key, usual) not in options.known(key))
-        raise PydanticCustomError("unknown_tag", "unknown", {"key": wrong, "known": options.known(wrong)})
+    if isinstance(value, Mapping) and (unknown := options.unknown(value)):
+        raise PydanticCustomError("unknown_tag", "unknown", {"key": unknown[0], "known": unknown[1]})
     if not isinstance(value, (Mapping, *options.kinds)):
         raise PydanticCustomError("dataclass_type", "not a mapping")
     return value
@@ -129,7 +132,9 @@ def merge(annotation: Any, base: Any, change: Any, inherit: bool = True) -> Any:
     options = Options.of(annotation)
     if options is None or change is None or change == "none":
         return None if options and change == "none" else change
-    base, change = options.mapping(base), options.mapping(change)
+    base = options.mapping(base)
+    # What a key implies is for the whole change to say: another part of it may say otherwise.
+    change = options.mapping(change) if inherit or isinstance(change, str) else change
     if not isinstance(change, Mapping):
         return change
     base = base if isinstance(base, Mapping) else {}

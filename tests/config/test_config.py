@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import operator
+import random
 import re
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from senet.config import (
     SE,
@@ -196,6 +198,37 @@ def test_what_was_inherited_for_another_tag_is_dropped(name: str, overrides: str
         else:
             config = load(ROOT / f"configs/{name}.yaml", order)
             assert operator.attrgetter(key)(config) == value
+
+
+WORDS = (
+    "net.family=resnet net.timm=resnet50 net.block=basic net.stem=cifar net.stem.maxpool=ceil net.se=none "
+    "net.se.ratio=8 net.groups=2 net=[1] data=cifar10 data.set=synthetic data.set=folder data.classes=10 data.pad=2 "
+    "data.crop=0 data=null data.augment.policy=randaugment data.augment.policy.ops=3 data.area=[1] "
+    "data.augment.grow={start: 16, epochs: 3} schedule=cosine schedule.shape=step schedule.shape=[1] "
+    "schedule.gamma=0.3 schedule.milestones=[10,20] schedule.warmup=none schedule.warmup=constant "
+    "schedule.warmup.epochs=3 schedule.warmup.lr=1e-3 schedule.warmup=1 optim.lr=1e-3 optim.lr=.nan optim.lr.x=1 "
+    "batch=64 batch=true epochs=300 seed=-1 x=1 1=2 a..b=1 net.=3"
+)
+
+
+def test_whatever_is_overridden_is_read_in_any_order_or_refused_in_one_line() -> None:
+    generator, words = random.Random(0), re.split(r" (?=[a-z0-9_.]+=)", WORDS)
+    read = 0
+    for _ in range(400):
+        chosen = {word.partition("=")[0]: word for word in generator.sample(words, 3)}
+        file, results, refusals = generator.choice(FILES), [], []
+        for order in (list(chosen.values()), list(chosen.values())[::-1]):
+            try:
+                results.append(load(file, order))
+            except UsageError as error:
+                results.append(None)
+                refusals.append(str(error))
+        assert not any("\n" in refusal for refusal in refusals)
+        assert results[0] == results[1] or any(one.startswith(two + ".") for one in chosen for two in chosen), chosen
+        if results[0]:
+            read += 1
+            assert from_dict(yaml.safe_load(yaml.safe_dump(to_dict(results[0])))) == results[0]
+    assert read > 20
 
 
 def test_files_drop_what_they_inherit_for_another_tag_too(tmp_path: Path) -> None:
