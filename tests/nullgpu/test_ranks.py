@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,30 @@ def test_a_killed_rank_ends_the_others_at_once_and_the_run_goes_on_to_its_end(
     assert "forcefully exiting via 9" not in done.stderr, "torchrun had to wait 30 s for the other rank"
 
 
+def fails_alone(done: subprocess.CompletedProcess[str]) -> None:
+    """Assert that a rank said what it died of, and that no rank had to be killed."""
+    assert done.returncode == 1
+    assert "error (rank 1 on" in done.stderr
+    assert "out of memory" in done.stderr, "nobody learns why"
+    assert "hangs" not in done.stderr
+    assert re.search(r"exitcode +: 1", done.stderr)
+
+
 @pytest.mark.slow
 def test_a_rank_that_fails_alone_says_why_and_ends_at_once(nullgpus: NullGpus, tmp_path: Path) -> None:
     """NCCL ends a communicator only when all ranks do: a rank that tries to, alone, waits for ever."""
     words = [*RUN, "epochs=1", "--out", tmp_path / "out", "--hang-minutes", 0.5]
-    done = nullgpus.run("launch.train", *words, ranks=2, NULLGPU_OUT_OF_MEMORY="1:4")
-    assert done.returncode == 1
-    assert "out of memory" in done.stderr, "nobody learns why"
-    assert "hangs" not in done.stderr
-    assert "forcefully exiting via 9" not in done.stderr
-    assert re.search(r"exitcode +: 1", done.stderr)
+    done = nullgpus.run("launch.train", *words, ranks=2, NULLGPU_OUT_OF_MEMORY="1:60")
+    fails_alone(done)
+    assert "forcefully exiting via 9" not in done.stderr, "the other rank did not end on its own"
+
+
+@pytest.mark.slow
+@pytest.mark.full
+def test_evaluation_and_doctor_end_if_a_rank_fails_alone(nullgpus: NullGpus, tmp_path: Path) -> None:
+    """Without a watchdog, torchrun ends the rank that waits, after thirty seconds."""
+    out = tmp_path / "out"
+    assert nullgpus.run("launch.train", *RUN, "epochs=1", "--out", out).returncode == 0
+    fails_alone(nullgpus.run("launch.evaluate", out, ranks=2, NULLGPU_OUT_OF_MEMORY="1:4"))
+    words = ["--speed", "--seconds", 1, *RUN[:-6], "--device", "cuda"]
+    fails_alone(nullgpus.run("launch.doctor", *words, ranks=2, NULLGPU_OUT_OF_MEMORY="1:40"))

@@ -18,8 +18,13 @@ from typing import Any
 
 
 def convolutions(torch: Any) -> None:
-    """Shapes and strides as cuDNN's: channels_last if the images or the weights are so, and all is copied to that."""
+    """Shapes and strides as cuDNN's: channels_last if the images or the weights are so, and all is copied to that.
+
+    NULLGPU_OUT_OF_MEMORY=RANK:N lets the N-th convolution of a rank fail.
+    """
     last, contiguous = torch.channels_last, torch.contiguous_format
+    rank, _, number = os.environ.get("NULLGPU_OUT_OF_MEMORY", "").partition(":")
+    left = [int(number) if number and os.environ.get("RANK", "0") == rank else 0]
 
     def layout(images: Any, weight: Any) -> Any:
         if images.dim() != 4 or images.dtype == torch.double:
@@ -28,6 +33,9 @@ def convolutions(torch: Any) -> None:
         return last if last in suggested else contiguous
 
     def forward(images: Any, weight: Any, bias: Any, *rest: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB (made up)")
         kept = layout(images, weight)
         images, weight = (part.contiguous(memory_format=kept) for part in (images, weight))
         shape = torch.ops.aten.convolution(images.to("meta"), weight.to("meta"), None, *rest).shape
@@ -73,24 +81,6 @@ def guard(module: Any) -> None:
     module.NonFiniteGuard.nonfinite_steps = nonfinite_steps
 
 
-def trainer(module: Any) -> None:
-    """Make the N-th backward pass of a rank fail, if NULLGPU_OUT_OF_MEMORY=RANK:N says so."""
-    rank, _, number = os.environ.get("NULLGPU_OUT_OF_MEMORY", "").partition(":")
-    if not number or os.environ.get("RANK", "0") != rank:
-        return
-    import torch
-
-    backward, made = module.Trainer.backward, [0]
-
-    def failing(self: Any, *args: Any, **settings: Any) -> Any:
-        made[0] += 1
-        if made[0] == int(number):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB (made up)")
-        return backward(self, *args, **settings)
-
-    module.Trainer.backward = failing
-
-
 class After(Loader):
     """Imports a module as ever, then calls `act` on it."""
 
@@ -110,7 +100,6 @@ class Finder(MetaPathFinder):
         "torch": convolutions,
         "senet.train.meter": meter,
         "senet.train.nonfinite": guard,
-        "senet.train.trainer": trainer,
     }
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
