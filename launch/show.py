@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _brief(settings: Any, plain: dict[str, Any]) -> dict[str, Any]:
-    """Of settings and the same as plain data, those that differ from their defaults or never go without saying."""
+    """Return, of settings and the same as plain data, those that differ from their defaults and those in ALWAYS."""
     usual = {field.name: field.default for field in dataclasses.fields(settings)}
     found: dict[str, Any] = {}
     for name in sorted(usual, key=lambda name: ALWAYS.index(name) if name in ALWAYS else len(ALWAYS)):
@@ -113,7 +113,7 @@ def _brief(settings: Any, plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rates(rates: list[float]) -> list[str]:
-    """The learning rate by epochs, counted from 1: each run of equal ones, or of many some at equal distances."""
+    """Describe the learning rates of epochs, counted from 1: runs of equal ones, at most SHOWN of them."""
     runs: list[tuple[int, int, float]] = []
     for epoch, rate in enumerate(rates, start=1):
         if runs and runs[-1][2] == rate:

@@ -1,4 +1,4 @@
-"""How a global batch divides over ranks and micro-batches, and how large its images are."""
+"""Divides a global batch over ranks and micro-batches, and says how large its images are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from senet.errors import UsageError
 
 
 def crop_at(data: Data, epoch: int) -> int:
-    """The side of training images in an epoch, with progressive resizing a multiple of 16."""
+    """Return the side of training images in an epoch, in pixels; with progressive resizing a multiple of 16."""
     grow = data.augment.grow if isinstance(data, Folder) else None
     if grow is None or epoch >= grow.epochs:
         return data.crop

@@ -1,4 +1,4 @@
-"""What several settings must have in common, which no type can say; and schedules that would never act."""
+"""Checks what no single type can say: settings that do not go together, and schedules that never act."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check(config: Config) -> None:
 
 
 def warnings(config: Config) -> list[str]:
-    """What a person should know who did not mean it so."""
+    """Return a sentence for each setting that may not be meant as it stands."""
     never = [f"{epoch:g}" for epoch in getattr(config.schedule, "milestones", ()) if epoch >= config.epochs > 0]
     if never:
         return [
@@ -29,6 +29,7 @@ def warnings(config: Config) -> list[str]:
 
 
 def _need(config: Config, ok: bool, key: str, remedy: str) -> None:
+    """Raise UsageError with a key's value and the remedy unless `ok`."""
     if not ok:
         value: Any = config
         for part in key.split("."):

@@ -1,4 +1,4 @@
-"""YAML files with `base` and `variants`: finding and reading them. Nothing in here knows what the settings mean."""
+"""Finds and reads YAML files with `base` and `variants`. Nothing in here knows what the settings mean."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ CONFIGS = Path(__file__).parent.parent.parent / "configs"
 
 
 class Layer(NamedTuple):
-    """Settings that are written in one place, and its name."""
+    """Holds the settings that are written in one place, and the name of that place."""
 
     where: str
     settings: dict[str, Any]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: PyYAML follows 1.1, where 1e-4 is a string."""
+    """Reads numbers as YAML 1.2 does: PyYAML follows 1.1, in which 1e-4 is a string."""
 
 
 _Loader.add_implicit_resolver(
@@ -33,13 +33,15 @@ _Loader.add_implicit_resolver(
 
 
 def parse(text: str) -> Any:
-    """The value that a piece of YAML stands for. Raises yaml.YAMLError."""
+    """Return the value that a piece of YAML stands for. Raises yaml.YAMLError."""
     return yaml.load(text, _Loader)  # noqa: S506 (it is a SafeLoader)
 
 
 def layers(name: str, seen: tuple[Path, ...] = ()) -> list[Layer]:
-    """What `FILE.yaml` or `FILE.yaml:VARIANT` consists of: its base files, the file, its variant, each of which changes
-    those before it. Raises UsageError.
+    """Return what `FILE.yaml` or `FILE.yaml:VARIANT` consists of: its base files, the file and its variant, in this
+    order, for each changes those before it.
+
+    Raises UsageError naming the file that cannot be read, or the nearest name of one that is not there.
     """
     path, variant = find(name)
     tree = read_file(path)
@@ -65,8 +67,8 @@ def layers(name: str, seen: tuple[Path, ...] = ()) -> list[Layer]:
 
 
 def find(name: str) -> tuple[Path, str | None]:
-    """The file and the variant that are meant by `FILE.yaml`, `FILE.yaml:VARIANT`, or the end of a path in configs/
-    such as `se_resnet50` or `imagenet/se_resnet50`.
+    """Return the file and the variant that `FILE.yaml` or `FILE.yaml:VARIANT` names. The end of a path in configs/, as
+    `se_resnet50` or `imagenet/se_resnet50`, is enough for FILE.
 
     Raises UsageError if there is no such file, or several.
     """
@@ -91,13 +93,13 @@ def find(name: str) -> tuple[Path, str | None]:
 
 
 def _shown(file: Path) -> str:
-    """A path as it is typed here."""
+    """Return a path as it would be typed in the current folder."""
     here = Path.cwd()
     return str(file.relative_to(here) if file.is_relative_to(here) else file)
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The mapping in one file. Raises UsageError."""
+    """Return the mapping in one file. Raises UsageError if it cannot be read or holds none."""
     try:
         tree = parse(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -112,7 +114,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def assignment(text: str) -> dict[str, Any]:
-    """The mapping that `key.key=value` stands for, its value typed as in a file. Raises UsageError."""
+    """Return the mapping that `key.key=value` stands for, its value typed as in a file. Raises UsageError."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UsageError(f"{text!r}: an override is written key=value, as in optim.lr=0.3")
@@ -126,7 +128,7 @@ def assignment(text: str) -> dict[str, Any]:
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """`; did you mean ...?`, or else the words there are, if they are few."""
+    """Return `; did you mean ...?` with the word most like it; otherwise the words there are, if they are few."""
     words = [str(w) for w in words]
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     if near:

@@ -1,4 +1,4 @@
-"""The JSON schema of a config file, by which an editor completes keys and underlines wrong ones."""
+"""Makes the JSON schema of a config file, by which an editor completes keys and underlines wrong ones."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _kinds(annotation: Any) -> set[type]:
-    """Every class of settings that can stand below an annotation."""
+    """Return every class of settings that can stand below an annotation."""
     options = Options.of(annotation)
     found: set[type] = set(options.kinds) if options else set()
     for kind in tuple(found):

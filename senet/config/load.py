@@ -1,4 +1,4 @@
-"""From files and overrides to a Config, and back to plain data; errors in one line."""
+"""Makes a Config of files and overrides, and plain data of a Config; says in one line what is wrong with either."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ T = TypeVar("T")
 
 
 def load(name: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """The config in `FILE.yaml` or `FILE.yaml:VARIANT`, with `key=value` overrides typed like the file.
+    """Load the config in `FILE.yaml` or `FILE.yaml:VARIANT`, changed by `key=value` overrides typed as in the file.
 
-    What changes the class of a setting (cosine for step) drops what was inherited for the other. The order of the
-    overrides does not matter, unless two give the same key.
+    A change of a tag (cosine for step) drops what was inherited for the other class. The order of the overrides does
+    not matter, unless two give the same key.
 
-    Raises UsageError naming file, key, value and the nearest right one.
+    Raises UsageError naming the file to mend, the key, its value and the nearest right one.
     """
     layers = files.layers(str(name))
     change: dict[str, Any] = {}
@@ -46,24 +46,24 @@ def load(name: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def variants(name: str | Path) -> list[str]:
-    """The `FILE:NAME` of every variant in a file, in its order; the file itself when it has none."""
+    """Return the `FILE:NAME` of every variant in a file, in its order; the file itself if it has none."""
     path, _ = files.find(str(name))
     names = files.read_file(path).get("variants") or {}
     return [f"{path}:{name}" for name in names] or [str(path)]
 
 
 def from_dict(tree: Mapping[str, Any], where: str = "config") -> Config:
-    """The inverse of `to_dict`: strict about keys, types and ranges; what settings have in common is not checked."""
+    """Make a config of what `to_dict` returned. Keys, types and ranges are checked, what `check` refuses is not."""
     return _validate(Config, tree, where)
 
 
 def read(kind: type[T], tree: Any, where: str) -> T:
-    """An instance of a dataclass from plain data, with errors like those of a config. Raises UsageError."""
+    """Make an instance of a dataclass of plain data. Raises UsageError as for a config."""
     return _validate(kind, tree, where)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Plain mappings, lists and scalars, ready for YAML, JSON or a checkpoint."""
+    """Return a config as plain mappings, lists and scalars, ready for YAML, JSON or a checkpoint."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -74,7 +74,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def difference(old: Config, new: Config) -> list[str]:
-    """`key: old -> new` for every setting in which two configs differ."""
+    """Return `key: old -> new` for every setting in which two configs differ."""
 
     def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         out: dict[str, Any] = {}
@@ -118,7 +118,7 @@ LIMITS = {
 
 
 def _explain(kind: type, tree: Any, error: Any, errors: Sequence[Any]) -> tuple[list[str], str]:
-    """The key that one of pydantic's errors is about, and what is wrong with it."""
+    """Return the key that one of pydantic's errors is about, and what is wrong with it."""
     reason, value, context = error["type"], error["input"], error.get("ctx", {})
     path, inner, tag = _walk(kind, error["loc"])
     if reason == UNKNOWN:
@@ -143,7 +143,7 @@ def _explain(kind: type, tree: Any, error: Any, errors: Sequence[Any]) -> tuple[
 
 
 def _walk(kind: type, loc: Sequence[str | int]) -> tuple[list[str], type, str]:
-    """pydantic's place of an error as a key, the class that has this key, and which tag made it that class."""
+    """Return pydantic's location of an error as a key, the class that the key is of, and the tag that chose it."""
     path: list[str] = []
     annotation: Any = kind
     tag = ""
@@ -166,7 +166,9 @@ def _walk(kind: type, loc: Sequence[str | int]) -> tuple[list[str], type, str]:
 
 
 def _nearest_key(kind: type, tree: Any, path: Sequence[str], inner: type) -> str:
-    """`; did you mean ...?`: the same name elsewhere, a name like it beside it or elsewhere, or the names beside it."""
+    """Return `; did you mean ...?` with the same name elsewhere, a name like it beside it, or one like it elsewhere;
+    otherwise the names beside it.
+    """
     beside, name = [".".join([*path[:-1], key]) for key in hints(inner)], path[-1]
     every = sorted(_keys(kind, tree), key=lambda key: key.count("."))
     found = [key for key in every if _last(key) == name]
@@ -181,7 +183,7 @@ def _last(key: str) -> str:
 
 
 def _keys(annotation: Any, value: Any, prefix: str = "") -> Iterator[str]:
-    """Every key that a config like this one can have."""
+    """Yield every key that a config like this one can have."""
     if options := Options.of(annotation):
         value = options.mapping(value)
         values = value if isinstance(value, Mapping) else {}
@@ -191,7 +193,7 @@ def _keys(annotation: Any, value: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _written(layers: Sequence[Layer], path: Sequence[str]) -> str:
-    """The name of the last layer that writes a key, or as much of it as is written: the one to change."""
+    """Return the name of the last layer that writes a key, or as much of it as is written: the one to mend."""
     for length in range(len(path), 0, -1):
         for name, settings in reversed(layers):
             value: Any = settings

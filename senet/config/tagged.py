@@ -18,7 +18,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 @functools.cache
 def hints(kind: type) -> dict[str, Any]:
-    """The annotated type of each field of a dataclass."""
+    """Return the annotated type of each field of a dataclass."""
     known = typing.get_type_hints(kind, include_extras=True)
     return {field.name: known[field.name] for field in dataclasses.fields(kind)}
 
@@ -35,7 +35,7 @@ class Tagged:
         self.keys, self.implied, self.key = keys, implied or {}, next(iter(keys))
 
     def mapping(self, value: Any) -> Any:
-        """A bare word, or a mapping whose class is implied, as a mapping that has the first key."""
+        """Turn a bare word, or a mapping whose class is implied, into a mapping that has the first key."""
         if isinstance(value, str):
             return {self.key: value}
         if isinstance(value, Mapping) and self.key not in value:
@@ -45,8 +45,8 @@ class Tagged:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         choices = {kind.__name__: handler.generate_schema(kind) for kind in typing.get_args(source)}
-        union = core_schema.tagged_union_schema(choices, discriminator=lambda value: _name(options, value))
         options = Options(typing.get_args(source), self)
+        union = core_schema.tagged_union_schema(choices, discriminator=functools.partial(_name, options))
         return core_schema.no_info_before_validator_function(functools.partial(_check_tags, options), union)
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
@@ -62,14 +62,14 @@ def _words(choice: dict[str, Any], key: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The classes that a setting may have, one or several."""
+    """Holds the classes that a setting may have, one or several."""
 
     kinds: tuple[type, ...]
     tagged: Tagged | None = None
 
     @classmethod
     def of(cls, annotation: Any) -> Options | None:
-        """Those of an annotation; None for plain values."""
+        """Return the options of an annotation; None if it is one of plain values."""
         if dataclasses.is_dataclass(annotation):
             return cls((typing.cast(type, annotation),))
         if typing.get_origin(annotation) is Annotated:
@@ -85,12 +85,12 @@ class Options:
         return self.tagged.mapping(value) if self.tagged else value
 
     def pick(self, value: Mapping[str, Any]) -> type | None:
-        """The class that a mapping describes; None if one of its tags is unknown."""
+        """Return the class that a mapping describes; None if one of its tags is unknown."""
         kinds, _, _ = self._narrow(value)
         return kinds[0] if kinds else None
 
     def unknown(self, value: Mapping[str, Any]) -> tuple[str, list[str]] | None:
-        """The first tag whose value is unknown, and the values that it could have; None if all are known."""
+        """Return the first tag whose value is unknown and the values that it could have; None if all are known."""
         kinds, key, words = self._narrow(value)
         return None if kinds else (key, words)
 
@@ -105,7 +105,7 @@ class Options:
 
 
 def tags(kind: type, key: str) -> tuple[str, ...]:
-    """The values that a tag has in a class."""
+    """Return the values that a tag has in a class."""
     return typing.get_args(hints(kind).get(key))
 
 
@@ -124,7 +124,7 @@ def _name(options: Options, value: Any) -> str | None:
 
 
 def merge(annotation: Any, base: Any, change: Any, inherit: bool = True) -> Any:
-    """`change` laid over `base`, key by key; what is no mapping replaces.
+    """Lay `change` over `base` key by key and return the result; what is no mapping replaces.
 
     If the change makes a setting one of another class, what it inherits and that class lacks is dropped: it was written
     for another. Without `inherit` nothing is dropped: both are parts of one change.
@@ -147,8 +147,9 @@ def merge(annotation: Any, base: Any, change: Any, inherit: bool = True) -> Any:
 
 
 def _inherited(old: type, new: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What an instance of `new` can take over from the values of an instance of `old`. Keys that neither has stay, to
-    be refused.
+    """Return what a setting of class `new` takes over from the values of one of class `old`.
+
+    Keys that neither class has stay, so that they are refused.
     """
     kept = {key: value for key, value in values.items() if key in hints(new) or key not in hints(old)}
     for key, value in kept.items():

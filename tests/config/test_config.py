@@ -214,7 +214,7 @@ WORDS = (
 def test_whatever_is_overridden_is_read_in_any_order_or_refused_in_one_line() -> None:
     generator, words = random.Random(0), re.split(r" (?=[a-z0-9_.]+=)", WORDS)
     read = 0
-    for _ in range(400):
+    for _ in range(150):
         chosen = {word.partition("=")[0]: word for word in generator.sample(words, 3)}
         file, results, refusals = generator.choice(FILES), [], []
         for order in (list(chosen.values()), list(chosen.values())[::-1]):
@@ -228,7 +228,7 @@ def test_whatever_is_overridden_is_read_in_any_order_or_refused_in_one_line() ->
         if results[0]:
             read += 1
             assert from_dict(yaml.safe_load(yaml.safe_dump(to_dict(results[0])))) == results[0]
-    assert read > 20
+    assert read > 10
 
 
 def test_files_drop_what_they_inherit_for_another_tag_too(tmp_path: Path) -> None:
