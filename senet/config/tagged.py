@@ -46,7 +46,7 @@ class Tagged:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         choices = {kind.__name__: handler.generate_schema(kind) for kind in typing.get_args(source)}
         options = Options(typing.get_args(source), self)
-        union = core_schema.tagged_union_schema(choices, discriminator=functools.partial(_name, options))
+        union = core_schema.tagged_union_schema(choices, discriminator=lambda value: _name(options, value))
         return core_schema.no_info_before_validator_function(functools.partial(_check_tags, options), union)
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
