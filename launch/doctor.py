@@ -5,6 +5,7 @@
         configs/imagenet/se_resnet50.yaml --data $IMAGENET --out runs/se50
 
 With --speed it trains for some seconds instead and says what bounds: data, net or communication, and what to change.
+The net is computed as the run in --out does, as flags say, or as --tune finds.
 
     torchrun --standalone --nproc-per-node=8 -m launch.doctor --speed configs/imagenet/se_resnet50.yaml --data $IMAGENET
 
@@ -17,7 +18,7 @@ import argparse
 from pathlib import Path
 
 from launch import guard
-from launch.flags import add_config, add_data_flags, parse_config, source
+from launch.flags import add_config, add_data_flags, add_execution_flags, execution, parse_config, run_name, source
 from senet import config
 
 
@@ -26,23 +27,20 @@ def main(argv: list[str] | None = None) -> int:
         prog="launch.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_config(parser)
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs"), help="where checkpoints will be written (default: runs)"
-    )
-    parser.add_argument(
-        "--speed", action="store_true", help="measure loader, net and all-reduce alone and together; needs a config"
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=4.0, metavar="S", help="--speed: of each measurement (default 4)"
-    )
-    parser.add_argument("--largest-batch", type=int, metavar="N", help="--speed: most images a rank holds at once")
+    add = parser.add_argument
+    add("--out", type=Path, help="run folder: where checkpoints will be written (default: runs/CONFIG)")
+    add("--speed", action="store_true", help="measure loader, net and all-reduce alone and together; needs a config")
+    add("--seconds", type=float, default=4.0, metavar="S", help="--speed: of each measurement (default: 4)")
     add_data_flags(parser)
+    add_execution_flags(parser)
     args = parse_config(parser, argv, required=False)
+    asked = execution(parser, args)
     if args.speed and not args.config:
         parser.error("--speed needs a config")
     if args.seconds <= 0:
         parser.error("--seconds must be positive")
     settings = config.load(args.config, args.overrides) if args.config else None
+    out = args.out or Path("runs") / (run_name(args.config) if args.config else "")
 
     from senet import distributed
     from senet.diagnose.doctor import examine
@@ -51,12 +49,14 @@ def main(argv: list[str] | None = None) -> int:
     with distributed.start(args.device) as world:
         if args.speed and settings:
             from senet.diagnose import speed
+            from senet.run.choice import choose
 
-            found = speed.measure(world, settings, source(args), args.seconds, args.largest_batch)
+            how = choose(settings, world, out, asked, args.largest_batch, args.tune)
+            found = speed.measure(world, settings, source(args), how, args.seconds)
             if world.is_main:
-                print(speed.page(found, settings, source(args), world.device, world.size))
+                print(speed.page(found, settings, source(args), how, world))
             return 0
-        for finding in examine(world, settings, source(args), args.out):
+        for finding in examine(world, settings, source(args), out):
             failed = failed or finding.level == "fail"
             if world.is_main:
                 print(f"{finding.level:5} {finding.what:20} {finding.text}", flush=True)

@@ -31,12 +31,16 @@ def main(argv: list[str] | None = None) -> int:
 
     from senet import distributed
     from senet.data.source import val_loader
+    from senet.execution.execution import prepare
     from senet.run.load import load
     from senet.train.evaluate import evaluate
+    from senet.train.trainer import DTYPES
 
     with distributed.start(args.device) as world:
-        config, net, pixels = load(args.what, args.weights)
-        loader = val_loader(config.data, source(args), world.rank, world.size, world.device)
+        config, net, pixels, execution = load(args.what, args.weights)
+        ranks = (world.rank, world.size, world.device)
+        loader = val_loader(config.data, source(args), *ranks, DTYPES[config.precision])
+        loader.memory_format = execution.memory_format
         if world.is_main and pixels is not None:
             for name, was in pixels.items():
                 if loader.description.get(name) != was:
@@ -45,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
                         f"warning: other pixels than in training: {name} was {was!r}, is {now!r}; errors may differ",
                         file=sys.stderr,
                     )
-        errors = evaluate(net.to(world.device), loader, config, world)
+        errors = evaluate(prepare(net.to(world.device), execution), loader, config, world)
         bad = {path: reason for part in world.all_gather_object(dict(loader.bad)) for path, reason in part.items()}
         loader.close()
     if world.is_main:

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from launch import guard
-from launch.flags import add_config, add_data_flags, parse_config, run_name, source
+from launch.flags import add_config, add_data_flags, add_execution_flags, execution, parse_config, run_name, source
 from senet import config
 from senet.run import status
 from senet.run.stop import RESUMABLE, Stop
@@ -27,12 +27,6 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     add_config(parser)
     parser.add_argument("--out", type=Path, help="run folder (default: runs/CONFIG)")
     add_data_flags(parser)
-    parser.add_argument(
-        "--largest-batch",
-        type=_largest,
-        metavar="N|auto",
-        help="most images a rank holds at once, the rest is accumulated; auto tries",
-    )
     parser.add_argument(
         "--save-minutes", type=float, default=15.0, metavar="M", help="checkpoint also within an epoch, every M minutes"
     )
@@ -74,30 +68,9 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--deterministic", action="store_true", help="on a GPU: cuDNN's deterministic algorithms, at some cost in speed"
     )
-    speed = parser.add_argument_group(
-        "how the net is computed", "speed and the last bits of a result; a resumed run computes as before"
-    )
-    speed.add_argument(
-        "--layout", choices=["channels_last", "contiguous"], help="of images in memory (default channels_last)"
-    )
-    speed.add_argument(
-        "--tail", choices=["plain", "analytic", "triton"], help="how a block ends: layer by layer, or in few passes"
-    )
-    speed.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=None, help="torch.compile, block by block"
-    )
-    speed.add_argument(
-        "--graph", action=argparse.BooleanOptionalAction, default=None, help="a step as one CUDA graph: for small nets"
-    )
-    speed.add_argument(
-        "--tune", action="store_true", help="time all of that for some seconds on this machine, and take the fastest"
-    )
+    add_execution_flags(parser)
     args = parse_config(parser, words)
-    args.execution = {
-        key: getattr(args, key) for key in ("layout", "tail", "compile", "graph") if getattr(args, key) is not None
-    }
-    if args.tune and args.execution:
-        parser.error(f"--tune chooses --{', --'.join(args.execution)} itself; give either")
+    args.execution = execution(parser, args)
     for flag in ("save_minutes", "keep", "max_skips", "hang_minutes", "log_every"):
         if getattr(args, flag) <= 0:
             parser.error(f"--{flag.replace('_', '-')} must be positive")
@@ -138,10 +111,6 @@ def main(argv: list[str] | None = None) -> int:
         tune=args.tune,
     )
     return train(settings, flags, stop)
-
-
-def _largest(text: str) -> int | str:
-    return text if text == "auto" else int(text)
 
 
 if __name__ == "__main__":

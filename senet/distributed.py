@@ -129,8 +129,11 @@ class World:
             dist.destroy_process_group()
 
 
-def start(device: str = "auto") -> World:
-    """Join the world that torchrun's environment describes, or be alone in it. `device`: auto, cpu or cuda."""
+def start(device: str = "auto", deterministic: bool = False) -> World:
+    """Join the world that torchrun's environment describes, or be alone in it. `device`: auto, cpu or cuda.
+
+    cuDNN tries its algorithms for each shape and takes the fastest or, if `deterministic`, one that gives equal bits.
+    """
     rank, size, local = (
         int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
     )
@@ -148,6 +151,7 @@ def start(device: str = "auto") -> World:
     else:
         here = torch.device("cuda", local)
         torch.cuda.set_device(here)
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = not deterministic, deterministic
     if size == 1:
         return World(rank, size, here)
     place: dict[str, Any] = {"store": _store(rank, size), "rank": rank, "world_size": size, "timeout": TIMEOUT}

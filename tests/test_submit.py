@@ -135,7 +135,7 @@ def test_a_script_stands_alone(tmp_path: Path, site: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["optim.lrr=1"], "did you mean 'lr'?"),
+        (["optim.lrr=1"], "did you mean optim.lr?"),
         (["--nodes", "3"], "batch: 1024 does not divide over 24 ranks"),
         (["--time", "soon"], "--time soon: not a time"),
         (["--time", "10"], "--time 10: too short to end 300 s early"),

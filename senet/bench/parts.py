@@ -27,7 +27,9 @@ from senet.config import Config
 from senet.data.source import Source, has_dali
 from senet.diagnose import speed
 from senet.distributed import World
+from senet.execution.execution import Execution
 from senet.run import provenance
+from senet.run.choice import Choice
 from senet.system.timing import Effort, Spread, reason, timed, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,7 +141,9 @@ def loaders(setup: Setup) -> Iterator[Row]:
         for backend in (["dali"] if has_dali() else []) + ["pillow"]:
             try:
                 with until(setup.deadline):
-                    found = speed.measure(setup.world, settings, Source(photos, backend), 0.1 if setup.tiny else 3.0)
+                    how = Choice(Execution(), batch, 1)
+                    seconds = 0.1 if setup.tiny else 3.0
+                    found = speed.measure(setup.world, settings, Source(photos, backend), how, seconds)
             except Exception as error:
                 yield Row(backend, failure=reason(error))
                 continue

@@ -11,13 +11,14 @@ from itertools import islice
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
-from senet.config import Config, Folder, divide_batch
+from senet.config import Config, Folder
 from senet.data.endless import Endless, noise
 from senet.data.source import Source, train_loader
 from senet.distributed import World
+from senet.execution.execution import Execution, prepare
 from senet.models import build
+from senet.run.choice import Choice
 from senet.system.table import text
 from senet.system.timing import synchronise, timed
 from senet.train import optimiser
@@ -55,27 +56,32 @@ class Speed:
         return "communication" if self.step - self.net > EXPOSED * self.step else "net"
 
 
-def measure(world: World, config: Config, source: Source, seconds: float = 4.0, largest: int | None = None) -> Speed:
-    """All ranks take part. Raises UsageError and RunError as a training would."""
-    micro_batch, accumulate = divide_batch(config.batch, world.size, largest)
-    dtype = DTYPES[config.precision]
-    loader = train_loader(
-        config.data, source, config.batch, micro_batch, config.seed, world.rank, world.size, world.device, dtype
-    )
+def measure(world: World, config: Config, source: Source, how: Choice, seconds: float = 4.0) -> Speed:
+    """Measure a training that computes as `how` says; all ranks take part, for `seconds` in each of its parts.
+
+    Raises UsageError and RunError as the training would.
+    """
+    dtype, layout, ranks = DTYPES[config.precision], how.execution.memory_format, (world.rank, world.size, world.device)
+    loader = train_loader(config.data, source, config.batch, how.micro_batch, config.seed, *ranks, dtype)
+    loader.memory_format = layout
     try:
         config = replace(config, optim=replace(config.optim, lr=1e-6))  # nothing is to be learnt from one batch
-        net = build(config.net, config.data.classes).to(world.device).to(memory_format=torch.channels_last)
-        batch = noise(micro_batch, config.data.crop, config.data.classes, world.device, dtype)
-        same = Endless(lambda number: [batch], accumulate)
-        alone = _loop(world, config, net, same, seconds)
-        model = world.distribute(net, config.compress)
-        step = _loop(world, config, model, same, seconds) if world.size > 1 else alone
+        net = prepare(build(config.net, config.data.classes).to(world.device), how.execution)
+        batch = noise(how.micro_batch, config.data.crop, config.data.classes, world.device, dtype, layout)
+        same = Endless(lambda number: [batch], how.accumulate)
+        graph = how.execution.graph
+        trainer = Trainer(config, world, net, optimiser.build(net, config.optim), graph=graph)
+        step = alone = _loop(world, trainer, same, seconds)
+        if world.size > 1:
+            model = world.distribute(net, config.compress)
+            trainer = Trainer(config, world, model, optimiser.build(net, config.optim), graph=graph)
+            step = _loop(world, trainer, same, seconds)
         gradients = sum(part.numel() * 4 for part in net.parameters())
         reduced = _all_reduce(world, gradients, seconds / 2)
         endless = Endless(lambda number: loader.batches(number, 0), loader.accumulation_steps)
         data, busy = _data(world, endless, seconds)
         waited, began = loader.waited, time.monotonic()
-        together = _loop(world, config, model, endless, seconds)
+        together = _loop(world, trainer, endless, seconds)
         waited = (loader.waited - waited) / (time.monotonic() - began)
     finally:
         loader.close()
@@ -85,8 +91,8 @@ def measure(world: World, config: Config, source: Source, seconds: float = 4.0, 
     return Speed(config.batch, max(every), alone, step, reduced, together, gradients, busy, waited, (rank, share))
 
 
-def page(found: Speed, config: Config, source: Source, device: torch.device, ranks: int) -> str:
-    """The table, what bounds, and what to change."""
+def page(found: Speed, config: Config, source: Source, how: Choice, world: World) -> str:
+    """Return the table, what bounds, and what to change."""
     rows = [
         ("loader alone", found.data, f"cores {100 * found.busy:.0f} % busy"),
         ("net alone", found.net, "the same images again and again"),
@@ -94,50 +100,50 @@ def page(found: Speed, config: Config, source: Source, device: torch.device, ran
         ("all-reduce alone", found.all_reduce, f"{found.gradients / 1e6:.1f} MB of gradients"),
         ("all together", found.together, f"waits for data {100 * found.waited:.0f} % of the time"),
     ]
-    if ranks == 1:
+    if world.size == 1:
         rows = [row for row in rows if row[0] not in ("net under DDP", "all-reduce alone")]
     cells = [
         (name, None if name.startswith("all-reduce") else found.batch / taken, f"{1e3 * taken:.1f}", remark)
         for name, taken, remark in rows
     ]
     table = text(("", "images/s", "ms a step", ""), cells)
-    return "\n".join([table, "", verdict(found), *(f"- {advice}" for advice in _advice(found, config, source, device))])
+    size = f"{how.micro_batch} images at once" + (f", {how.accumulate} times a step" if how.accumulate > 1 else "")
+    computed = f"computed as {how.execution} in {config.precision}; {world.size} x {size}"
+    advice = (f"- {advice}" for advice in _advice(found, config, source, how.execution, world.device))
+    return "\n".join([computed, "", table, "", verdict(found), *advice])
 
 
 def verdict(found: Speed) -> str:
+    """Say in one line what bounds."""
     apart = max(found.data, found.step) / min(found.data, found.step)
     if found.bound == "data":
         return f"bound by data: the loader takes {apart:.1f} times as long as the net"
     if found.bound == "communication":
-        return (
-            f"bound by communication: {100 * (1 - found.net / found.step):.0f} % of a step that the net does not hide"
-        )
+        exposed = 100 * (1 - found.net / found.step)
+        return f"bound by communication: {exposed:.0f} % of a step that the net does not hide"
     return f"bound by the net: the loader could feed {apart:.1f} times as much"
 
 
-def _advice(found: Speed, config: Config, source: Source, device: torch.device) -> Iterator[str]:
+def _advice(found: Speed, config: Config, source: Source, execution: Execution, device: torch.device) -> Iterator[str]:
     if found.bound == "data":
         yield from _for_data(found, config, source, device)
     elif found.bound == "net":
-        yield "launch.train --tune times layouts, fused tails and compilation, and takes the fastest"
+        if execution == Execution():
+            yield "--tune times layouts, fused tails of blocks and compilation, and takes the fastest"
         if device.type == "cuda":
             if config.precision == "fp32":
                 yield "precision=bf16 takes about half the time (it is another config, with results of its own)"
             yield "more images a GPU: a larger batch, with its learning rate, or fewer GPUs"
-            yield "python -m launch.plan tells what this net can reach on this GPU"
+            yield "python -m launch.plan says what this net can reach on this GPU"
         else:
             yield "a CPU is slow at this; OMP_NUM_THREADS sets the cores a rank computes on"
     else:
-        yield (
-            "more images a rank, compress=bf16 (gradients in half the bytes), a faster network "
-            "(launch.doctor measures it)"
-        )
-    if found.together > TOGETHER * max(found.data, found.step):
+        yield "more images a rank, compress=bf16 (half the bytes), or a faster network (the doctor measures it)"
+    if (longer := found.together / max(found.data, found.step)) > TOGETHER:
         shared = "cores" if device.type == "cpu" else "cores, or memory on the device"
         yield (
-            f"together they take {found.together / max(found.data, found.step):.1f} times as long as the slower "
-            "alone, for they share "
-            f"{shared}; fewer --workers may be faster"
+            f"together they take {longer:.1f} times as long as the slower alone, for they share {shared}; fewer "
+            "--workers may be faster"
         )
     rank, share = found.slowest
     if share > 1.2:
@@ -152,8 +158,8 @@ def _for_data(found: Speed, config: Config, source: Source, device: torch.device
         if source.workers is not None and source.workers < cores:
             yield f"more workers: --workers {min(2 * source.workers, cores)}; cores are idle"
         yield (
-            "cores wait, so storage is likely what bounds: read shards (launch.prepare shards), or copy "
-            "the set to a local disk"
+            "cores wait, so storage is likely what bounds: read shards (launch.prepare shards), or copy the set to a "
+            "local disk"
         )
     else:
         smaller = f"launch.prepare imagenet --short-side {data.resize}"
@@ -169,10 +175,8 @@ def _for_data(found: Speed, config: Config, source: Source, device: torch.device
 # ------------------------------------------------------------------------------------------------------------ the parts
 
 
-def _loop(world: World, config: Config, model: nn.Module, loader: Any, seconds: float) -> float:
-    """Seconds a step of the real loop; as many steps on all ranks."""
-    net = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    trainer = Trainer(config, world, model, optimiser.build(net, config.optim))
+def _loop(world: World, trainer: Trainer, loader: Any, seconds: float) -> float:
+    """Return the seconds of a step of the real loop; all ranks make as many."""
     with closing(trainer.steps(loader, 0, 0, Meter(world.device))) as steps:  # type: ignore[type-var]
         next(steps)
         count = world.broadcast_object(_count(seconds, timed(lambda: next(steps), WARM)[0]))
@@ -181,7 +185,9 @@ def _loop(world: World, config: Config, model: nn.Module, loader: Any, seconds: 
 
 
 def _data(world: World, loader: Endless, seconds: float) -> tuple[float, float]:
-    """Seconds that this rank's share of a step takes to load, and the share of the machine's cores that was busy."""
+    """Return the seconds that this rank's part of a step takes to load, and the share of the machine's cores that was
+    busy.
+    """
     batches = loader.batches(0, 0)
     with closing(batches):
         for _ in islice(batches, WARM * loader.accumulation_steps):
@@ -201,7 +207,7 @@ def _data(world: World, loader: Endless, seconds: float) -> tuple[float, float]:
 
 
 def _all_reduce(world: World, size: int, seconds: float) -> float:
-    """Seconds to sum `size` bytes over all ranks."""
+    """Return the seconds that summing `size` bytes over all ranks takes."""
     if world.size == 1:
         return 0.0
     flat = torch.zeros(size // 4, device=world.device)
@@ -215,7 +221,7 @@ def _count(seconds: float, each: float) -> int:
 
 
 def _ticks() -> tuple[int, int]:
-    """Of all cores since they were started: busy, and idle or waiting for a disk."""
+    """Return for how long all cores have been busy, and idle or waiting for a disk, since they were started."""
     with open("/proc/stat") as file:
         user, nice, system, idle, wait, *rest = map(int, file.readline().split()[1:9])
     return user + nice + system + sum(rest), idle + wait

@@ -9,21 +9,22 @@ from torch import nn
 
 from senet.config import Config, Folder, Timm, from_dict
 from senet.errors import UsageError
+from senet.execution.execution import Execution
 from senet.models import build
 from senet.models.timm import released
 from senet.run import checkpoint
 
 
-def load(what: str, weights: Path | None = None) -> tuple[Config, nn.Module, dict[str, Any] | None]:
-    """The config, the net (on the CPU) and how the pixels of its validation were made, of a checkpoint, a run folder or
-    `timm:NAME`.
+def load(what: str, weights: Path | None = None) -> tuple[Config, nn.Module, dict[str, Any] | None, Execution]:
+    """Return the config and the net (on the CPU) of a checkpoint, a run folder or `timm:NAME`, how the pixels of its
+    validation were made, and the layout that it was computed in: compilation takes longer than an evaluation.
 
-    Raises UsageError where there is no such thing or it is not valid.
+    Raises UsageError if there is no such thing or it is not valid.
     """
     if what.startswith("timm:"):
         name = what.removeprefix("timm:")
         net, facts = released(name, weights)
-        return Config(net=Timm(name), data=Folder(**facts)), net, None
+        return Config(net=Timm(name), data=Folder(**facts)), net, None, Execution()
     if weights is not None:
         raise UsageError("--weights goes with timm:NAME; a checkpoint brings its own")
     path = checkpoint.find(Path(what))
@@ -34,4 +35,4 @@ def load(what: str, weights: Path | None = None) -> tuple[Config, nn.Module, dic
     config = from_dict(payload["config"], str(path))
     net = build(config.net, config.data.classes)
     net.load_state_dict(payload["net"])
-    return config, net, payload["pixels"]
+    return config, net, payload["pixels"], Execution(layout=payload["execution"]["layout"])

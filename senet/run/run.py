@@ -71,7 +71,7 @@ def train(config: Config, flags: Flags, stop: Stop) -> int:
     """Train, or go on training, in `flags.out`. Returns the exit code: 0 done, 75 stopped early. Raises UsageError,
     RunError.
     """
-    with distributed.start(flags.device) as world:
+    with distributed.start(flags.device, flags.deterministic) as world:
         return Run(config, flags, world, stop).train()
 
 
@@ -89,9 +89,6 @@ class Run:
         self.report = Report(world, flags.out, time.monotonic())
         changes.check_folder(config, flags.out, flags.accept_changes)
         self.watchdog = Watchdog(flags.out, world.rank, world.size, 60 * flags.hang_minutes, stop)
-        if world.device.type == "cuda":
-            torch.backends.cudnn.benchmark = not flags.deterministic
-            torch.backends.cudnn.deterministic = flags.deterministic
 
         source, data, dtype = flags.source, config.data, DTYPES[config.precision]
         self.val = val_loader(

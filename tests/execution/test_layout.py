@@ -21,7 +21,6 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 layouts = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-seen = {name: 0 for name in layouts}
 
 def look(module, inputs, output):
     if isinstance(module, nn.Conv2d) and not output.is_meta and output[0, 0].numel() > 1:
@@ -29,30 +28,40 @@ def look(module, inputs, output):
 
 register_module_forward_hook(look)
 torch.set_num_threads(1)
-code = importlib.import_module(sys.argv[1]).main(sys.argv[2:])
-print(json.dumps({"code": code, **seen}))
+for module, *words in json.loads(sys.argv[1]):
+    seen = {name: 0 for name in layouts}
+    assert importlib.import_module(module).main(words) == 0
+    print(json.dumps(seen))
 """
 
 
-def layouts(module: str, *words: object) -> dict[str, int]:
-    """How many outputs of convolutions were in either layout while `module` ran."""
-    command = [sys.executable, "-c", WATCH, module, *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+def layouts(*commands: list[object]) -> list[dict[str, int]]:
+    """Run programs in one process; return how many outputs of convolutions were in either layout in each."""
+    words = json.dumps([[*map(str, command)] for command in commands])
+    done = subprocess.run(
+        [sys.executable, "-c", WATCH, words], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
-    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
-    assert found.pop("code") == 0
-    return found
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"channels_last"')]
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
 def test_every_convolution_computes_in_the_layout_that_was_asked_for(
     layout: str, tiny: Path, images: Path, tmp_path: Path
 ) -> None:
-    """In training and validation, and in the rehearsal before them, with augmentation on the way."""
-    words = [tiny, "epochs=1", "data.augment.erase=1", "data.augment.lighting=0.1", "--workers", 1]
-    found = layouts("launch.train", *words, "--data", images, "--out", tmp_path / "out", "--layout", layout)
-    assert found[layout] > 50
-    assert sum(found.values()) == found[layout]
+    """In training and validation, in the rehearsal before them, with augmentation on the way; then as the doctor and an
+    evaluation find it in the run folder.
+    """
+    out, data = tmp_path / "out", ["--data", images, "--workers", 1]
+    train = [tiny, "epochs=1", "data.augment.erase=1", "data.augment.lighting=0.1", *data]
+    found = layouts(
+        ["launch.train", *train, "--out", out, "--layout", layout],
+        ["launch.doctor", "--speed", "--seconds", 0.1, *train, "--out", out],
+        ["launch.evaluate", out, *data],
+    )
+    for seen, least in zip(found, (50, 20, 6), strict=True):
+        assert seen[layout] >= least
+        assert sum(seen.values()) == seen[layout]
 
 
 RESUME = """

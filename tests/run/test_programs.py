@@ -75,7 +75,7 @@ def test_usage_errors_are_one_line_and_change_nothing(tmp_path: Path, tiny: Path
     refused(
         2, "data.classes is 5; give the right --data, or data.classes=3", *train, "--data", few_images, "data.classes=5"
     )
-    refused(2, "net.se.rato: unknown key; did you mean 'ratio'?", *train, "--data", few_images, "net.se.rato=4")
+    refused(2, "net.se.rato: unknown key; did you mean net.se.ratio?", *train, "--data", few_images, "net.se.rato=4")
     refused(
         2,
         "batch: 13 does not divide over 2 ranks; use batch=12, 14 or 1, 13 ranks",
