@@ -1,10 +1,9 @@
 """What a training takes on GPUs that are not rented yet: hours, money, storage, network, cores, checkpoints. Needs
 neither data nor GPU.
 
-    python -m launch.plan configs/imagenet/se_resnet50.yaml precision=bf16 --gpus 64 [--gpu h100] [--price 3]
+    python -m launch.plan se_resnet50 precision=bf16 --gpus 64 [--gpu h100] [--price 3]
 
---json prints it all, --plot FILE.png draws throughput and efficiency from 1 to 2,048 GPUs, --explain tells formulas and
-sources.
+senet/plan/README.md says how a plan is made and how far off it may be.
 """
 
 from __future__ import annotations
@@ -24,30 +23,21 @@ def main(argv: list[str] | None = None) -> int:
     )
     add_config(parser)
     parser.add_argument("--gpus", type=int, metavar="N", help="in all")
-    parser.add_argument(
-        "--gpu", default="h100", metavar="NAME", help="h200, h100 (default), a100, ...; a wrong one lists all"
-    )
+    known = "h200, h100 (default), a100, ...; an unknown one lists all"
+    parser.add_argument("--gpu", default="h100", metavar="NAME", help=known)
     parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="default 8")
-    parser.add_argument(
-        "--stack",
-        choices=["eager", "compiled", "analytic", "triton", "epilogue"],
-        default="eager",
-        help="how the net is computed, in the bench's words; see --explain (default: eager)",
-    )
+    stacks = ["eager", "compiled", "analytic", "triton", "epilogue"]
+    how = "how the net is computed, see --explain (default eager)"
+    parser.add_argument("--stack", choices=stacks, default="eager", help=how)
     parser.add_argument("--price", type=float, metavar="$", help="of a GPU-hour")
     parser.add_argument("--storage", type=float, metavar="GB/s", help="that all nodes together can read")
     parser.add_argument("--network", type=float, metavar="GB/s", help="of a node (default: the GPU's usual)")
     parser.add_argument("--cores", type=int, metavar="N", help="CPU cores of a node")
     parser.add_argument("--images", type=int, metavar="N", help="in training (default: ImageNet's or CIFAR's)")
-    parser.add_argument(
-        "--image-kb",
-        type=float,
-        default=110.0,
-        metavar="KB",
-        help="size of an image file (default 110, ImageNet's mean)",
-    )
+    size = "of an image file (default 110, ImageNet's mean)"
+    parser.add_argument("--image-kb", type=float, default=110.0, metavar="KB", help=size)
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the page; seconds, GB, GB/s")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw the scaling curve")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw throughput and efficiency by GPUs")
     parser.add_argument("--explain", action="store_true", help="print formulas and sources")
     args = parse_config(parser, argv, required=False)
     if args.explain:
@@ -61,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from senet.plan import planner, report
 
-    wish = planner.Request(
+    request = planner.Request(
         gpus=args.gpus,
         gpu=args.gpu.lower(),
         per_node=args.gpus_per_node,
@@ -73,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         images=args.images,
         image_kb=args.image_kb,
     )
-    found, name = planner.plan(settings, wish), run_name(args.config)
+    found, name = planner.plan(settings, request), run_name(args.config)
     print(json.dumps(report.as_dict(settings, found)) if args.json else report.page(settings, name, found))
     if args.plot:
         report.draw(settings, name, found, args.plot)

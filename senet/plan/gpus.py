@@ -14,73 +14,44 @@ from senet.plan.traffic import Device, itemsize
 class GPU:
     memory: float  # GB
     half: float  # TFLOP/s of matrix products in bf16 or fp16 ...
-    single: float  # ... and in fp32 as torch does convolutions, which is TF32 where there is such a thing
+    single: float  # ... and in fp32 as torch does convolutions: TF32 if the GPU has it
     bandwidth: float  # TB/s of a copy
     link: float  # GB/s of an all-reduce within a node (NCCL's bus bandwidth)
     network: float  # GB/s a GPU between nodes, unless --network says otherwise
-    decode: float | None  # JPEGs a second by its own decoder; None: it has none, or nobody told
-    source: str
+    decode: float | None  # JPEGs/s by its own decoder; None: it has none, or none was measured
+    source: str  # of `half` and `bandwidth`
 
 
+MLPERF = "decoding as in MLPerf v4.0: at least that, with six CPU threads a GPU, some of it cached"
 GPUS = {
     "b200": GPU(180, 1700, 850, 7.0, 800, 45, None, "assumed: three quarters of the data sheet"),
-    "h200": GPU(
-        141,
-        790,
-        395,
-        4.3,
-        470,
-        45,
-        7942,
-        "half and copy measured; decoding as in MLPerf v4.0: at least that, six CPU threads a GPU, some cached",
-    ),
-    "h100": GPU(
-        80,
-        700,
-        350,
-        3.0,
-        470,
-        45,
-        7165,
-        "half and copy assumed; decoding as in MLPerf v4.0: at least that, six CPU threads a GPU, some cached",
-    ),
-    "a100": GPU(
-        80,
-        250,
-        125,
-        1.75,
-        240,
-        22,
-        7000,
-        "half and copy assumed; decoding by NVIDIA's blog, three quarters of it by the engine",
-    ),
+    "h200": GPU(141, 790, 395, 4.3, 470, 45, 7942, f"measured; {MLPERF}"),
+    "h100": GPU(80, 700, 350, 3.0, 470, 45, 7165, f"assumed; {MLPERF}"),
+    "a100": GPU(80, 250, 125, 1.75, 240, 22, 7000, "assumed; decoding by NVIDIA's blog"),
     "v100": GPU(16, 100, 14, 0.8, 130, 5, None, "assumed"),
     "l40s": GPU(48, 250, 125, 0.8, 40, 5, None, "assumed"),
     "rtx4090": GPU(24, 140, 70, 0.93, 20, 1.2, None, "assumed"),
     "rtx3090": GPU(24, 70, 35, 0.84, 20, 1.2, None, "assumed"),
 }
-
-
 OTHER_CARDS = ("pcie", "nvl", "laptop")  # slower ones that share a name with those above
 
 
 def called(full: str) -> str | None:
-    """The name in GPUS of what the driver calls, say, `NVIDIA H100 80GB HBM3`; None for a GPU that is not there."""
+    """Return the name in GPUS of what the driver calls, say, `NVIDIA H100 80GB HBM3`; None for another."""
     words = re.split(r"[^a-z0-9]+", full.lower().replace("rtx ", "rtx"))
     return None if any(word in OTHER_CARDS for word in words) else next((name for name in GPUS if name in words), None)
 
 
 def device(name: str, precision: str) -> Device:
-    """What a GPU reaches, as a roofline takes it. Raises UsageError."""
+    """Return what a GPU reaches, as a roofline takes it. Raises UsageError."""
     gpu = find(name)
     return Device(name, gpu.bandwidth * 1e12, (gpu.half if itemsize(precision) == 2 else gpu.single) * 1e12, gpu.source)
 
 
 def find(name: str) -> GPU:
-    """Raises UsageError naming the nearest."""
+    """Return a GPU of any spelling in upper or lower case. Raises UsageError naming the nearest."""
     if name.lower() in GPUS:
         return GPUS[name.lower()]
     near = difflib.get_close_matches(name.lower(), GPUS, n=1, cutoff=0.6)
-    raise UsageError(
-        f"--gpu {name}: not known; " + (f"did you mean {near[0]}? " if near else "") + f"known: {', '.join(GPUS)}"
-    )
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UsageError(f"--gpu {name}: not known; {hint}known: {', '.join(GPUS)}")

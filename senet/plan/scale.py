@@ -26,8 +26,8 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds: `compute` grows with the batch, `fixed` does not, `exposed` is communication not hidden behind backward,
-    `jitter` the wait for the slowest rank.
+    """Seconds of a step: `compute` grows with the batch, `fixed` does not; `exposed` is communication that nothing
+    hides, `jitter` the wait for the slowest rank.
     """
 
     compute: float
@@ -42,22 +42,21 @@ class Step:
 
 
 def all_reduce(size: float, cluster: Cluster) -> tuple[float, float]:
-    """Seconds to sum `size` bytes over all GPUs, a ring within nodes and trees between them; and the part that is
-    latency.
+    """Return the seconds to sum `size` bytes over all GPUs, a ring within nodes and trees between them, and the part of
+    them that is latency.
 
-    With G GPUs a node, K nodes: 2 (G-1)/G size/link + 2 (K-1)/K size/network + 2 (G-1) alpha_link + 2 log2(K)
-    alpha_network. The GPUs of a node share its network, each a Gth of the gradients.
+    With G GPUs a node and K nodes: 2 (G-1)/G size/link + 2 (K-1)/K size/network + 2 (G-1) alpha_link + 2 log2(K)
+    alpha_network. The GPUs of a node share its network, each with a Gth of the gradients.
     """
     inside, nodes = min(cluster.gpus, cluster.per_node), cluster.nodes
     latency = 2 * (inside - 1) * LINK_LATENCY + 2 * math.log2(nodes) * NETWORK_LATENCY
-    moved = 2 * (inside - 1) / inside * size / (cluster.link * 1e9) + 2 * (nodes - 1) / nodes * size / (
-        cluster.network * 1e9
-    )
-    return moved + latency, latency
+    within = 2 * (inside - 1) / inside * size / (cluster.link * 1e9)
+    between = 2 * (nodes - 1) / nodes * size / (cluster.network * 1e9)
+    return within + between + latency, latency
 
 
 def step(compute: float, gradients: float, cluster: Cluster, fixed: float = FIXED) -> Step:
-    """`compute` in seconds, `gradients` in bytes.
+    """Return the step of `compute` seconds on one GPU, with `gradients` bytes to sum.
 
     exposed = max(0, all-reduce - 0.8 of backward) + the last bucket, of which only the latency counts, for it is small;
     jitter = sigma sqrt(2 ln N) of the step, the mean of the slowest of N normal draws.

@@ -1,28 +1,15 @@
-"""What one training step must move and multiply, an image at a time, and how fast a device could do that at best.
+"""The bytes that a training step must move and the multiply-adds it must do, an image at a time, and how fast a device
+could do that at best.
 
 Convolutional nets are bound by memory: every activation is read and written many times around the convolutions. A pass
-is one read or one write of a whole activation tensor. What stands between convolutions takes as many as the stack, the
-way a net is computed, needs:
+is one read or one write of a whole activation tensor. How many there are depends on the stack, the way a net is
+computed:
 
     eager     PyTorch as it comes: each operation by itself
     compiled  Inductor on the plain net: neighbours are fused, the SE module stays as written
-    analytic  the same, with a block's tail (BN, SE, sum, ReLU) from the sums that BN needs anyway
-    triton    the same, that tail in Triton kernels: it takes 4 + 7 passes, with SE or without
+    analytic  the same with the fused SE tail: the end of a block (BN, SE, sum, ReLU) from the sums that BN needs anyway
+    triton    the same with the fused SE tail in Triton kernels: 4 + 7 passes, with SE or without
     epilogue  BN's sums in the epilogue of one convolution, its scale in the prologue of the next (MLPerf's fastest)
-
-    passes, forward and backward together            eager compiled analytic   triton epilogue
-    convolution or FC, of input and output               3        3        3        3        3  forward, input, weight
-    normalisation                                        8        8        8        8        3  3 + 5
-    the same, before a residual sum                      8        8        8        8        5
-    activation                                           5        0        0        0        0  2 + 3, or fused
-    residual sum before an activation                    3        3        3        3        3  1 + 2 with the ReLU
-    other residual sum                                   3        0        0        0        0  fused with what follows
-    join of the gradients of what is used twice          3        3        3        3        1
-    SE of a normalisation, before a sum                 11        5        1        0        0  3 + 8; squeeze for free
-    other SE before a sum                               11        5        5        5        5
-    SE elsewhere                                        11        7        7        7        7
-    pooling, of input and output                         3        3        3        3        3  and the maxima's places
-    the images                                           2        2        2        2        2  fp32 in, half out
 
 Left out: weights, gradients and optimiser (some 30 bytes a parameter and step, little from 100 images a step on) and
 caches.
@@ -31,6 +18,7 @@ caches.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -45,26 +33,23 @@ from senet.models import build
 
 Stack = Literal["eager", "compiled", "analytic", "triton", "epilogue"]
 STACKS: tuple[Stack, ...] = get_args(Stack)
-PASSES = {  # the table above
-    "norm": (8.0, 8.0, 8.0, 8.0, 3.0),
-    "norm_to_sum": (8.0, 8.0, 8.0, 8.0, 5.0),
-    "activation": (5.0, 0.0, 0.0, 0.0, 0.0),
-    "sum": (3.0, 3.0, 3.0, 3.0, 3.0),
-    "other_sum": (3.0, 0.0, 0.0, 0.0, 0.0),
-    "join": (3.0, 3.0, 3.0, 3.0, 1.0),
-    "se": (11.0, 5.0, 1.0, 0.0, 0.0),
-    "se_to_sum": (11.0, 5.0, 5.0, 5.0, 5.0),
-    "se_elsewhere": (11.0, 7.0, 7.0, 7.0, 7.0),
-    "pool": (3.0, 3.0, 3.0, 3.0, 3.0),
-    "images": (2.0, 2.0, 2.0, 2.0, 2.0),
+# Passes, forward and backward together, over what stands between convolutions, by stack. Convolutions and FC layers
+# take three over input and output: forward, input gradient, weight gradient.
+PASSES: dict[str, tuple[float, ...]] = {
+    "norm": (8, 8, 8, 8, 3),  # 3 + 5
+    "norm_to_sum": (8, 8, 8, 8, 5),  # a normalisation before a residual sum
+    "activation": (5, 0, 0, 0, 0),  # 2 + 3, or fused
+    "sum": (3, 3, 3, 3, 3),  # residual, before an activation: 1 + 2 with the ReLU
+    "other_sum": (3, 0, 0, 0, 0),  # fused with what follows
+    "join": (3, 3, 3, 3, 1),  # of the gradients of what is used twice
+    "se": (11, 5, 1, 0, 0),  # of a normalisation, before a sum: 3 + 8; its squeeze for free
+    "se_to_sum": (11, 5, 5, 5, 5),  # another before a sum
+    "se_elsewhere": (11, 7, 7, 7, 7),
+    "pool": (3, 3, 3, 3, 3),  # of input and output, and the places of the maxima
+    "images": (2, 2, 2, 2, 2),  # fp32 in, half out
 }
-KEPT = (
-    "norm",
-    "norm_to_sum",
-    "se",
-    "se_to_sum",
-    "se_elsewhere",
-)  # whose inputs backward needs, besides those of convolutions
+# Those whose inputs backward needs, besides those of convolutions.
+KEPT = ("norm", "norm_to_sum", "se", "se_to_sum", "se_elsewhere")
 TILE = 32  # channels in a group that fill a tensor core's tile; narrower groups are packed into it with zeros between
 IMAGES = 2  # traced: BN refuses a single one where maps have shrunk to a pixel
 
@@ -98,7 +83,9 @@ class Conv:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Of one image. `passes`: what stands between the convolutions, as (kind in PASSES, part of the net, elements)."""
+    """What one image moves. `passes` are of what stands between the convolutions: (kind in PASSES, part of the net,
+    elements).
+    """
 
     convs: tuple[Conv, ...]
     passes: tuple[tuple[str, str, int], ...]
@@ -116,9 +103,7 @@ class Traffic:
         return float(sum(2 * conv.directions * conv.macs for conv in self.convs))
 
     def parts(self, stack: Stack) -> dict[str, tuple[float, float]]:
-        """Part of the net (stem, stage2, ..., fc) -> (elements moved between convolutions and by them, multiply-adds
-        forward).
-        """
+        """Return by part of the net (stem, stage2, ..., fc) the elements moved, and the multiply-adds forward."""
         found: dict[str, tuple[float, float]] = {}
 
         def add(part: str, elements: float, macs: float) -> None:
@@ -132,12 +117,12 @@ class Traffic:
         return found
 
     def bytes(self, stack: Stack, itemsize: int = 2) -> float:
-        """Bytes one image moves through memory in a training step."""
+        """Return the bytes that one image moves through memory in a training step."""
         return itemsize * sum(elements for elements, _ in self.parts(stack).values())
 
     def seconds(self, stack: Stack, device: Device, itemsize: int = 2) -> float:
-        """The roofline: each convolution takes as long as its bytes or its arithmetic, whichever is longer, the rest
-        its bytes.
+        """Return the roofline, seconds an image: the time of all bytes, and of each convolution that of its arithmetic
+        instead if it is longer.
         """
         seconds = (
             itemsize * sum(_passes(kind, stack) * elements for kind, _, elements in self.passes) / device.bandwidth
@@ -151,7 +136,7 @@ class Traffic:
         return 1 / self.seconds(stack, device, itemsize)
 
     def kept(self, itemsize: int = 2) -> float:
-        """Bytes kept for backward: inputs of convolutions and normalisations, and what SE scales."""
+        """Return the bytes kept for backward: inputs of convolutions and normalisations, and what SE scales."""
         return itemsize * (
             sum(conv.inputs for conv in self.convs) + sum(size for kind, _, size in self.passes if kind in KEPT)
         )
@@ -159,8 +144,8 @@ class Traffic:
 
 @functools.cache
 def trace(net: config.Net, classes: int, crop: int) -> Traffic:
-    """Count any network, also timm's, on the meta device: no memory, data or GPU. Raises UsageError for an unknown timm
-    name.
+    """Count any network, timm's included, on the meta device: it takes no memory, data or GPU. Raises UsageError for an
+    unknown name of timm.
     """
     with torch.device("meta"), torch.no_grad():
         module = build(net, classes).train()
@@ -173,14 +158,12 @@ def trace(net: config.Net, classes: int, crop: int) -> Traffic:
 
 
 def itemsize(precision: str) -> int:
-    """Bytes of an activation."""
+    """Return the bytes of one number of an activation."""
     return 4 if precision == "fp32" else 2
 
 
 def stack_of(how: Execution) -> Stack | None:
-    """The stack that an execution is; None where it is none: as a CUDA graph, or a tail fused in a net that is not
-    compiled.
-    """
+    """Return the stack that an execution is; None for a CUDA graph, or a fused SE tail without compilation."""
     if how.graph:
         return None
     if not how.compile:
@@ -190,7 +173,7 @@ def stack_of(how: Execution) -> Stack | None:
 
 @dataclass(eq=False)
 class _Operation:
-    """On an activation, with the operations that read its result."""
+    """An operation on an activation, with those that read its result."""
 
     kind: str  # conv, norm, activation, sum, se or pool
     part: str
@@ -200,7 +183,7 @@ class _Operation:
     users: list[_Operation] = field(default_factory=list)
 
     def passes(self) -> Iterator[tuple[str, str, int]]:
-        """As in Traffic, with the join of its result's gradients."""
+        """Yield its passes as in Traffic, with the join of its result's gradients."""
         before, after = self.sources[0].kind if self.sources else None, {user.kind for user in self.users}
         if self.kind == "norm":
             onward = after | {last.kind for user in self.users if user.kind == "se" for last in user.users}
@@ -258,7 +241,7 @@ class _Trace(TorchDispatchMode):
         return result
 
     def _note(self, name: str, args: tuple[Any, ...], tensors: list[Tensor], output: Tensor) -> None:
-        self.launched += name not in VIEWS
+        self.launched += VIEW.fullmatch(name) is None
         sources = [self._makers[id(tensor)][1] for tensor in tensors if id(tensor) in self._makers]
         kind = _kind(name, tensors[0].shape)
         if kind is not None:
@@ -285,49 +268,23 @@ class _Trace(TorchDispatchMode):
         self.convs.append(Conv(self._inside[-1], taken.numel() // IMAGES, given, macs, waste, not self.convs))
 
 
-VIEWS = {
-    "detach",
-    "view",
-    "t",
-    "transpose",
-    "permute",
-    "alias",
-    "expand",
-    "unsqueeze",
-    "squeeze",
-    "slice",
-    "select",
-    "empty",
-    "as_strided",
+VIEW = re.compile("detach|view|t|transpose|permute|alias|expand|unsqueeze|squeeze|slice|select|empty|as_strided")
+KINDS = {
+    "conv": re.compile("convolution|addmm|mm"),
+    "norm": re.compile("native_batch_norm|_native_batch_norm_legit|native_layer_norm|native_group_norm"),
+    "activation": re.compile("relu|silu|gelu|sigmoid|tanh|hard(swish|sigmoid|tanh)|leaky_relu|threshold|clamp"),
+    "sum": re.compile("add|sub"),
+    "se": re.compile("mul"),
+    "pool": re.compile("(max|avg)_pool.*"),
 }
-ACTIVATIONS = {
-    "relu",
-    "silu",
-    "gelu",
-    "sigmoid",
-    "tanh",
-    "hardswish",
-    "hardsigmoid",
-    "hardtanh",
-    "leaky_relu",
-    "threshold",
-    "clamp",
-}
-KINDS = {"add": "sum", "sub": "sum", "mul": "se"} | dict.fromkeys(ACTIVATIONS, "activation")
-KINDS |= dict.fromkeys(
-    ("native_batch_norm", "_native_batch_norm_legit", "native_layer_norm", "native_group_norm"), "norm"
-)
 
 
 def _kind(name: str, shape: torch.Size) -> str | None:
-    """Of an operation whose first tensor is [N, C, H, W], for one; None for a view, and for what is too
+    """Return the kind of an operation by its name and its first tensor's shape; None for a view, and for what is too
     small to count.
     """
-    if name in ("convolution", "addmm", "mm"):
-        return "conv"
-    if len(shape) < 3 or shape[2:].numel() == 1:
-        return None
-    return "pool" if name.startswith(("max_pool", "avg_pool")) else KINDS.get(name)
+    kind = next((kind for kind, names in KINDS.items() if names.fullmatch(name)), None)
+    return kind if kind == "conv" or (len(shape) > 2 and shape[2:].numel() > 1) else None
 
 
 def _part(name: str) -> str:

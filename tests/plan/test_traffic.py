@@ -1,4 +1,4 @@
-"""The traffic model against counts made by hand and an independent derivation of the same nets."""
+"""The count of bytes moved against counts made by hand and an independent derivation of the same nets."""
 
 import math
 
@@ -82,7 +82,7 @@ def test_se_elsewhere_and_other_blocks(name: str, kinds: set[str]) -> None:
     config = load(ROOT / f"configs/{name}")
     seen = trace(config.net, config.data.classes, config.data.crop)
     sizes = [seen.bytes(stack) for stack in STACKS]
-    assert sizes == sorted(sizes, reverse=True)  # fusing never adds traffic
+    assert sizes == sorted(sizes, reverse=True)  # fusing never adds bytes
     assert {kind for kind, _, _ in seen.passes if kind.startswith("se")} == kinds
 
 
@@ -104,7 +104,7 @@ def test_any_net_is_counted() -> None:
     assert seen.bytes("eager") > seen.bytes("compiled") > seen.bytes("epilogue") > 0
 
 
-def test_traffic_grows_with_the_image_and_the_precision() -> None:
+def test_bytes_moved_grow_with_the_image_and_the_precision() -> None:
     net = load(ROOT / "configs/imagenet/resnet50.yaml").net
     small, large = (trace(net, 1000, crop) for crop in (112, 224))
     assert large.bytes("eager") == pytest.approx(4 * small.bytes("eager"), rel=0.05)
