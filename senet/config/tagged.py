@@ -149,9 +149,11 @@ def merge(annotation: Any, base: Any, change: Any, inherit: bool = True) -> Any:
 def _inherited(old: type, new: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a setting of class `new` takes over from the values of one of class `old`.
 
-    Keys that neither class has stay, so that they are refused.
+    What is fixed in the old class (CIFAR's classes) and a setting of the new one stays as it was. Keys that neither
+    class has stay, so that they are refused.
     """
-    kept = {key: value for key, value in values.items() if key in hints(new) or key not in hints(old)}
+    fixed = {key: getattr(old, key) for key in hints(new) if key not in hints(old) and hasattr(old, key)}
+    kept = fixed | {key: value for key, value in values.items() if key in hints(new) or key not in hints(old)}
     for key, value in kept.items():
         ours, theirs = Options.of(hints(new).get(key)), Options.of(hints(old).get(key))
         if ours and theirs and ours != theirs and isinstance(value, Mapping):
