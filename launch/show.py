@@ -6,7 +6,9 @@ With --batch it draws the first training images as the net sees them, augmentati
 
     python -m launch.show configs/imagenet/se_resnet50.yaml --data DIR --batch sheet.png
 
-With --schema it prints the JSON schema of config files, by which editors complete keys and underline wrong ones.
+With --schema it prints the JSON schema of config files, by which editors complete keys and underline wrong ones. With
+--sizes it counts every config of this repository, and writes tests/golden/complexity.yaml and the table of sizes in
+configs/README.md.
 """
 
 from __future__ import annotations
@@ -48,12 +50,19 @@ def main(argv: list[str] | None = None) -> int:
         help="one JSON object: config, parameters, gmacs, learning_rate (at the start of each epoch), steps, warnings",
     )
     shown.add_argument("--schema", action="store_true", help="print the JSON schema of config files, of no config")
+    shown.add_argument("--sizes", action="store_true", help="write the sizes of all configs, of no config given")
     shown.add_argument(
         "--batch", type=Path, metavar="FILE.png", help="draw a contact sheet of augmented images instead; needs --data"
     )
     add_data_flags(parser)
-    if "--schema" in (sys.argv[1:] if argv is None else argv):
+    words = sys.argv[1:] if argv is None else argv
+    if "--schema" in words:
         print(json.dumps(config.json_schema(), indent=1))
+        return 0
+    if "--sizes" in words:
+        from senet.models import sizes
+
+        print("\n".join(map(str, sizes.write(Path(__file__).parent.parent))))
         return 0
     args = parse_config(parser, argv)
     if args.data and not args.batch:

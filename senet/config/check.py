@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from senet.config.schema import SE, Basic, Bottleneck, Config, Folder, ResNet
+from senet.config.nets import SE, Basic, Bottleneck, ResNet
+from senet.config.schema import Config, Folder
 from senet.errors import UsageError
 
 

@@ -6,118 +6,25 @@ cosine, an image folder or CIFAR, a residual network or one of timm. A key of su
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import Field
 
+from senet.config.fields import (
+    NONE,
+    RGB,
+    BelowOne,
+    Count,
+    NotNegative,
+    Positive,
+    PositiveRGB,
+    Share,
+    Whole,
+    YesNo,
+    dataclass,
+)  # fmt: skip
+from senet.config.nets import Bottleneck, NetSetting
 from senet.config.tagged import Tagged
-
-if TYPE_CHECKING:
-    from dataclasses import dataclass
-else:
-    import functools
-
-    import pydantic.dataclasses
-
-    # The same, and what is put in is checked.
-    dataclass = functools.partial(
-        pydantic.dataclasses.dataclass, config=ConfigDict(extra="forbid", allow_inf_nan=False)
-    )
-
-Whole = Annotated[int, Field(strict=True, ge=0)]
-Count = Annotated[int, Field(strict=True, ge=1)]
-Number = Annotated[float, Field(strict=True)]
-Positive = Annotated[float, Field(strict=True, gt=0)]
-NotNegative = Annotated[float, Field(strict=True, ge=0)]
-Share = Annotated[float, Field(strict=True, ge=0, le=1)]
-BelowOne = Annotated[float, Field(strict=True, ge=0, lt=1)]
-YesNo = Annotated[bool, Field(strict=True)]
-Text = Annotated[str, Field(strict=True)]
-RGB = tuple[Number, Number, Number]
-PositiveRGB = tuple[Positive, Positive, Positive]
-NONE = BeforeValidator(lambda value: None if value == "none" else value)
-
-
-# ----------------------------------------------------------------------------------------------------------------- nets
-
-
-@dataclass(frozen=True)
-class SE:
-    """The Squeeze-and-Excitation block (section 3) and every setting of it that the paper tries (tables 10-16)."""
-
-    ratio: Count = 16
-    squeeze: Literal["avg", "max", "none"] = "avg"
-    gate: Literal["sigmoid", "tanh", "relu"] = "sigmoid"
-    place: Literal["standard", "pre", "post", "identity", "conv3x3"] = "standard"
-    stages: tuple[Count, ...] | None = None  # the paper's numbers: 2-5, CIFAR 2-4; None is every stage
-    bias: YesNo = True  # of the two FC layers: section 5 and the released nets have it, section 6 has not
-
-
-OptionalSE = Annotated[SE | None, NONE]
-
-
-@dataclass(frozen=True)
-class Stem:
-    """What stands before stage 2 of a network for ImageNet: a convolution of stride 2, or three, and max pooling."""
-
-    kind: Literal["conv7x7", "conv3x3x3"] = "conv7x7"
-    maxpool: Literal["padded", "ceil"] = "padded"  # ceil: the released Caffe models
-
-
-@dataclass(frozen=True)
-class CifarStem:
-    """One 3x3 convolution of stride 1, for images of 32x32 pixels."""
-
-    kind: Literal["cifar"] = "cifar"
-
-
-@dataclass(frozen=True)
-class ResNet:
-    """A residual network as data (section 4, table 1); `Basic` and `Bottleneck` are its two kinds of block.
-
-    `widths` are those of the 3x3 convolutions, a stage each; a stage puts out `expansion` times its width.
-    """
-
-    family: Literal["resnet"] = "resnet"
-    blocks: Annotated[tuple[Count, ...], Field(min_length=1, max_length=4)] = (3, 4, 6, 3)
-    widths: tuple[Count, ...] = (64, 128, 256, 512)
-    expansion: Count = 4
-    stem: Annotated[Stem | CifarStem, Tagged(kind="conv7x7")] = Stem()
-    projection: Literal["conv1x1", "conv3x3"] = "conv1x1"  # of the shortcuts that stride
-    preactivation: YesNo = False
-    dropout: BelowOne = 0.0
-    zero_init: YesNo = False  # the last BN of each branch starts at 0; not in the paper
-    se: OptionalSE = None
-
-
-@dataclass(frozen=True)
-class Basic(ResNet):
-    """Blocks of two 3x3 convolutions."""
-
-    block: Literal["basic"] = "basic"
-
-
-@dataclass(frozen=True)
-class Bottleneck(ResNet):
-    """Blocks of 1x1, 3x3, 1x1. ResNeXt-50 32x4d is ResNet-50 with widths doubled, expansion 2 and 32 groups."""
-
-    block: Literal["bottleneck"] = "bottleneck"
-    groups: Count = 1  # of the 3x3
-    reduce: Positive = 1.0  # width of the first 1x1 as a fraction of the 3x3's (SENet-154: a half)
-    stride_at: Literal["conv1x1", "conv3x3"] = "conv1x1"  # v1 (the paper) or v1.5
-
-
-@dataclass(frozen=True)
-class Timm:
-    """A network of the library timm, by its name there."""
-
-    timm: Text
-    family: Literal["timm"] = "timm"
-
-
-Net = Basic | Bottleneck | Timm
-NetSetting = Annotated[Net, Tagged(implied={"timm": "timm"}, family="resnet", block="bottleneck")]
-
 
 # ----------------------------------------------------------------------------------------------------------------- data
 

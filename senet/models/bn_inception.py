@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from senet.config import SE
+from senet import config
 from senet.models.layers import ConvBN, initialise, se_slot
 
 
@@ -44,7 +44,7 @@ STAGES = {
 class Inception(nn.Module):
     """An Inception module, its whole output scaled by an SE block (figure 2): [N, C, H, W] -> [N, outputs, ...]."""
 
-    def __init__(self, inputs: int, widths: Widths, se: SE | None) -> None:
+    def __init__(self, inputs: int, widths: Widths, se: config.SqueezeExcitation | None) -> None:
         super().__init__()
         stride = 1 if widths.conv1x1 else 2
         if widths.conv1x1:
@@ -71,7 +71,7 @@ class Inception(nn.Module):
 class BNInception(nn.Module):
     """[N, 3, H, W] -> logits [N, classes]. SE follows all ten modules, the two that stride among them."""
 
-    def __init__(self, se: SE | None, classes: int) -> None:
+    def __init__(self, net: config.BNInception, classes: int) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             ConvBN(3, 64, 7, 2),
@@ -85,7 +85,7 @@ class BNInception(nn.Module):
         for stage, modules in STAGES.items():
             layers = nn.Sequential()
             for name, widths in modules.items():
-                module = Inception(channels, widths, se)
+                module = Inception(channels, widths, net.se)
                 layers.add_module(name, module)
                 channels = module.outputs
             self.stages.add_module(stage, layers)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from senet.config import SE
+from senet import config
 from senet.models.layers import ConvBN, initialise, se_slot
 
 EPS = 1e-3  # of BN in slim's nets
@@ -45,7 +45,15 @@ class Branches(nn.Module):
 class Block(nn.Module):
     """A residual unit around branches; `up` brings their `width` channels back to those of the input."""
 
-    def __init__(self, channels: int, branches: Branches, width: int, scale: float, relu: bool, se: SE | None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        branches: Branches,
+        width: int,
+        scale: float,
+        relu: bool,
+        se: config.SqueezeExcitation | None,
+    ) -> None:
         super().__init__()
         self.branches, self.scale, self.relu = branches, scale, relu
         self.up = nn.Conv2d(width, channels, 1)
@@ -56,7 +64,7 @@ class Block(nn.Module):
         return F.relu(x) if self.relu else x
 
 
-def block_a(channels: int, se: SE | None) -> Block:
+def block_a(channels: int, se: config.SqueezeExcitation | None) -> Block:
     """35x35 pixels."""
     branches = Branches(
         convs(channels, (32, 1)), convs(channels, (32, 1), (32, 3)), convs(channels, (32, 1), (48, 3), (64, 3))
@@ -64,22 +72,22 @@ def block_a(channels: int, se: SE | None) -> Block:
     return Block(channels, branches, 128, 0.17, True, se)
 
 
-def block_b(channels: int, se: SE | None) -> Block:
+def block_b(channels: int, se: config.SqueezeExcitation | None) -> Block:
     """17x17 pixels."""
     branches = Branches(convs(channels, (192, 1)), convs(channels, (128, 1), (160, (1, 7)), (192, (7, 1))))
     return Block(channels, branches, 384, 0.1, True, se)
 
 
-def block_c(channels: int, se: SE | None, last: bool) -> Block:
+def block_c(channels: int, se: config.SqueezeExcitation | None, last: bool) -> Block:
     """8x8 pixels; the last of all has neither scale nor ReLU."""
     branches = Branches(convs(channels, (192, 1)), convs(channels, (192, 1), (224, (1, 3)), (256, (3, 1))))
     return Block(channels, branches, 448, 1.0 if last else 0.2, not last, se)
 
 
 class InceptionResNetV2(nn.Module):
-    """[N, 3, H, W] -> logits [N, classes], H and W at least 75. `blocks` are those at 35x35, 17x17 and 8x8 pixels."""
+    """[N, 3, H, W] -> logits [N, classes], H and W at least 75."""
 
-    def __init__(self, se: SE | None, classes: int, blocks: tuple[int, int, int], dropout: float) -> None:
+    def __init__(self, net: config.InceptionResNetV2, classes: int) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             convs(3, (32, 3), stride=2),
@@ -105,13 +113,13 @@ class InceptionResNetV2(nn.Module):
             convs(1088, (256, 1), (288, 3), (320, 3), stride=2),
             nn.MaxPool2d(3, 2),
         )
-        a, b, c = blocks
+        (a, b, c), se = net.blocks, net.se
         self.stages = nn.Sequential()
         self.stages.add_module("stage3", nn.Sequential(*(block_a(320, se) for _ in range(a))))
         self.stages.add_module("stage4", nn.Sequential(reduction_a, *(block_b(1088, se) for _ in range(b))))
         self.stages.add_module("stage5", nn.Sequential(reduction_b, *(block_c(2080, se, i == c - 1) for i in range(c))))
         self.last = convs(2080, (1536, 1))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(net.dropout)
         self.fc = nn.Linear(1536, classes)
         initialise(self)
 

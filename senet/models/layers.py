@@ -6,7 +6,7 @@ import math
 
 from torch import nn
 
-from senet.config import SE
+from senet import config
 from senet.models.se import SEBlock
 
 
@@ -37,7 +37,7 @@ class ConvBN(nn.Sequential):
             self.relu = nn.ReLU()
 
 
-def se_slot(channels: int, se: SE | None) -> nn.Module:
+def se_slot(channels: int, se: config.SqueezeExcitation | None) -> nn.Module:
     """Return an SE block for `channels`, or the identity in a net, or a place of it, without SE."""
     return SEBlock(channels, se) if se else nn.Identity()
 

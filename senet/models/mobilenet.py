@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor, nn
 
-from senet.config import SE
+from senet import config
 from senet.models.layers import ConvBN, initialise, se_slot
 
 # Outputs of the units of a stage; the first unit strides, but for that of stage 1.
@@ -17,40 +15,39 @@ STAGES = {
     "stage4": (512, 512, 512, 512, 512, 512),
     "stage5": (1024, 1024),
 }
-Place = Literal["pointwise", "depthwise"]
 
 
 class Unit(nn.Sequential):
     """A depthwise separable convolution: 3x3 depthwise, 1x1 pointwise, each with BN and ReLU, and an SE block."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, se: SE | None, after: Place) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, se: config.MobileNetSE | None) -> None:
         super().__init__()
         self.depthwise = ConvBN(inputs, inputs, 3, stride, groups=inputs)
-        if after == "depthwise":
+        if se and se.place == "depthwise":
             self.se = se_slot(inputs, se)
         self.pointwise = ConvBN(inputs, outputs, 1)
-        if after == "pointwise":
+        if se and se.place == "pointwise":
             self.se = se_slot(outputs, se)
 
 
 class MobileNet(nn.Module):
-    """[N, 3, H, W] -> logits [N, classes]. `width` multiplies all channels.
+    """[N, 3, H, W] -> logits [N, classes].
 
     The paper does not say where SE stands. After the pointwise convolution of each of the 13 units it gives the paper's
-    numbers (572 MFLOPs, 4.7 M); `after="depthwise"` gives 571 and 4.6.
+    numbers (572 MFLOPs, 4.7 M); `place: depthwise` gives 571 and 4.6.
     """
 
-    def __init__(self, se: SE | None, classes: int, width: float = 1.0, after: Place = "pointwise") -> None:
+    def __init__(self, net: config.MobileNet, classes: int) -> None:
         super().__init__()
-        channels = max(1, int(32 * width))
+        channels = max(1, int(32 * net.width))
         self.stem = ConvBN(3, channels, 3, 2)
         self.stages = nn.Sequential()
         for stage, widths in STAGES.items():
             units = nn.Sequential()
             for index, full in enumerate(widths):
-                outputs = max(1, int(full * width))
+                outputs = max(1, int(full * net.width))
                 stride = 2 if index == 0 and stage != "stage1" else 1
-                units.append(Unit(channels, outputs, stride, se, after))
+                units.append(Unit(channels, outputs, stride, net.se))
                 channels = outputs
             self.stages.add_module(stage, units)
         self.fc = nn.Linear(channels, classes)

@@ -147,7 +147,7 @@ def stem(net: config.ResNet) -> Branch:
     """What stands before stage 2."""
     layers = Branch()
     if isinstance(net.stem, config.CifarStem):
-        layers.add(conv=conv(3, net.widths[0], 3))
+        layers.add(conv=conv(3, stem_width(net), 3))
     elif net.stem.kind == "conv7x7":
         layers.add(conv=conv(3, 64, 7, 2))
     else:
@@ -163,7 +163,10 @@ def stem(net: config.ResNet) -> Branch:
 
 
 def stem_width(net: config.ResNet) -> int:
-    return {"cifar": net.widths[0], "conv7x7": 64, "conv3x3x3": 128}[net.stem.kind]
+    """Return the channels that the stem puts out."""
+    if isinstance(net.stem, config.CifarStem):
+        return net.stem.width or net.widths[0]
+    return {"conv7x7": 64, "conv3x3x3": 128}[net.stem.kind]
 
 
 class ResNet(Network):

@@ -25,7 +25,7 @@ class SEBlock(nn.Module):
     least 1. With `squeeze: none` (table 16) the gates keep the map's height and width.
     """
 
-    def __init__(self, channels: int, se: config.SE) -> None:
+    def __init__(self, channels: int, se: config.SqueezeExcitation) -> None:
         super().__init__()
         self.settings = se
         middle = max(1, channels // se.ratio)

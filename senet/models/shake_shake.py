@@ -8,17 +8,14 @@ that a resumed run draws what it would have drawn.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from senet.config import SE
+from senet import config
 from senet.models.layers import ConvBN, initialise, se_slot
-
-Backward = Literal["shake", "even"]
-Place = Literal["mixed", "branches"]
 
 
 class _Mix(torch.autograd.Function):
@@ -57,14 +54,15 @@ class Halves(nn.Module):
 class Unit(nn.Module):
     """What both kinds of units do with their two branches."""
 
-    def __init__(self, branches: list[nn.Module], outputs: int, backward: Backward, se: SE | None, at: Place) -> None:
+    def __init__(self, net: config.ShakeShake, branches: list[nn.Module], outputs: int) -> None:
         super().__init__()
-        if at == "branches":
+        mixture = net.se is None or net.se.place == "mixture"
+        if not mixture:
             for branch in branches:
-                branch.add_module("se", se_slot(outputs, se))
+                branch.add_module("se", se_slot(outputs, net.se))
         self.branches = nn.ModuleList(branches)
-        self.se = se_slot(outputs, se if at == "mixed" else None)
-        self.even = backward == "even"
+        self.se = se_slot(outputs, net.se if mixture else None)
+        self.even = net.backward == "even"
 
     def residual(self, x: Tensor) -> Tensor:
         first, second = (branch(x) for branch in self.branches)
@@ -77,12 +75,13 @@ class Unit(nn.Module):
 class BasicUnit(Unit):
     """ReLU, 3x3, BN, ReLU, 3x3, BN in each branch, and nothing after the sum."""
 
-    def __init__(self, inputs: int, width: int, stride: int, backward: Backward, se: SE | None, at: Place) -> None:
+    def __init__(self, net: config.ShakeBasic, inputs: int, stage: int, stride: int) -> None:
+        outputs = net.width * 2**stage
         branches: list[nn.Module] = [
-            nn.Sequential(ConvBN(inputs, width, 3, stride), ConvBN(width, width, 3, relu=False)) for _ in range(2)
+            nn.Sequential(ConvBN(inputs, outputs, 3, stride), ConvBN(outputs, outputs, 3, relu=False)) for _ in range(2)
         ]
-        super().__init__(branches, width, backward, se, at)
-        self.shortcut = nn.Identity() if inputs == width else Halves(inputs, width, stride)
+        super().__init__(net, branches, outputs)
+        self.shortcut = nn.Identity() if inputs == outputs else Halves(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(x)
@@ -93,19 +92,17 @@ class BasicUnit(Unit):
 class BottleneckUnit(Unit):
     """1x1, 3x3 of `groups`, 1x1 in each branch, as in ResNeXt, and ReLU after the sum."""
 
-    def __init__(
-        self,
-        inputs: int, width: int, outputs: int, stride: int, groups: int, backward: Backward, se: SE | None, at: Place,
-    ) -> None:  # fmt: skip
+    def __init__(self, net: config.ShakeBottleneck, inputs: int, stage: int, stride: int) -> None:
+        width, outputs = net.width * net.groups * 2**stage, 256 * 2**stage
         branches: list[nn.Module] = [
             nn.Sequential(
                 ConvBN(inputs, width, 1),
-                ConvBN(width, width, 3, stride, groups=groups),
+                ConvBN(width, width, 3, stride, groups=net.groups),
                 ConvBN(width, outputs, 1, relu=False),
             )
             for _ in range(2)
         ]
-        super().__init__(branches, outputs, backward, se, at)
+        super().__init__(net, branches, outputs)
         self.shortcut = nn.Identity() if inputs == outputs else ConvBN(inputs, outputs, 1, stride, relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,42 +110,30 @@ class BottleneckUnit(Unit):
 
 
 class ShakeShake(nn.Module):
-    """[N, 3, H, W] -> logits [N, classes], for images of 32x32 pixels; three stages of `blocks` units each.
+    """[N, 3, H, W] -> logits [N, classes], for images of 32x32 pixels. Stages are numbered from 2, as in ResNets.
 
-    `basic` units of width 96 and 4 blocks are Shake-Shake 26 2x96d; `bottleneck` of width 64, 4 groups and 3 blocks
-    Shake-Shake 29 2x4x64d. The paper does not say whether SE scales the mixture, as everywhere "prior to summation with
-    the identity branch" (section 3.3, the default), or each branch before it is mixed (`at="branches"`).
+    Basic units of width 96, four in each stage, are Shake-Shake 26 2x96d; bottlenecks of width 64, 4 groups, three in
+    each stage, Shake-Shake 29 2x4x64d. The paper does not say whether SE scales the mixture, as everywhere "prior to
+    summation with the identity branch" (section 3.3, the default), or each branch before they are mixed.
     """
 
-    def __init__(
-        self,
-        se: SE | None,
-        classes: int,
-        block: Literal["basic", "bottleneck"] = "basic",
-        blocks: tuple[int, ...] = (4, 4, 4),
-        width: int = 96,
-        groups: int = 1,
-        backward: Backward = "shake",
-        at: Place = "mixed",
-    ) -> None:
+    def __init__(self, net: config.ShakeBasic | config.ShakeBottleneck, classes: int) -> None:
         super().__init__()
-        basic = block == "basic"
+        basic = isinstance(net, config.ShakeBasic)
         channels = 16 if basic else 64
         self.stem = ConvBN(3, channels, 3, relu=not basic)
         self.stages = nn.Sequential()
-        for index, count in enumerate(blocks):
+        for stage, count in enumerate(net.blocks):
             units = nn.Sequential()
-            for number in range(count):
-                stride = 2 if index > 0 and number == 0 else 1
-                inner = width * groups * 2**index
-                outputs = inner if basic else 256 * 2**index
-                units.append(
-                    BasicUnit(channels, inner, stride, backward, se, at)
-                    if basic
-                    else BottleneckUnit(channels, inner, outputs, stride, groups, backward, se, at)
-                )
-                channels = outputs
-            self.stages.add_module(f"stage{index + 2}", units)
+            for index in range(count):
+                stride = 2 if stage > 0 and index == 0 else 1
+                if isinstance(net, config.ShakeBasic):
+                    units.append(BasicUnit(net, channels, stage, stride))
+                    channels = net.width * 2**stage
+                else:
+                    units.append(BottleneckUnit(net, channels, stage, stride))
+                    channels = 256 * 2**stage
+            self.stages.add_module(f"stage{stage + 2}", units)
         self.last = nn.ReLU() if basic else nn.Identity()
         self.fc = nn.Linear(channels, classes)
         initialise(self)

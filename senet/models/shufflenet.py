@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from senet.config import SE
+from senet import config
 from senet.models.layers import ConvBN, initialise, se_slot
 
 WIDTHS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}  # of stage 2, by groups; later stages double it
 UNITS = {"stage2": 4, "stage3": 8, "stage4": 4}
-Units = Literal["stride1", "all"]
 
 
 class Unit(nn.Module):
@@ -22,7 +19,9 @@ class Unit(nn.Module):
     One that strides concatenates its branch with the averaged input instead. [N, inputs, H, W] -> [N, outputs, ...].
     """
 
-    def __init__(self, inputs: int, outputs: int, groups: int, stride: int, se: SE | None) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, groups: int, stride: int, se: config.SqueezeExcitation | None
+    ) -> None:
         super().__init__()
         self.groups, self.stride, narrow = groups, stride, outputs // 4
         branch = outputs if stride == 1 else outputs - inputs
@@ -43,19 +42,20 @@ class ShuffleNet(nn.Module):
     """[N, 3, H, W] -> logits [N, classes]: ShuffleNet 1x.
 
     The paper does not say where SE stands. Here it scales the branch before the sum, as in ResNets, in the 13 units
-    that have a sum: 2.43 M parameters. `units="all"` has it before the concatenations too: 2.48 M, which the paper's
+    that have a sum: 2.43 M parameters. `place: every` has it before the concatenations too: 2.48 M, which the paper's
     2.4 fits less.
     """
 
-    def __init__(self, se: SE | None, classes: int, groups: int = 3, units: Units = "stride1") -> None:
+    def __init__(self, net: config.ShuffleNet, classes: int) -> None:
         super().__init__()
         channels = 24
         self.stem = nn.Sequential(ConvBN(3, channels, 3, 2), nn.MaxPool2d(3, 2, 1))
         self.stages = nn.Sequential()
-        outputs = WIDTHS[groups]
+        outputs = WIDTHS[net.groups]
+        strided = net.se if net.se and net.se.place == "every" else None
         for stage, count in UNITS.items():
-            layers = nn.Sequential(Unit(channels, outputs, groups, 2, se if units == "all" else None))
-            layers.extend(Unit(outputs, outputs, groups, 1, se) for _ in range(count - 1))
+            layers = nn.Sequential(Unit(channels, outputs, net.groups, 2, strided))
+            layers.extend(Unit(outputs, outputs, net.groups, 1, net.se) for _ in range(count - 1))
             self.stages.add_module(stage, layers)
             channels, outputs = outputs, 2 * outputs
         self.fc = nn.Linear(channels, classes)

@@ -1,37 +1,35 @@
 """Networks of the paper beyond the residual ones: sizes of tables 2 and 3, where SE stands, and that they learn."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from senet.config import SE
-from senet.models import SEBlock
-from senet.models.bn_inception import BNInception
-from senet.models.inception_resnet_v2 import InceptionResNetV2
-from senet.models.mobilenet import MobileNet
-from senet.models.shake_shake import ShakeShake, _Mix
-from senet.models.shufflenet import ShuffleNet
-from senet.models.vgg import VGG
+from senet.config import from_dict
+from senet.models import SEBlock, build
+from senet.models.shake_shake import _Mix
 
-SMALL = {  # and the side of their images
-    "bn_inception": (lambda se: BNInception(se, 10), 32),
-    "inception_resnet_v2": (lambda se: InceptionResNetV2(se, 10, (1, 1, 1), 0.2), 75),
-    "vgg": (lambda se: VGG(se, 10, 16, 0.5), 32),
-    "mobilenet": (lambda se: MobileNet(se, 10, 0.25), 32),
-    "shufflenet": (lambda se: ShuffleNet(se, 10), 32),
-    "shake_shake_26": (lambda se: ShakeShake(se, 10, blocks=(1, 1, 1), width=16), 8),
-    "shake_even_29": (lambda se: ShakeShake(se, 10, "bottleneck", (1, 1, 1), 8, 4, "even"), 8),
+SMALL: dict[str, tuple[dict[str, Any], int]] = {  # settings of small networks, and the side of their images
+    "bn_inception": ({}, 32),
+    "inception_resnet_v2": ({"blocks": [1, 1, 1]}, 75),
+    "vgg16": ({"hidden": 16}, 32),
+    "mobilenet": ({"width": 0.25}, 32),
+    "shufflenet": ({}, 32),
+    "shake_shake": ({"block": "basic", "blocks": [1, 1, 1], "width": 16}, 8),
+    "shake_even": ({"blocks": [1, 1, 1], "width": 8, "groups": 4, "backward": "even"}, 8),
 }
 
 
-@pytest.fixture(params=SMALL)
-def small(request: pytest.FixtureRequest):
-    return SMALL[request.param]
+def make(name: str, **se: Any) -> nn.Module:
+    """Build a small network, with SE blocks if settings of them are given."""
+    family = "shake_shake" if name == "shake_even" else name
+    return build(from_dict({"net": {"family": family, **SMALL[name][0], "se": se or None}}).net, 10)
 
 
-def test_se_forced_to_one_equals_the_plain_net(small) -> None:
-    make, side = small
-    se, plain = make(SE()).eval(), make(None).eval()
+@pytest.mark.parametrize("name", SMALL)
+def test_se_forced_to_one_equals_the_plain_net(name: str) -> None:
+    se, plain, side = make(name, ratio=16).eval(), make(name).eval(), SMALL[name][1]
     assert any(isinstance(module, SEBlock) for module in se.modules())
     plain.load_state_dict({name: value for name, value in se.state_dict().items() if ".se." not in name})
     for module in se.modules():
@@ -42,10 +40,11 @@ def test_se_forced_to_one_equals_the_plain_net(small) -> None:
     assert torch.equal(se(x), plain(x))
 
 
-def test_gates_start_near_a_half_and_every_weight_learns(small) -> None:
-    make, side = small
+@pytest.mark.parametrize("name", SMALL)
+def test_gates_start_near_a_half_and_every_weight_learns(name: str) -> None:
+    side, gates = SMALL[name][1], []
     torch.manual_seed(0)
-    net, gates = make(SE(ratio=4)), []  # at 16 a small net's gates hang on a single channel, which ReLU may silence
+    net = make(name, ratio=4)  # at 16 a small net's gates hang on a single channel, which ReLU may silence
     for module in net.modules():
         if isinstance(module, SEBlock):
             module.register_forward_hook(lambda block, inputs, output: gates.append(block.gates(*inputs).mean().item()))
@@ -59,18 +58,18 @@ def test_gates_start_near_a_half_and_every_weight_learns(small) -> None:
 NAMES = {
     "bn_inception": "stage3.c.conv3x3.0.conv.weight stage4.a.pool.1.bn.weight stage5.b.se.up.bias",
     "inception_resnet_v2": "stage3.0.branches.branches.2.2.conv.weight stage4.1.up.bias stage5.1.se.down.weight",
-    "vgg": "stage3.2.conv.weight stage5.2.bn.bias stage5.2.se.up.weight",
+    "vgg16": "stage3.2.conv.weight stage5.2.bn.bias stage5.2.se.up.weight",
     "mobilenet": "stage4.5.depthwise.conv.weight stage4.5.pointwise.bn.weight stage1.0.se.up.weight",
     "shufflenet": "stage2.3.conv1.conv.weight stage4.1.conv3.bn.weight stage4.1.se.down.bias",
-    "shake_shake_26": "stage2.0.branches.1.0.conv.weight stage3.0.shortcut.conv2.weight stage4.0.se.up.weight",
-    "shake_even_29": "stage2.0.branches.1.2.bn.weight stage3.0.shortcut.conv.weight stage4.0.se.up.weight",
+    "shake_shake": "stage2.0.branches.1.0.conv.weight stage3.0.shortcut.conv2.weight stage4.0.se.up.weight",
+    "shake_even": "stage2.0.branches.1.2.bn.weight stage3.0.shortcut.conv.weight stage4.0.se.up.weight",
 }
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_state_dict_names_are_public(name: str) -> None:
     with torch.device("meta"):
-        names = SMALL[name][0](SE()).state_dict().keys()
+        names = make(name, ratio=16).state_dict().keys()
     assert {f"stages.{part}" for part in NAMES[name].split()} | {"fc.weight", "fc.bias"} <= names
 
 
@@ -84,10 +83,10 @@ def test_shaken_branches_share_output_and_gradient_by_separate_draws_for_each_im
     assert torch.equal(second.grad, 1 - first.grad)
 
 
-@pytest.mark.parametrize("name", ["shake_shake_26", "shake_even_29"])
+@pytest.mark.parametrize("name", ["shake_shake", "shake_even"])
 def test_shaking_follows_the_seed_alone_and_stops_in_evaluation(name: str) -> None:
     torch.manual_seed(0)
-    net, x = SMALL[name][0](SE()), torch.randn(4, 3, 8, 8)
+    net, x = make(name, ratio=16), torch.randn(4, 3, 8, 8)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()  # so that images are independent of each other

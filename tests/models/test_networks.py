@@ -1,20 +1,18 @@
-"""The networks are the paper's: sizes to the digit, logits equal to timm's, the block as defined."""
+"""The networks are the paper's: logits equal to timm's, the block as defined."""
 
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-import yaml
 from torch import nn
 
-from senet.config import SE, Bottleneck, Stem, Timm, load
+from senet.config import SE, Bottleneck, Stem, Timm
 from senet.errors import UsageError
 from senet.models import SEBlock, build, summary
 from senet.models.resnet import Block
 
 ROOT = Path(__file__).parent.parent.parent
-GOLDEN = yaml.safe_load((ROOT / "tests/golden/complexity.yaml").read_text())
 X50 = {"widths": (128, 256, 512, 1024), "expansion": 2, "groups": 32, "stride_at": "conv3x3"}
 S154 = {
     "widths": (256, 512, 1024, 2048),
@@ -33,16 +31,6 @@ TIMM = {
     "legacy_seresnext50_32x4d": Bottleneck(**X50, stem=CEIL, se=SE()),
     "legacy_senet154": Bottleneck(**S154, blocks=(3, 8, 36, 3), projection="conv3x3", dropout=0.2, se=SE()),
 }
-
-
-@pytest.mark.parametrize("name", GOLDEN)
-def test_complexity_is_the_papers(name: str) -> None:
-    config = load(ROOT / name)
-    size = summary(config.net, config.data.classes, config.data.crop)
-    parameters, mmacs = GOLDEN[name]
-    assert size.parameters == parameters
-    if mmacs is not None:
-        assert size.macs / 1e6 == pytest.approx(mmacs, abs=0.1)
 
 
 def copy_from_timm(net: nn.Module, other: nn.Module) -> None:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from senet.config import SE
+from senet import config
 from senet.models.layers import ConvBN, initialise, se_slot
 
 STAGES = {"stage1": (64, 2), "stage2": (128, 2), "stage3": (256, 3), "stage4": (512, 3), "stage5": (512, 3)}
 
 
-class VGG(nn.Module):
+class VGG16(nn.Module):
     """[N, 3, H, W] -> logits [N, classes]. SE follows the ReLU of each convolution (section 3.3).
 
-    `hidden` is the width of the two FC layers before the classifier, 4096 in VGG, each behind ReLU and dropout. A map
-    that is not 7x7 (as it is at 224x224) is averaged, or repeated, to 7x7.
+    A map that is not 7x7 (as it is at 224x224) is averaged, or repeated, to 7x7.
     """
 
-    def __init__(self, se: SE | None, classes: int, hidden: int, dropout: float) -> None:
+    def __init__(self, net: config.VGG16, classes: int) -> None:
         super().__init__()
         self.stages = nn.Sequential()
         channels = 3
@@ -25,17 +24,17 @@ class VGG(nn.Module):
             layers = nn.Sequential()
             for index in range(count):
                 unit = ConvBN(channels, width, 3)
-                unit.add_module("se", se_slot(width, se))
+                unit.add_module("se", se_slot(width, net.se))
                 layers.add_module(str(index), unit)
                 channels = width
             layers.add_module("pool", nn.MaxPool2d(2))
             self.stages.add_module(stage, layers)
         self.pool = nn.AdaptiveAvgPool2d(7)
         self.head = nn.Sequential(
-            nn.Linear(channels * 49, hidden), nn.ReLU(), nn.Dropout(dropout),
-            nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(dropout),
+            nn.Linear(channels * 49, net.hidden), nn.ReLU(), nn.Dropout(net.dropout),
+            nn.Linear(net.hidden, net.hidden), nn.ReLU(), nn.Dropout(net.dropout),
         )  # fmt: skip
-        self.fc = nn.Linear(hidden, classes)
+        self.fc = nn.Linear(net.hidden, classes)
         initialise(self)
         for layer in self.head:
             if isinstance(layer, nn.Linear):  # nothing normalises what they put out
