@@ -33,14 +33,14 @@ class Fault(NamedTuple):
 
 
 def meet(phase: str, step: int) -> None:
-    """Let happen what is due here; nothing, and at no cost, unless the environment names faults."""
+    """Commit the faults that are due at this `phase` of a step; none, at no cost, unless the environment names any."""
     for fault in _ARMED:
         if fault.phase == phase and (fault.step == step or (fault.act == "slow" and fault.step <= step)):
             _act(fault.act)
 
 
 def nan(step: int) -> bool:
-    """Whether the images of a step are to be spoilt."""
+    """Say whether the images of a step are to be spoilt."""
     return any(fault.act == "nan" and fault.step == step for fault in _ARMED)
 
 

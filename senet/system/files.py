@@ -15,8 +15,8 @@ def replace(
     shared: bool = False,
     durable: bool = True,
 ) -> None:
-    """Let `fill` write a temporary file beside `path`, sync it and move it there. `done` is told of write, sync,
-    rename.
+    """Let `fill` write a temporary file beside `path`, sync it and move it there; `done` is called with write, sync and
+    rename, after each.
 
     The temporary file has a name of its own if the file is `shared`, that is, if other processes may be writing it too.
     What is not `durable` is not synced: many small files are synced sooner all at once. Raises OSError.
@@ -38,12 +38,12 @@ def replace(
 
 
 def write_text(path: Path, text: str) -> None:
-    """A small file. Raises OSError."""
+    """Write a small file, whole or not at all. Raises OSError."""
     replace(path, lambda temporary: temporary.write_text(text))
 
 
 def sync(path: Path) -> None:
-    """A file's bytes, or a folder's names, to the disk."""
+    """Bring a file's bytes, or a folder's names, to the disk. Raises OSError."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

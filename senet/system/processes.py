@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import threading
-from multiprocessing import get_context
+from multiprocessing import get_context, util
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 
 def family(number: int) -> list[int]:
-    """A process and all its living descendants."""
+    """Return a process and all its living descendants."""
     parents: dict[int, int] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, IndexError):  # it has just ended
@@ -29,9 +30,18 @@ def fork_server(*modules: str) -> Any:
     Forked from this process they would inherit locks that its threads may hold. They ignore Ctrl-C and TERM, which are
     for the process that uses them: it still needs them to finish. Let them call `end_with_parent`.
     """
+    _keep_sockets_short()
     context: Any = get_context("forkserver")
     context.set_forkserver_preload(["senet.system.ignore_signals", *modules])
     return context
+
+
+def _keep_sockets_short() -> None:
+    """Put the sockets by which processes meet elsewhere if $TMPDIR is too long: their paths end at 107 bytes."""
+    if len(os.fsencode(tempfile.gettempdir())) > 60:  # /pymp-xxxxxxxx/listener-xxxxxxxx comes after it
+        usual, tempfile.tempdir = tempfile.tempdir, "/tmp"  # noqa: S108
+        util.get_temp_dir()  # is made once, for this process and those it starts
+        tempfile.tempdir = usual
 
 
 def end_with_parent(pipe: Connection) -> None:
