@@ -1,7 +1,9 @@
-"""How a net is computed: memory layout, the residual tail, compilation, CUDA graphs.
+"""How a net is computed: the layout of its tensors, the fused SE tail, compilation, CUDA graphs.
 
-Last bits of a result depend on it, and speed and memory; nothing else. State-dict names stay, so a checkpoint fits
-every execution.
+Speed, memory and the last bits of a result depend on it, nothing else. Names in the state dict stay, so a checkpoint
+fits every execution. The *fused SE tail* is the end of a residual block (BN, SE, sum with the shortcut, ReLU) computed
+as one function in a few passes over memory, see `senet.execution.tail`: by PyTorch's operators (`analytic`, for a
+compiler to fuse) or by Triton kernels (`triton`).
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from torch import nn
@@ -27,33 +29,31 @@ Tail = Literal["plain", "analytic", "triton"]
 
 @dataclass(frozen=True)
 class Execution:
-    """Kept in the run folder and in checkpoints, so that a resumed run computes as it did before."""
+    """The way to compute a net. A run folder and checkpoints hold it, so that a resumed run computes as before."""
 
     layout: Layout = "channels_last"
-    # how a block ends (BN, SE, sum, ReLU): layer by layer, in as few passes as can be, or those as Triton kernels
-    tail: Tail = "plain"
+    tail: Tail = "plain"  # of residual blocks: layer by layer, or fused
     compile: bool = False  # block by block, so that DDP still reduces the gradients of one while the next is computed
-    graph: bool = False  # a whole training step as one CUDA graph; done by the loop
+    graph: bool = False  # a whole training step as one CUDA graph; the training loop does that
 
     @property
     def memory_format(self) -> torch.memory_format:
+        """The layout as torch names it: of the weights, and of the images that a loader is to give."""
         return torch.channels_last if self.layout == "channels_last" else torch.contiguous_format
 
     def __str__(self) -> str:
-        """What is on, in few words: `channels_last analytic compile`."""
+        """Name what is on: `channels_last analytic compile`."""
         words = [self.layout, self.tail] if self.tail != "plain" else [self.layout]
         return " ".join(words + ["compile"] * self.compile + ["graph"] * self.graph)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON or a checkpoint."""
+        """Return plain values, ready for JSON or a checkpoint."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Execution:
-        """The inverse of `to_dict`. Raises UsageError for an unknown key or value."""
-        known: dict[str, tuple[Any, ...]] = {
-            "layout": get_args(Layout), "tail": get_args(Tail), "compile": (False, True), "graph": (False, True)
-        }  # fmt: skip
+        """Return what `to_dict` was called on. Raises UsageError for an unknown key or value."""
+        known = {name: get_args(kind) or (False, True) for name, kind in get_type_hints(cls).items()}
         for key, value in values.items():
             if key not in known:
                 raise UsageError(f"execution.{key}: no such setting; there are {', '.join(known)}")
@@ -63,88 +63,78 @@ class Execution:
 
 
 def prepare(net: nn.Module, execution: Execution) -> nn.Module:
-    """Make `net`, which is on its device already, compute so, in place; its state dict stays, its results up to
-    rounding.
+    """Make `net`, which is on its device already, compute as `execution` says, in place, and return it.
 
-    What an earlier call set is undone, so that one net can be timed in several executions. Hooks on the layers of a
-    tail that is not plain are not called: look into a net in the plain execution. Raises UsageError naming a setting
-    that this net or machine cannot follow, or that would have no effect.
+    Results stay the same up to rounding. What an earlier call has set is undone, so that one net can be timed in
+    several executions. The fused SE tail does not call hooks on the layers that it replaces: look into a net in the
+    plain execution. Raises UsageError for a setting that this net or machine cannot follow, or that would do nothing.
     """
     device = next(net.parameters()).device
     _check(net, execution, device)
     net.to(memory_format=execution.memory_format)
-    for block in net.modules():
-        if isinstance(block, TailBlock):
-            block.tail = tail.of(block, execution.tail)
     for module in net.modules():
         module._compiled_call_impl = None
+        if isinstance(module, TailBlock):
+            module.tail = tail.of(module, execution.tail)
     if execution.compile:
         _compile(net)
     return net
 
 
 def choices(net: nn.Module, device: torch.device) -> list[Execution]:
-    """The executions of `net` worth timing on `device`, the default first.
+    """Return the executions of `net` that are worth timing on `device`, the default first.
 
-    The analytic tail is for a compiler to fuse: uncompiled it is slower than the layers. CUDA graphs are for small
-    nets: the kernels of large ones outlast the launching of the next.
+    Without a compiler the analytic tail is slower than the layers. CUDA graphs are for small nets: the kernels of large
+    ones outlast the launching of the next.
     """
-    able = _compiler(device) is None
+    compiles = _no_compiler(device) is None
     graphs = [False, True] if device.type == "cuda" and isinstance(net, Network) and net.small else [False]
     found = []
     for layout in get_args(Layout):
-        for compiled in [False, True] if able else [False]:
+        for compiled in [False, True] if compiles else [False]:
             tails: list[Tail] = ["plain"]
-            if _fused(net):
+            if _fusable(net):
                 tails += ["analytic"] if compiled else []
-                tails += ["triton"] if able and device.type == "cuda" else []
+                tails += ["triton"] if compiles and device.type == "cuda" else []
             found += [Execution(layout, kind, compiled, graph) for kind in tails for graph in graphs]
     return found
 
 
 def _check(net: nn.Module, execution: Execution, device: torch.device) -> None:
-    if execution.tail != "plain" and not _fused(net):
+    flag = f"--tail {execution.tail}"
+    if execution.tail != "plain" and not _fusable(net):
         raise UsageError(
-            f"execution.tail: {execution.tail!r} would have no effect: no block of this net ends with BN, SE, sum and "
-            "ReLU; use plain"
+            f"{flag} would have no effect: no block of this net ends with BN, SE, sum and ReLU; leave it out"
         )
     if execution.tail == "triton":
-        if not _triton():
-            raise UsageError(
-                "execution.tail: 'triton' needs the package triton, which comes with torch for "
-                "CUDA; use analytic or plain"
-            )
+        if not _has_triton():
+            raise UsageError(f"{flag} needs the package triton, which comes with torch for CUDA; use --tail analytic")
         if device.type != "cuda" and not os.environ.get("TRITON_INTERPRET"):
-            raise UsageError(
-                f"execution.tail: 'triton' needs a GPU, the net is on {device.type}; use analytic or plain"
-            )
-    if (execution.compile or execution.tail == "triton") and (reason := _compiler(device)):
-        raise UsageError(f"execution.{'compile' if execution.compile else 'tail'}: {reason}; or leave it out")
+            raise UsageError(f"{flag} needs a GPU, and the net is on the {device.type}; use --tail analytic")
+    if (execution.compile or execution.tail == "triton") and (reason := _no_compiler(device)):
+        raise UsageError(f"{'--compile' if execution.compile else flag} {reason}; or leave it out")
     if execution.graph and device.type != "cuda":
-        raise UsageError(
-            "execution.graph: true would have no effect: CUDA graphs need a GPU, the net is on "
-            f"{device.type}; leave it out"
-        )
+        raise UsageError(f"--graph would have no effect: CUDA graphs need a GPU, and the net is on the {device.type}")
 
 
-def _fused(net: nn.Module) -> bool:
+def _fusable(net: nn.Module) -> bool:
     return any(block.fusable for block in net.modules() if isinstance(block, TailBlock))
 
 
-def _triton() -> bool:
+def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _compiler(device: torch.device) -> str | None:
-    """Why nothing can be compiled for `device`; None where it can. On a GPU Triton builds its launchers with a C
+def _no_compiler(device: torch.device) -> str | None:
+    """Say why nothing can be compiled for `device`; None if it can. Triton, too, builds its launchers with a C
     compiler.
     """
-    if device.type == "cuda" and not _triton():
+    if device.type == "cuda" and not _has_triton():
         return "needs the package triton, which comes with torch for CUDA; install it"
-    wanted = ("CXX", "g++", "clang++") if device.type == "cpu" else ("CC", "gcc", "clang", "cc")
-    if any(shutil.which(name) for name in (os.environ.get(wanted[0], ""), *wanted[1:]) if name):
+    variable, *names = ("CXX", "g++", "clang++") if device.type == "cpu" else ("CC", "gcc", "clang", "cc")
+    if any(shutil.which(name) for name in (os.environ.get(variable), *names) if name):
         return None
-    return f"needs a compiler, and there is none of {', '.join(wanted[1:])}; install one or name it in ${wanted[0]}"
+    return f"needs a compiler, and there is none of {', '.join(names)}; install one or name it in ${variable}"
 
 
 def _compile(net: nn.Module) -> None:

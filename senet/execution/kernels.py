@@ -1,8 +1,8 @@
-"""The four passes of a block's tail as Triton kernels, for NCHW and channels_last tensors; the only importer of triton.
+"""The four passes of the fused SE tail as Triton kernels, in either layout. No other file imports triton.
 
-Each program goes over `PIXELS` x `CHANNELS` tiles of one image, which strides place in memory, and keeps its sums to
-itself: no atomics, so equal inputs give equal bits. How work is divided follows from shapes alone. They are operators
-of torch.library, so Inductor compiles around them.
+Each program goes over `PIXELS` x `CHANNELS` tiles of one image and keeps its sums to itself: there are no atomics, so
+equal inputs give equal bits. How the work is divided follows from shapes alone. The kernels are operators of
+torch.library, so that Inductor compiles around them.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -22,7 +22,7 @@ PROGRAMS = 2048  # wanted at least, to fill a GPU; maps are split for it
 
 
 class Kernels:
-    """Like `senet.execution.tail.Operators`, but for float64, which they do not hold."""
+    """The passes of `senet.execution.tail.Operators`, with sums in float32: they are not for float64."""
 
     @staticmethod
     def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,7 +30,7 @@ class Kernels:
         total = x.shape[2] * x.shape[3]
         if len(mean) == 1:
             return mean[0], square[0] / total
-        # Of the parts of a map to that of the map: within and between parts.
+        # From the parts of a map to the map: the variance within parts and that between them.
         of_map = (mean * size).sum(0) / total
         return of_map, (square + size * (mean - of_map) ** 2).sum(0) / total
 
@@ -53,8 +53,8 @@ class Kernels:
 
 @torch.library.custom_op("senet::tail_statistics", mutates_args=())
 def tail_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """[N, C, H, W] -> mean and sum of squares about it [S, N, C] of the S parts of each map, and the parts' sizes [S,
-    1, 1].
+    """Return mean and sum of squares about it [S, N, C] of the S parts of each map of `x` [N, C, H, W], and the sizes
+    of the parts [S, 1, 1].
     """
     x = dense(x)
     mean, square, size = per_part(x), per_part(x), x.new_empty(split(x)[0], 1, 1, dtype=torch.float32)
@@ -72,7 +72,7 @@ def tail_join(x: Tensor, shortcut: Tensor, centre: Tensor, slope: Tensor, offset
 
 @torch.library.custom_op("senet::tail_sums", mutates_args=())
 def tail_sums(grad: Tensor, out: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """-> d like `grad`, and two sums [S, N, C] over the S parts of each map."""
+    """Return d, of the shape of `grad`, and the two sums [S, N, C] over the S parts of each map."""
     x = dense(x)
     d, sum1, sum2 = torch.empty_like(x, dtype=grad.dtype), per_part(x), per_part(x)
     launch(sums_kernel, x, like(grad, x), like(out, x), x, rows(centre, x), d, sum1, sum2)
@@ -120,27 +120,27 @@ def channels_last(x: Tensor) -> bool:
 
 
 def dense(x: Tensor) -> Tensor:
-    """`x` itself where it is in one of the two layouts."""
+    """Return `x` in one of the two layouts: itself if it is in one already."""
     return x if channels_last(x) else x.contiguous()
 
 
 def like(other: Tensor, x: Tensor) -> Tensor:
-    """`other` in the layout of `x`."""
+    """Return `other` in the layout of `x`."""
     return other.contiguous(memory_format=torch.channels_last if channels_last(x) else torch.contiguous_format)
 
 
 def rows(values: Tensor, x: Tensor) -> Tensor:
-    """[N or 1, C] -> float32 [N, C]."""
+    """Return [N or 1, C] as float32 [N, C]."""
     return values.float().expand(x.shape[0], x.shape[1]).contiguous()
 
 
 def per_part(x: Tensor) -> Tensor:
-    """Room for a number of each part of each map: float32 [S, N, C]."""
+    """Return room for a number of each part of each map: float32 [S, N, C]."""
     return x.new_empty(split(x)[0], x.shape[0], x.shape[1], dtype=torch.float32)
 
 
 def tile(x: Tensor) -> tuple[int, int]:
-    """(pixels, channels) of a tile: along memory as far as loads are wide, then across."""
+    """Return the pixels and channels of a tile: along memory as far as loads are wide, then across."""
     pixels, channels = triton.next_power_of_2(x.shape[2] * x.shape[3]), triton.next_power_of_2(x.shape[1])
     if channels_last(x):
         across = min(channels, 64)
@@ -150,8 +150,8 @@ def tile(x: Tensor) -> tuple[int, int]:
 
 
 def split(x: Tensor) -> tuple[int, int]:
-    """Into how many parts each map is cut, of how many pixels: enough for `PROGRAMS` programs, but whole tiles, at
-    least four.
+    """Return into how many parts each map is cut, and the pixels of a part: enough parts for `PROGRAMS` programs, but
+    each of whole tiles, at least four.
     """
     pixels, channels = tile(x)
     tiles = triton.cdiv(x.shape[2] * x.shape[3], pixels)
@@ -185,8 +185,8 @@ def launch(kernel: Any, x: Tensor, *tensors: Tensor) -> None:
 
 
 @triton.jit
-def place(channels, pixels, length, CHANNELS: tl.constexpr):
-    """Of this program: its image, its channels and which of them exist, and its pixels from first to last."""
+def work(channels, pixels, length, CHANNELS: tl.constexpr):
+    """Return the image of this program, its channels, which of them exist, and its first and last pixel."""
     blocks = tl.cdiv(channels, CHANNELS)
     image = (tl.program_id(0) // blocks).to(tl.int64)
     channel = tl.program_id(0) % blocks * CHANNELS + tl.arange(0, CHANNELS)
@@ -195,14 +195,11 @@ def place(channels, pixels, length, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def spot(start, channel, exists, channels, pixels, LAST: tl.constexpr, ALIGNED: tl.constexpr, PIXELS: tl.constexpr):
-    """Of a tile: offsets in the image and which of them are in it. A part is whole tiles, so only the image's end can
-    cut one.
-    """
+def offsets(start, channel, exists, channels, pixels, LAST: tl.constexpr, ALIGNED: tl.constexpr, PIXELS: tl.constexpr):
+    """Return the offsets of a tile in its image, and which of them are in it: only the image's end can cut a tile."""
     pixel = start + tl.arange(0, PIXELS)
-    pixels = (
-        pixels // ALIGNED * ALIGNED
-    )  # says that 14 x 14, no multiple of 16, is one of 4: loads of 8 bytes rather than 2
+    # This says that 14 x 14, which is no multiple of 16, is one of 4: loads of 8 bytes rather than 2.
+    pixels = pixels // ALIGNED * ALIGNED
     at = pixel[:, None] * channels + channel[None, :] if LAST else pixel[:, None] + channel[None, :] * pixels
     return at, (pixel < pixels)[:, None] & exists[None, :]
 
@@ -213,15 +210,15 @@ def statistics_kernel(
     count, channels, pixels, length,
     LAST: tl.constexpr, ALIGNED: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    image, channel, exists, first, last = place(channels, pixels, length, CHANNELS)
+    image, channel, exists, first, last = work(channels, pixels, length, CHANNELS)
     x += image * channels * pixels
     # Sums about the mean of the first tile: near enough to the mean of all that their difference costs no digits.
-    at, inside = spot(first, channel, exists, channels, pixels, LAST, ALIGNED, PIXELS)
+    at, inside = offsets(first, channel, exists, channels, pixels, LAST, ALIGNED, PIXELS)
     about = tl.sum(tl.load(x + at, inside, 0.0).to(tl.float32), 0) / tl.minimum(last - first, PIXELS)
     sum1 = tl.zeros([PIXELS, CHANNELS], tl.float32)
     sum2 = tl.zeros([PIXELS, CHANNELS], tl.float32)
     for start in range(first, last, PIXELS):
-        at, inside = spot(start, channel, exists, channels, pixels, LAST, ALIGNED, PIXELS)
+        at, inside = offsets(start, channel, exists, channels, pixels, LAST, ALIGNED, PIXELS)
         centred = tl.where(inside, tl.load(x + at, inside, 0.0).to(tl.float32) - about[None, :], 0.0)
         sum1 += centred
         sum2 += centred * centred
@@ -239,7 +236,7 @@ def join_kernel(
     count, channels, pixels, length,
     LAST: tl.constexpr, ALIGNED: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    image, channel, exists, first, last = place(channels, pixels, length, CHANNELS)
+    image, channel, exists, first, last = work(channels, pixels, length, CHANNELS)
     x += image * channels * pixels
     shortcut += image * channels * pixels
     out += image * channels * pixels
@@ -247,7 +244,7 @@ def join_kernel(
     a = tl.load(slope + image * channels + channel, exists, 0.0)[None, :]
     b = tl.load(offset + image * channels + channel, exists, 0.0)[None, :]
     for start in range(first, last, PIXELS):
-        at, inside = spot(start, channel, exists, channels, pixels, LAST, ALIGNED, PIXELS)
+        at, inside = offsets(start, channel, exists, channels, pixels, LAST, ALIGNED, PIXELS)
         y = (
             a * (tl.load(x + at, inside, 0.0).to(tl.float32) - mu)
             + b
@@ -262,7 +259,7 @@ def sums_kernel(
     count, channels, pixels, length,
     LAST: tl.constexpr, ALIGNED: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    image, channel, exists, first, last = place(channels, pixels, length, CHANNELS)
+    image, channel, exists, first, last = work(channels, pixels, length, CHANNELS)
     grad += image * channels * pixels
     out += image * channels * pixels
     x += image * channels * pixels
@@ -271,7 +268,7 @@ def sums_kernel(
     plain = tl.zeros([PIXELS, CHANNELS], tl.float32)
     centred = tl.zeros([PIXELS, CHANNELS], tl.float32)
     for start in range(first, last, PIXELS):
-        at, inside = spot(start, channel, exists, channels, pixels, LAST, ALIGNED, PIXELS)
+        at, inside = offsets(start, channel, exists, channels, pixels, LAST, ALIGNED, PIXELS)
         passed = tl.load(grad + at, inside, 0.0).to(tl.float32)
         passed = tl.where(tl.load(out + at, inside, 0.0).to(tl.float32) <= 0, 0.0, passed)
         tl.store(d + at, passed, inside)
@@ -288,7 +285,7 @@ def gradient_kernel(
     count, channels, pixels, length,
     LAST: tl.constexpr, ALIGNED: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    image, channel, exists, first, last = place(channels, pixels, length, CHANNELS)
+    image, channel, exists, first, last = work(channels, pixels, length, CHANNELS)
     d += image * channels * pixels
     x += image * channels * pixels
     dx += image * channels * pixels
@@ -297,6 +294,6 @@ def gradient_kernel(
     a = tl.load(slope + image * channels + channel, exists, 0.0)[None, :]
     b = tl.load(offset + image * channels + channel, exists, 0.0)[None, :]
     for start in range(first, last, PIXELS):
-        at, inside = spot(start, channel, exists, channels, pixels, LAST, ALIGNED, PIXELS)
+        at, inside = offsets(start, channel, exists, channels, pixels, LAST, ALIGNED, PIXELS)
         centred = tl.load(x + at, inside, 0.0).to(tl.float32) - mu
         tl.store(dx + at, a * tl.load(d + at, inside, 0.0).to(tl.float32) + t * centred + b, inside)

@@ -1,6 +1,6 @@
-"""The end of a residual block, BN -> SE -> + shortcut -> ReLU, in as few passes over memory as can be.
+"""The fused SE tail: the end of a residual block (BN, SE, sum with the shortcut, ReLU) in few passes over memory.
 
-A pass is one read or write of a tensor of the block's output size; a GPU spends the time of these layers on nothing
+A pass reads or writes a tensor of the size of the block's output once; a GPU spends the time of these layers on nothing
 else. Layer by layer they take 11 passes forward and 16 backward, here 4 and 7 (8 as Inductor plans them on the CPU).
 What makes it possible: the squeeze is the mean of BN's output, which is an affine map of BN's input, so it follows from
 the mean of that input, which BN needs anyway. For each image and channel, with d the gradient that passes the ReLU and
@@ -14,9 +14,9 @@ M = N H W values in a channel:
     dx = a s d + tilt (x - centre) + tilt (centre - mean) + a (dp / (H W) - dbias / M)
     tilt = -a dweight / (M sqrt(var + eps))
 
-`centre` is the image's own mean of the channel, and p what the squeeze sees. Without SE s is 1 and dp 0. Nothing is
-summed but about a mean, so that one far from 0 costs no digits; sums are in float32 or better. The same formulas serve
-PyTorch's operators (for Inductor to fuse) and Triton's kernels: they differ in the passes only.
+`centre` is the image's own mean of the channel, and p the mean that the squeeze takes of BN's output. Without SE s is 1
+and dp is 0. All sums are about a mean, so that a mean far from 0 costs no digits, and in float32 or better. The same
+formulas serve PyTorch's operators (for Inductor to fuse) and Triton's kernels, which only make the passes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def triton(inner: Tensor, shortcut: Tensor, norm: nn.Module, se: nn.Module) -> T
 def _tail(x: Tensor, shortcut: Tensor, bn: nn.Module, block: nn.Module | None, kernels: bool) -> Tensor:
     assert isinstance(bn, nn.BatchNorm2d)
     se = block if isinstance(block, SEBlock) else None
-    of_batch = bn.training or bn.running_mean is None or bn.running_var is None
+    of_batch = bn.training or bn.running_mean is None or bn.running_var is None  # or the running statistics
     kernels = kernels and x.dtype != torch.float64
     mean, var = bn.running_mean, bn.running_var
     with torch.no_grad():
@@ -70,8 +70,8 @@ def _tail(x: Tensor, shortcut: Tensor, bn: nn.Module, block: nn.Module | None, k
 
 
 def _update(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
-    """BN's running statistics as nn.BatchNorm2d keeps them; its cumulative average (momentum None) without waiting for
-    the device.
+    """Update BN's running statistics as nn.BatchNorm2d does; also its cumulative average (momentum None), but without
+    waiting for the device.
     """
     if (
         not (bn.training and bn.track_running_stats)
@@ -87,8 +87,9 @@ def _update(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
 
 
 class _Tail(torch.autograd.Function):
-    """From given statistics: `mean` and `var` depend on `x` where they are `of_batch`, `centre` where there is an SE
-    block.
+    """Compute the tail from given statistics, and its gradients.
+
+    `mean` and `var` depend on `x` if they are `of_batch`, `centre` if there is an SE block: the gradients include that.
     """
 
     @staticmethod
@@ -148,25 +149,25 @@ class _Tail(torch.autograd.Function):
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A 1x1 convolution's weights on [N, C]."""
+    """Apply a 1x1 convolution to [N, C]."""
     y = x @ weight.flatten(1).to(x.dtype).t()
     return y if bias is None else y + bias.to(x.dtype)
 
 
 def _as(weight: Tensor, gradient: Tensor) -> Tensor:
-    """[out, in] -> the gradient of a 1x1 convolution, with the strides of its weight: DDP copies what has others, and
-    warns.
+    """Return [out, in] as the gradient of a 1x1 convolution, with its weight's strides: DDP warns of others, and copies
+    them.
     """
     return gradient.to(weight.dtype).as_strided(weight.shape, weight.stride())
 
 
 def wide(x: Tensor) -> torch.dtype:
-    """The precision of sums."""
+    """Return the precision of sums."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _passes(kernels: bool) -> Any:
-    """Who reads and writes the large tensors."""
+    """Return the class that reads and writes the large tensors."""
     if not kernels:
         return Operators
     from senet.execution.kernels import Kernels  # the package triton may be missing
@@ -175,11 +176,11 @@ def _passes(kernels: bool) -> Any:
 
 
 class Operators:
-    """The four passes in PyTorch. Numbers of each image's channels are [N, C], those of all images' [C]."""
+    """The four passes in PyTorch: maps are [N, C, H, W], a number for each image's channel [N, C]."""
 
     @staticmethod
     def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-        """-> mean and variance [N, C] over the map. One read."""
+        """Return mean and variance [N, C] over the map. One read."""
         if torch.compiler.is_compiling():
             return shifted(x)
         var, mean = torch.var_mean(x.to(wide(x)), (2, 3), correction=0)
@@ -187,17 +188,17 @@ class Operators:
 
     @staticmethod
     def join(x: Tensor, shortcut: Tensor, centre: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
-        """relu(slope (x - centre) + offset + shortcut), all [N, C]. Two reads, one write."""
+        """Return relu(slope (x - centre) + offset + shortcut). Two reads, one write."""
         y = over_map(slope) * (x - over_map(centre)) + over_map(offset) + shortcut
         return torch.relu(y).to(torch.promote_types(x.dtype, shortcut.dtype))
 
     @staticmethod
     def sums(grad: Tensor, out: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-> d, `grad` where `out` came through the ReLU, and sums [N, C] of d and of d (x - centre). Three reads, one
-        write.
+        """Return d, that is `grad` where `out` came through the ReLU, and the sums [N, C] of d and of d (x - centre).
+        Three reads, one write.
         """
-        # To a compiler the comparison must seem to need `grad`, or it is made in the forward pass and kept: a byte more
-        # for each value.
+        # The comparison must seem to need `grad`: otherwise a compiler makes it in the forward pass, and keeps a byte
+        # more for each value.
         zero = grad.abs().clamp(max=0) if torch.compiler.is_compiling() else 0
         d = torch.where(out <= zero, 0, grad)
         wide_d = d.to(wide(x))
@@ -205,13 +206,14 @@ class Operators:
 
     @staticmethod
     def gradient(d: Tensor, x: Tensor, centre: Tensor, slope: Tensor, tilt: Tensor, offset: Tensor) -> Tensor:
-        """slope d + tilt (x - centre) + offset, [N, C] but for `tilt` [C]. Two reads, one write."""
+        """Return slope d + tilt (x - centre) + offset; `tilt` is [C]. Two reads, one write."""
         return (over_map(slope) * d + tilt[:, None, None] * (x - over_map(centre)) + over_map(offset)).to(x.dtype)
 
 
 def shifted(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`Operators.statistics` from sums about a pixel of each map, near enough to the mean. Inductor makes two passes of
-    torch.var_mean for some sizes and layouts, of this one.
+    """Return what `Operators.statistics` does, from sums about one pixel of each map, which is near enough to the mean.
+
+    Inductor makes two passes of torch.var_mean for some sizes and layouts, and one of this.
     """
     about = x[:, :, 0, 0].to(wide(x))
     centred = x - over_map(about)
@@ -220,5 +222,5 @@ def shifted(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def over_map(values: Tensor) -> Tensor:
-    """[N, C] -> [N, C, 1, 1]."""
+    """Return [N, C] as [N, C, 1, 1]."""
     return values[:, :, None, None]

@@ -60,7 +60,7 @@ def test_state_and_results_stay_and_one_net_can_be_prepared_again() -> None:
         (
             Timm("resnet18"),
             Execution(tail="analytic"),
-            "execution.tail: 'analytic' would have no effect: no block of this net",
+            "--tail analytic would have no effect: no block of this net",
         ),
         (
             Bottleneck(**{**SMALL.__dict__, "preactivation": True}),
@@ -72,8 +72,8 @@ def test_state_and_results_stay_and_one_net_can_be_prepared_again() -> None:
             Execution(tail="analytic"),
             "would have no effect: no block of this net",
         ),
-        (SMALL, Execution(tail="triton"), "execution.tail: 'triton' needs"),
-        (SMALL, Execution(graph=True), "execution.graph: true would have no effect"),
+        (SMALL, Execution(tail="triton"), "--tail triton needs"),
+        (SMALL, Execution(graph=True), "--graph would have no effect"),
     ],
 )
 def test_refuses_what_would_have_no_effect(net: Net, execution: Execution, message: str) -> None:
@@ -85,7 +85,7 @@ def test_refuses_to_compile_without_a_compiler(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("PATH", os.devnull)
     monkeypatch.delenv("CXX", raising=False)
     net = build(SMALL, 10)
-    with pytest.raises(UsageError, match=r"execution\.compile: needs a compiler.*g\+\+"):
+    with pytest.raises(UsageError, match=r"--compile needs a compiler.*g\+\+"):
         prepare(net, Execution(compile=True))
     assert not any(execution.compile for execution in choices(net, torch.device("cpu")))
 
