@@ -6,6 +6,7 @@ is done to colours is one 3x4 matrix for each image, and its result is clipped o
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ GREY = torch.tensor([0.299, 0.587, 0.114])
 VALUES = np.array([0.2175, 0.0188, 0.0045])
 VECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
 YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+YIQ_INVERSE = torch.linalg.inv(YIQ)  # here, on the CPU: on a GPU it is checked, for which the host would wait
 ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 3.3)  # Zhong et al. 2020 (1708.04896)
 TRIES = 16  # to draw from a Beta distribution
 
@@ -112,10 +114,12 @@ class Augmentation:
         return pixels
 
     def mix(self, images: Tensor, drawn: AugmentParams) -> Tensor:
-        """Normalised images [b, 3, H, W] with parts erased (to the mean colour), mixed with their neighbours."""
+        """Normalised images [b, 3, H, W] with parts erased (in place, to the mean colour), mixed with their
+        neighbours.
+        """
         if drawn.erased is not None:
             for boxes in drawn.erased.unbind(1):
-                images = images.masked_fill(_inside(boxes, images.shape[-1]), 0)
+                images.masked_fill_(_inside(boxes, images.shape[-1]), 0)  # a copy would not be channels_last
         if drawn.weights is not None and drawn.pasted is not None:
             cuts = drawn.pasted[:, 2:].amin(1) > 0
             kept = torch.where(cuts, 1.0, drawn.weights).view(-1, 1, 1, 1)
@@ -159,7 +163,7 @@ def _colour(pixels: Tensor, factors: Tensor | None, shifts: Tensor | None) -> Te
     matrix = torch.eye(3, device=pixels.device).expand(len(pixels), 3, 3)
     offset = torch.zeros(len(pixels), 3, device=pixels.device)
     if factors is not None:
-        grey = GREY.to(pixels.device)
+        grey = _on(pixels.device)[0]
         brightness, contrast, saturation = (factors[:, place].view(-1, 1, 1) for place in range(3))
         middle = (flat.mean(1) @ grey)[:, None] * brightness[:, 0]
         matrix, offset = matrix * brightness * contrast, ((1 - contrast[:, 0]) * middle).expand(-1, 3)
@@ -176,8 +180,14 @@ def _hue(turns: Tensor) -> Tensor:
     cos, sin = (2 * math.pi * turns).cos(), (2 * math.pi * turns).sin()
     one, zero = torch.ones_like(cos), torch.zeros_like(cos)
     turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(-1, 3, 3)
-    yiq = YIQ.to(turns.device)
-    return torch.linalg.inv(yiq) @ turn @ yiq
+    _, yiq, inverse = _on(turns.device)
+    return inverse @ turn @ yiq
+
+
+@functools.cache
+def _on(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """GREY, YIQ and its inverse, moved once: each move would wait for the device."""
+    return GREY.to(device), YIQ.to(device), YIQ_INVERSE.to(device)
 
 
 def _inside(boxes: Tensor, side: int) -> Tensor:

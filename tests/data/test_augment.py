@@ -161,6 +161,14 @@ def test_mixing_takes_from_the_neighbour_what_the_weights_say(mixup: float, cutm
         assert 0.4 < cut.float().mean() < 0.55
 
 
+def test_what_is_done_to_images_keeps_their_layout() -> None:
+    augment = FolderAugment(erase=1.0, cutout=8, mixup=0.5, cutmix=1.0)
+    augmentation = Augmentation(Folder(augment=augment), 0)
+    images = torch.ones(8, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    mixed = augmentation.mix(images, augmentation.draw(0, KEYS[:8], 32))
+    assert mixed.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_mixing_needs_pairs(images: Path) -> None:
     with pytest.raises(UsageError, match="need pairs, but a rank takes 3 images"):
         train_loader(Folder(classes=3, crop=32, augment=FolderAugment(mixup=0.2)), Source(images), 12, 3, 0, 0, 1, CPU)
