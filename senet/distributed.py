@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import inspect
 import os
+import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -154,6 +155,8 @@ def start(device: str = "auto", deterministic: bool = False) -> World:
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = not deterministic, deterministic
     if size == 1:
         return World(rank, size, here)
+    if "GLOO_SOCKET_IFNAME" not in os.environ and (network := gloo_interface(os.environ.get("NCCL_SOCKET_IFNAME", ""))):
+        os.environ["GLOO_SOCKET_IFNAME"] = network
     place: dict[str, Any] = {"store": _store(rank, size), "rank": rank, "world_size": size, "timeout": TIMEOUT}
     if here.type == "cuda":
         dist.init_process_group("nccl", device_id=here, **place)
@@ -161,6 +164,21 @@ def start(device: str = "auto", deterministic: bool = False) -> World:
     dist.init_process_group("gloo", **place)
     # A group of its own: a question asked while DDP reduces gradients must not be taken for one of its buckets.
     return World(rank, size, here, dist.new_group(backend="gloo", timeout=TIMEOUT))
+
+
+def gloo_interface(nccl: str, interfaces: Sequence[str] | None = None) -> str:
+    """Return the interface of this host that NCCL_SOCKET_IFNAME=`nccl` names first, for gloo to use the same network;
+    empty if it names none of `interfaces` (by default those there are).
+
+    NCCL takes beginnings of names ("eth,ib"), whole names ("=eth0"), and names to leave out ("^docker"); gloo takes a
+    whole name, and by default the network of the host's name, which is often the slow one.
+    """
+    there = [name for _, name in socket.if_nameindex()] if interfaces is None else interfaces
+    if nccl.startswith("^"):
+        return ""
+    exact, wanted = nccl.startswith("="), nccl.removeprefix("=").split(",")
+    fits = (name for part in wanted if part for name in there if name == part or (not exact and name.startswith(part)))
+    return next(fits, "")
 
 
 def _store(rank: int, size: int) -> Any:
