@@ -47,8 +47,8 @@ def build(net: config.Net, classes: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class Summary:
-    """Trainable parameters (BN statistics not counted) and multiply-adds of convolutions and FC layers for
-    one image.
+    """Counts of a network: trainable parameters (BN statistics are none), and multiply-adds of convolutions and FC
+    layers for one image.
     """
 
     parameters: int

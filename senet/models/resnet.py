@@ -14,6 +14,7 @@ from senet.models.se import SEBlock
 
 
 def conv(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """Return a convolution without bias that keeps the map's size at stride 1."""
     return nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
 
 
@@ -27,7 +28,7 @@ class Branch(nn.Sequential):
 
     @property
     def norm(self) -> nn.Module:
-        """The BN at the end of the branch; the identity if it ends otherwise."""
+        """Return the BN at the end of the branch; the identity if it ends otherwise."""
         return self[-1] if isinstance(self[-1], nn.BatchNorm2d) else IDENTITY
 
     def inner(self, x: Tensor) -> Tensor:
@@ -82,9 +83,11 @@ class Block(TailBlock):
 
     @property
     def fusable(self) -> bool:  # type: ignore[override]
+        """Whether SE, if it stands before the sum, averages the map."""
         return not isinstance(self.se, SEBlock) or self.se.settings.squeeze == "avg"
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute se_post(relu(se_identity(shortcut(x)) + se(branch(se_pre(x))))), from the last BN on in the tail."""
         entry, skipped = self.enter(x)
         inner = self.branch.inner(self.se_pre(entry))
         shortcut = self.se_identity(self.shortcut(skipped))
@@ -111,8 +114,8 @@ class PreactivationBlock(Block):
 
 
 def basic(net: config.ResNet, inputs: int, width: int, stride: int, se: config.SE | None) -> Branch:
-    """Two 3x3 convolutions. In a pre-activation block the first BN and ReLU stand before the branch, and
-    none after it.
+    """Return two 3x3 convolutions with BN. In a pre-activation block the first BN stands before the branch, and none
+    ends it.
     """
     outputs = width * net.expansion
     layers = Branch()
@@ -125,7 +128,7 @@ def basic(net: config.ResNet, inputs: int, width: int, stride: int, se: config.S
 
 
 def bottleneck(net: config.Bottleneck, inputs: int, width: int, stride: int, se: config.SE | None) -> Branch:
-    """1x1, 3x3 (grouped), 1x1."""
+    """Return convolutions 1x1, 3x3 (in groups) and 1x1 with BN."""
     narrow, outputs = int(width * net.reduce), width * net.expansion
     first, second = (stride, 1) if net.stride_at == "conv1x1" else (1, stride)
     layers = Branch()
@@ -140,11 +143,12 @@ def bottleneck(net: config.Bottleneck, inputs: int, width: int, stride: int, se:
 
 
 def slot(channels: int, se: config.SE | None, here: bool) -> nn.Module:
+    """Return an SE block if it stands `here`, otherwise the identity."""
     return SEBlock(channels, se) if se and here else nn.Identity()
 
 
 def stem(net: config.ResNet) -> Branch:
-    """What stands before stage 2."""
+    """Return what stands before stage 2."""
     layers = Branch()
     if isinstance(net.stem, config.CifarStem):
         layers.add(conv=conv(3, stem_width(net), 3))
@@ -209,8 +213,8 @@ class ResNet(Network):
 
 
 def initialise(module: nn.Module, zero_init: bool) -> None:
-    """He's initialisation of convolutions (section 5.1: ref. 66); the last BN of each branch at 0 only where
-    asked for.
+    """Initialise convolutions as He et al. do (section 5.1: ref. 66), in place; with `zero_init` the last BN of each
+    branch starts at 0.
     """
     for part in module.modules():
         if isinstance(part, nn.Conv2d):

@@ -18,7 +18,7 @@ SLOPES: dict[str, Callable[[Tensor], Tensor]] = {  # the derivative of each, fro
 
 
 class SEBlock(nn.Module):
-    """Scale each channel by a gate computed from all of them: squeeze, two FC layers around a ReLU, gate (equations
+    """Scales each channel by a gate computed from all of them: squeeze, two FC layers around a ReLU, gate (equations
     2-4).
 
     The FC layers are 1x1 convolutions, as in the released models; their width between is C // ratio to the letter, at
@@ -33,7 +33,7 @@ class SEBlock(nn.Module):
         self.up = nn.Conv2d(middle, channels, 1, bias=se.bias)
 
     def gates(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C, 1, 1], or [N, C, H, W] without the squeeze."""
+        """Compute the gates: [N, C, H, W] -> [N, C, 1, 1], or [N, C, H, W] without the squeeze."""
         if self.settings.squeeze == "avg":
             x = x.mean((2, 3), keepdim=True)
         elif self.settings.squeeze == "max":
@@ -41,5 +41,5 @@ class SEBlock(nn.Module):
         return GATES[self.settings.gate](self.up(torch.relu(self.down(x))))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> the same shape."""
+        """Scale a map by its gates: [N, C, H, W] -> the same shape."""
         return x * self.gates(x)

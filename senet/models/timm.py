@@ -12,13 +12,15 @@ from senet.errors import UsageError
 
 
 def untrained(name: str, classes: int) -> nn.Module:
-    """timm's model `name` with fresh weights. Raises UsageError for a name that timm does not know."""
+    """Return timm's model `name` with fresh weights. Raises UsageError for a name that timm does not know."""
     return _create(name, pretrained=False, num_classes=classes)
 
 
 def released(name: str, weights: Path | None = None) -> tuple[nn.Module, dict[str, Any]]:
-    """timm's model `name` with its released weights (downloaded, or from a file), and the fields of config.Data that
-    suit it.
+    """Return timm's model `name` with its released weights (downloaded, or from a file), and the fields of
+    config.Folder that suit it.
+
+    Raises UsageError for a name that timm does not know, and for weights that cannot be loaded.
     """
     import timm
 

@@ -62,29 +62,23 @@ def test_the_schema_is_what_the_settings_are_and_every_config_names_it() -> None
         assert file.read_text().startswith("# yaml-language-server: $schema=../schema.json\n"), file
 
 
-@pytest.mark.parametrize(
-    ("text", "valid"),
-    [
-        ("net: {se: {ratio: 8}}", True),
-        ("net: {timm: resnet50}", True),
-        ("schedule: cosine", True),
-        ("schedule: {warmup: none}", True),
-        ("data: {train_images: 64}", True),  # of a base that is synthetic
-        ("variants: {plain: , small: {batch: 64}}", True),
-        ("net: {grups: 32}", False),
-        ("schedule: {shape: cosine, gamma: 0.1}", False),
-        ("data: {set: cifar10, crop: 32}", False),
-        ("variants: {small: {bacth: 64}}", False),
-        ("optim: {lr: -1}", False),
-        ("lr: 0.1", False),
-    ],
-)
-def test_the_schema_judges_as_the_reader_does(text: str, valid: bool) -> None:
-    jsonschema = pytest.importorskip("jsonschema")
-    assert jsonschema.Draft202012Validator(json_schema()).is_valid(parse(text)) == valid
-
-
-def test_every_config_fits_the_schema() -> None:
-    jsonschema = pytest.importorskip("jsonschema")
-    validator = jsonschema.Draft202012Validator(json_schema())
+def test_the_schema_judges_as_the_reader_does() -> None:
+    validator = pytest.importorskip("jsonschema").Draft202012Validator(json_schema())
     assert not [f"{file}: {error.message}" for file in FILES for error in validator.iter_errors(read_file(file))]
+    good = (
+        "net: {se: {ratio: 8}}",
+        "net: {timm: resnet50}",
+        "schedule: cosine",
+        "schedule: {warmup: none}",
+        "data: {train_images: 64}",  # of a base that is synthetic
+        "variants: {plain: , small: {batch: 64}}",
+    )
+    wrong = (
+        "net: {grups: 32}",
+        "schedule: {shape: cosine, gamma: 0.1}",
+        "data: {set: cifar10, crop: 32}",
+        "variants: {small: {bacth: 64}}",
+        "optim: {lr: -1}",
+        "lr: 0.1",
+    )
+    assert [text for text in good + wrong if validator.is_valid(parse(text))] == list(good)
