@@ -15,6 +15,7 @@ Exit codes: 0 fit (perhaps with warnings), 1 something failed, 2 usage or config
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from launch import guard
@@ -51,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
             from senet.diagnose import speed
             from senet.run.choice import choose
 
+            if world.is_main:
+                print(f"measuring, in about {5 * args.seconds:.0f} s besides what starting takes", file=sys.stderr)
             how = choose(settings, world, out, asked, args.largest_batch, args.tune)
             found = speed.measure(world, settings, source(args), how, args.seconds)
             if world.is_main:

@@ -101,14 +101,11 @@ def _job(args: argparse.Namespace, passed: list[str]) -> Job:
     site = replace(site, options=(*site.options, *args.sbatch))
     args.data = _data(args.data, site.data)
     # The script changes to the root of the checkout: paths are absolute.
-    arguments = (
+    name, more = (
         str(Path(args.config).absolute()),
-        str(args.out),
-        *args.overrides,
-        *(["--data", args.data] if args.data else []),
-        *passed,
+        [*args.overrides, *(["--data", args.data] if args.data else []), *passed],
     )
-    flags = train.parse([args.config, "--out", *arguments[1:]])
+    flags = train.parse([args.config, "--out", str(args.out), *more])
 
     variants = config.variants(args.config) if args.array else [args.config]
     if args.array and variants == [args.config]:
@@ -121,13 +118,13 @@ def _job(args: argparse.Namespace, passed: list[str]) -> Job:
         divide_batch(settings.batch, args.nodes * processes, largest)
     if not args.data and settings.data.set != "synthetic":
         raise UsageError("no data set: give --data DIR, or set data= in the site file")
-    left = [str(index) for index, name in enumerate(variants) if _epochs_done(_folder(args, name)) < 1]
+    left = [str(index) for index, one in enumerate(variants) if _epochs_done(_folder(args, one)) < 1]
     return Job(
         name=f"senet-{run_name(args.config)}",
         out=args.out,
         site_file=args.site.absolute(),
         site=site,
-        arguments=arguments,
+        arguments=(name, str(args.out), *more),
         nodes=args.nodes,
         gpus=args.gpus,
         processes=processes,

@@ -278,14 +278,10 @@ def wandb_login() -> Finding:
     if not wanted or os.environ.get("WANDB_MODE", "online") not in ("online", "") or not login:
         return Finding("ok", "W&B", why.removeprefix("W&B: "))
     server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    question = urllib.request.Request(  # noqa: S310
-        f"{server}/graphql",
-        json.dumps({"query": "query { viewer { username } }"}).encode(),
-        {
-            "Authorization": f"Basic {base64.b64encode(f'api:{login}'.encode()).decode()}",
-            "Content-Type": "application/json",
-        },
-    )
+    proof = base64.b64encode(f"api:{login}".encode()).decode()
+    headers = {"Authorization": f"Basic {proof}", "Content-Type": "application/json"}
+    query = json.dumps({"query": "query { viewer { username } }"}).encode()
+    question = urllib.request.Request(f"{server}/graphql", query, headers)  # noqa: S310
     later = "runs are kept offline, `wandb sync` sends them later"
     refused = f"{server} refuses the key; wandb login --relogin, or --track none; runs would be kept offline"
     try:

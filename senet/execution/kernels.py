@@ -162,22 +162,14 @@ def split(x: Tensor) -> tuple[int, int]:
 
 
 def launch(kernel: Any, x: Tensor, *tensors: Tensor) -> None:
+    """Start the programs of a kernel on `tensors`, divided as suits `x`."""
     (count, channels, height, width), (pixels_tile, channels_tile), (parts, length) = x.shape, tile(x), split(x)
     pixels = height * width
     aligned = next(size for size in (16, 8, 4, 2, 1) if pixels % size == 0)
+    shapes = (count, channels, pixels, length, channels_last(x), aligned)
     grid = (count * triton.cdiv(channels, channels_tile), parts)
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
-        kernel[grid](
-            *tensors,
-            count,
-            channels,
-            pixels,
-            length,
-            channels_last(x),
-            aligned,
-            PIXELS=pixels_tile,
-            CHANNELS=channels_tile,
-        )
+        kernel[grid](*tensors, *shapes, PIXELS=pixels_tile, CHANNELS=channels_tile)
 
 
 # -------------------------------------------------------------------------------------------------------------- kernels
@@ -245,11 +237,8 @@ def join_kernel(
     b = tl.load(offset + image * channels + channel, exists, 0.0)[None, :]
     for start in range(first, last, PIXELS):
         at, inside = offsets(start, channel, exists, channels, pixels, LAST, ALIGNED, PIXELS)
-        y = (
-            a * (tl.load(x + at, inside, 0.0).to(tl.float32) - mu)
-            + b
-            + tl.load(shortcut + at, inside, 0.0).to(tl.float32)
-        )
+        y = a * (tl.load(x + at, inside, 0.0).to(tl.float32) - mu) + b
+        y += tl.load(shortcut + at, inside, 0.0).to(tl.float32)
         tl.store(out + at, tl.where(y < 0, 0.0, y), inside)  # not tl.maximum, which loses NaN
 
 
