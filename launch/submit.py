@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from launch import guard, train
-from launch.flags import run_name
+from launch.flags import add_config, parse_config, run_name
 from senet import config
 from senet.config import divide_batch
 from senet.errors import UsageError
@@ -55,9 +55,8 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="launch.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_config(parser)
     add = parser.add_argument
-    add("config", help="FILE.yaml or FILE.yaml:VARIANT")
-    add("overrides", nargs="*", metavar="key=value", help="changes to the config, as in optim.lr=0.3")
     add("--data", type=Path, metavar="DIR", help="data set, as all nodes see it (default: the site file's)")
     add("--out", type=Path, metavar="DIR", help="run folder (default: runs/CONFIG)")
     add("--dry-run", action="store_true", help="print the script; write and submit nothing")
@@ -78,7 +77,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     add("--gpu", metavar="NAME", help="the GPUs' name for launch.plan, as h100: says how many starts it will take")
     add("--sbatch", action="append", default=[], metavar="OPTION", help="one more: --sbatch=--constraint=h100")
     add("--site", type=Path, default=ROOT / "slurm/site.sh", metavar="FILE", help="default: slurm/site.sh")
-    args = parser.parse_intermixed_args(words)
+    args = parse_config(parser, words)
     if args.nodes < 1 or args.gpus < 0 or min(args.procs or 1, args.at_once or 1, args.lead) < 1:
         parser.error("--nodes, --procs, --at-once and --lead must be at least 1, --gpus at least 0")
     if args.procs and args.gpus:

@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="launch.variants", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", help="FILE.yaml")
+    parser.add_argument("config", help="FILE.yaml, or the end of its path in configs/")
     for name in config.variants(parser.parse_args(argv).config):
         config.load(name)  # an array must not find out one by one
         print(name)

@@ -48,9 +48,11 @@ def test_a_wrong_key_is_named_within_a_second() -> None:
     assert spent < 1, "torch is imported before the config is read"
 
 
-@pytest.mark.parametrize("module", ["show", "train", "plan"])
-def test_a_missing_config_is_said_to_be_missing(module: str) -> None:
-    done = run(f"launch.{module}", "optim.lr=0.3")
+@pytest.mark.parametrize(
+    ("module", "flags"), [("show", []), ("train", []), ("plan", []), ("submit", ["--gpus", 1, "--time", "1:00:00"])]
+)
+def test_a_missing_config_is_said_to_be_missing(module: str, flags: list[object]) -> None:
+    done = run(f"launch.{module}", "optim.lr=0.3", *flags)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"launch.{module}: error: which config? Give a file such as ")
 
