@@ -220,6 +220,7 @@ class Config:
     schedule: Annotated[Schedule, Tagged(shape="step")] = Step()
     batch: Count = 1024  # global, over all ranks
     epochs: Whole = 100
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    # tf32: fp32 numbers, whose convolutions and products a GPU makes of 10 bits of mantissa; on a CPU it is fp32
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     compress: Literal["none", "bf16"] = "none"  # gradients on their way between ranks; one rank alone sends none
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**32)] = 0

@@ -131,7 +131,7 @@ def _advice(found: Speed, config: Config, source: Source, execution: Execution, 
         if execution == Execution():
             yield "--tune times layouts, fused tails of blocks and compilation, and takes the fastest"
         if device.type == "cuda":
-            if config.precision == "fp32":
+            if DTYPES[config.precision] == torch.float32:
                 yield "precision=bf16 takes about half the time (it is another config, with results of its own)"
             yield "more images a GPU: a larger batch, with its learning rate, or fewer GPUs"
             yield "python -m launch.plan says what this net can reach on this GPU"

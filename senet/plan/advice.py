@@ -62,8 +62,9 @@ def _pace(config: Config, plan: Plan) -> Iterator[str]:
     if plan.network_needed > plan.network / 2:
         need = f"{plan.network_needed:.2g} GB/s of a node's network, more than half of {plan.network:g}"
         yield f"gradients need {need}: {cure}"
-    if config.precision == "fp32":
-        yield f"precision fp32: {'fp16' if request.gpu == 'v100' else 'bf16'} would take about half the time"
+    if config.precision in ("fp32", "tf32"):
+        half = "fp16" if request.gpu == "v100" else "bf16"
+        yield f"precision {config.precision}: {half} would take about half the time"
     if config.precision == "bf16" and request.gpu == "v100":
         yield "V100 has no matrix units for bf16: use precision=fp16"
 

@@ -38,7 +38,7 @@ class Row:
     source: str
     net: str  # a config under configs/
     gpu: str
-    precision: Literal["fp32", "bf16", "fp16"]
+    precision: Literal["fp32", "tf32", "bf16", "fp16"]
     stack: Stack
     batch: int
     rate: float

@@ -137,6 +137,6 @@ def explain() -> str:
     """Return formulas and sources: what this folder's README says of how a plan is made, the passes and the GPUs."""
     how = EXPLANATION.read_text().partition("## How a plan is made\n")[2].strip()
     passes = text(("passes", *traffic.STACKS), [(kind, *counts) for kind, counts in traffic.PASSES.items()])
-    header = ("GPU", "GB", "TFLOP/s half", "single", "TB/s", "link GB/s", "")
-    cells = [(n, g.memory, g.half, g.single, g.bandwidth, g.link, g.source) for n, g in gpus.GPUS.items()]
+    header = ("GPU", "GB", "TFLOP/s half", "tf32", "fp32", "TB/s", "link GB/s", "")
+    cells = [(n, g.memory, g.half, g.tf32, g.fp32, g.bandwidth, g.link, g.source) for n, g in gpus.GPUS.items()]
     return "\n\n".join([how, (traffic.__doc__ or "").strip(), passes, text(header, cells)])

@@ -159,7 +159,7 @@ def trace(net: config.Net, classes: int, crop: int) -> Traffic:
 
 def itemsize(precision: str) -> int:
     """Return the bytes of one number of an activation."""
-    return 4 if precision == "fp32" else 2
+    return 4 if precision in ("fp32", "tf32") else 2
 
 
 def stack_of(how: Execution) -> Stack | None:

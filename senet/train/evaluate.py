@@ -13,7 +13,7 @@ from senet.data.loader import ValLoader
 from senet.distributed import World
 from senet.errors import RunError
 from senet.train.meter import Meter
-from senet.train.trainer import precision
+from senet.train.trainer import precision, set_tf32
 
 
 @torch.inference_mode()
@@ -30,6 +30,7 @@ def evaluate(
     a collective but the one sum at the end. `stop`, asked after each batch, ends this rank's part early.
     """
     net.eval()
+    set_tf32(config)
     meter = Meter(world.device)
     size = 0
     for images, labels, *_ in loader.batches():

@@ -26,7 +26,7 @@ from senet.train.optimiser import build as build_optimiser
 from senet.train.optimiser import set_learning_rate
 from senet.train.schedule import learning_rate
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Trainer:
@@ -49,6 +49,7 @@ class Trainer:
         Raises UsageError for an optimiser that cannot leave out steps.
         """
         self.config, self.world, self.model, self.optimiser = config, world, model, optimiser
+        set_tf32(config)
         self.hooks = hooks or Hooks()
         self.net = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self.parameters = [p for p in self.net.parameters() if p.requires_grad]
@@ -161,7 +162,18 @@ class Trainer:
 
 def precision(config: Config, device: torch.device) -> autocast:
     """Return the context in which the net runs forward."""
-    return autocast(device.type, DTYPES[config.precision], enabled=config.precision != "fp32")
+    dtype = DTYPES[config.precision]
+    return autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def set_tf32(config: Config) -> None:
+    """Let this process make convolutions and products of fp32 numbers in TF32 if the config says so, and only then.
+
+    torch's own default is TF32 for convolutions, fp32 for products.
+    """
+    allowed = config.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = allowed
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
 
 
 def seed(number: int, device: torch.device) -> None:

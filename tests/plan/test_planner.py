@@ -57,7 +57,7 @@ def test_eight_gpus_follow_from_one() -> None:
     assert len(rows) == 6
     for row in rows:
         over = planned(row).images_per_second / row.rate
-        assert 1.0 < over < (1.06 if row.precision == "fp32" else 1.22), row
+        assert 1.0 < over < (1.06 if row.precision == "tf32" else 1.22), row
 
 
 def without(row: Row, *alike: str) -> list[Row]:

@@ -109,6 +109,14 @@ def counted() -> Iterator[Counted]:
 # ------------------------------------------------------------------------------------------------------ host and device
 
 
+@pytest.mark.parametrize(("precision", "matmul"), [("tf32", "high"), ("fp32", "highest"), ("bf16", "highest")])
+def test_numbers_are_rounded_to_tf32_only_if_the_config_says_so(precision: str, matmul: str) -> None:
+    """torch's own default rounds in convolutions on a GPU, and in products not."""
+    Trainer.build(replace(CONFIG, precision=precision), World(0, 1, CPU), Execution())  # type: ignore[arg-type]
+    assert torch.backends.cudnn.allow_tf32 == (precision == "tf32")
+    assert torch.get_float32_matmul_precision() == matmul
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("micro_batch", [12, 6])
 def test_no_step_reads_from_the_device_until_it_is_asked_to(precision: str, micro_batch: int) -> None:
