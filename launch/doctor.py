@@ -19,8 +19,10 @@ import sys
 from pathlib import Path
 
 from launch import guard
-from launch.flags import add_config, add_data_flags, add_execution_flags, execution, parse_config, run_name, source
+from launch.flags import add_config, add_data_flags, parse_config, run_name, source
 from senet import config
+from senet.run import flags
+from senet.system.run_folder import RunFolder
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -33,9 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     add("--speed", action="store_true", help="measure loader, net and all-reduce alone and together; needs a config")
     add("--seconds", type=float, default=4.0, metavar="S", help="--speed: of each measurement (default: 4)")
     add_data_flags(parser)
-    add_execution_flags(parser)
+    flags.add(parser, only=flags.HOW)
     args = parse_config(parser, argv, required=False)
-    asked = execution(parser, args)
+    flags.check(parser, args)
     if args.speed and not args.config:
         parser.error("--speed needs a config")
     if args.seconds <= 0:
@@ -45,16 +47,19 @@ def main(argv: list[str] | None = None) -> int:
 
     from senet import distributed
     from senet.diagnose.doctor import examine
+    from senet.run.voice import speaking
+    from senet.track import Terminal
 
     failed = False
-    with distributed.start(args.device) as world:
+    with distributed.start(args.device) as world, speaking(world, Terminal().say):
         if args.speed and settings:
             from senet.diagnose import speed
-            from senet.run.choice import choose
+            from senet.run import step_plan
 
             if world.is_main:
                 print(f"measuring, in about {5 * args.seconds:.0f} s besides what starting takes", file=sys.stderr)
-            how = choose(settings, world, out, asked, args.largest_batch, args.tune)
+            asked, file = flags.execution(args), RunFolder(out).execution
+            how = step_plan.decide(settings, world, file, asked, args.largest_batch, args.tune)
             found = speed.measure(world, settings, source(args), how, args.seconds)
             if world.is_main:
                 print(speed.page(found, settings, source(args), how, world))

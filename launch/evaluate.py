@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+import logging
 from pathlib import Path
 
 from launch import guard
 from launch.flags import add_data_flags, source
+
+log = logging.getLogger("senet.evaluate")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,37 +34,34 @@ def main(argv: list[str] | None = None) -> int:
     from senet import distributed
     from senet.data.source import val_loader
     from senet.execution.execution import prepare
+    from senet.run.changes import warn_of_pixels
     from senet.run.load import load
+    from senet.run.voice import speaking
+    from senet.track import Terminal
     from senet.train.evaluate import evaluate
     from senet.train.trainer import DTYPES
 
-    with distributed.start(args.device) as world:
+    with distributed.start(args.device) as world, speaking(world, Terminal().say) as voice:
         config, net, pixels, execution = load(args.what, args.weights)
-        ranks = (world.rank, world.size, world.device)
-        loader = val_loader(config.data, source(args), *ranks, DTYPES[config.precision])
+        place = (world.rank, world.size, world.device)
+        loader = val_loader(config.data, source(args), *place, DTYPES[config.precision])
         loader.memory_format = execution.memory_format
-        if world.is_main and pixels is not None:
-            for name, was in pixels.items():
-                if loader.description.get(name) != was:
-                    now = loader.description.get(name)
-                    print(
-                        f"warning: other pixels than in training: {name} was {was!r}, is {now!r}; errors may differ",
-                        file=sys.stderr,
-                    )
+        if pixels is not None:
+            warn_of_pixels(pixels, loader.description)
+        voice.gather()
         errors = evaluate(prepare(net.to(world.device), execution), loader, config, world)
-        bad = {path: reason for part in world.all_gather_object(dict(loader.bad)) for path, reason in part.items()}
+        for path, reason in loader.bad.items():
+            log.warning("not counted: %s: %s", path, reason)
+        voice.gather()
         loader.close()
-    if world.is_main:
-        for path, reason in bad.items():
-            print(f"warning: not counted: {path}: {reason}", file=sys.stderr)
-        if args.json:
-            print(json.dumps(errors))
-        else:
-            print(
-                f"{args.what}: top-1 error {errors['top1_error']:.2f} %, top-5 error {errors['top5_error']:.2f} %,",
-                end=" ",
-            )
-            print(f"loss {errors['loss']:.4f}, {errors['images']} images")
+    if world.is_main and args.json:
+        print(json.dumps(errors))
+    elif world.is_main:
+        top1, top5 = errors["top1_error"], errors["top5_error"]
+        print(
+            f"{args.what}: top-1 error {top1:.2f} %, top-5 error {top5:.2f} %, loss {errors['loss']:.4f}, "
+            f"{errors['images']} images"
+        )
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from senet.config import find
 
@@ -65,45 +65,6 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         help="undecodable images to put up with before stopping (default 100, or one in a thousand)",
     )
     parser.add_argument("--no-checksum", action="store_true", help="CIFAR: do not verify the files")
-
-
-def add_execution_flags(parser: argparse.ArgumentParser) -> None:
-    """Add how a net is computed, which `execution` reads."""
-    group = parser.add_argument_group(
-        "how the net is computed", "speed and the last bits of a result; a resumed run computes as before"
-    )
-    add = group.add_argument
-    add(
-        "--largest-batch",
-        type=largest_batch,
-        metavar="N|auto",
-        help="most images a rank holds at once, the rest is accumulated; auto tries (default: its part of the batch)",
-    )
-    add("--layout", choices=["channels_last", "contiguous"], help="of images in memory (default: channels_last)")
-    add(
-        "--tail",
-        choices=["plain", "analytic", "triton"],
-        help="the end of a block (BN, SE, sum, ReLU): layer by layer (default), or fused into few passes over memory",
-    )
-    add("--compile", action=argparse.BooleanOptionalAction, help="torch.compile, block by block (default: no)")
-    add("--graph", action=argparse.BooleanOptionalAction, help="a step as one CUDA graph, for small nets (default: no)")
-    add("--tune", action="store_true", help="time all of that for some seconds on this machine, and take the fastest")
-
-
-def execution(parser: argparse.ArgumentParser, args: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings of Execution that flags name. Exits with code 2 if --tune is to choose them."""
-    names = ("layout", "tail", "compile", "graph")
-    asked = {name: value for name in names if (value := getattr(args, name)) is not None}
-    if args.tune and asked:
-        parser.error(f"--tune chooses --{', --'.join(asked)} itself; give either")
-    return asked
-
-
-def largest_batch(text: str) -> int | str:
-    """Read --largest-batch."""
-    if text == "auto" or (text.isdigit() and int(text)):
-        return text if text == "auto" else int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is neither a number of images nor auto")
 
 
 def source(args: argparse.Namespace) -> Source:

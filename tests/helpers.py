@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from senet.run import checkpoint
+from senet.system.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
@@ -95,7 +96,7 @@ def until(holds: Callable[[], object], what: str = "it", seconds: float = 120) -
 
 def final(out: Path) -> dict[str, Any]:
     """Return the payload of a run folder's last checkpoint, whole."""
-    return checkpoint.read(max((out / "checkpoints").glob("step-*.pt")))
+    return checkpoint.read(RunFolder(out).checkpoints.of_steps()[0]).to_dict()
 
 
 def lines(out: Path, **like: Any) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ from senet.diagnose import speed
 from senet.distributed import World
 from senet.execution.execution import Execution
 from senet.run import provenance
-from senet.run.choice import Choice
+from senet.run.step_plan import StepPlan
 from senet.system.timing import Effort, Spread, reason, timed, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,7 +141,7 @@ def loaders(setup: Setup) -> Iterator[Row]:
         for backend in (["dali"] if has_dali() else []) + ["pillow"]:
             try:
                 with until(setup.deadline):
-                    how = Choice(Execution(), batch, 1)
+                    how = StepPlan(Execution(), batch, 1)
                     seconds = 0.1 if setup.tiny else 3.0
                     found = speed.measure(setup.world, settings, Source(photos, backend), how, seconds)
             except Exception as error:

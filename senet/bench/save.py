@@ -14,8 +14,10 @@ from senet import config, distributed
 from senet.bench.contestants import short
 from senet.bench.rows import Fact, Row
 from senet.models import build
+from senet.run.checkpoint import Payload, Progress
 from senet.run.preflight import checkpoint_bytes
 from senet.run.saver import Saver, snapshot
+from senet.system.run_folder import CheckpointFolder
 from senet.system.timing import Spread, timed
 from senet.train import optimiser
 
@@ -31,13 +33,13 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
     """Measure one net's checkpoint. Raises UsageError."""
     settings, device = config.load(args.config), distributed.start().device
     net = build(settings.net, settings.data.classes).to(device)
-    payload = {"net": net.state_dict(), "optimiser": optimiser.build(net, settings.optim).state_dict()}
+    payload = Payload(Progress(), dict(net.state_dict()), optimiser.build(net, settings.optim).state_dict())
     copies, stalls, writes = [], [], []
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        saver = Saver(Path(folder), keep=2)
-        for number in range(args.rounds + 1):
+        saver = Saver(CheckpointFolder(Path(folder)), keep=2)
+        for _ in range(args.rounds + 1):
             copies.append(1e3 * timed(partial(snapshot, payload))[0])
-            stalls.append(1e3 * timed(partial(saver.save, number, payload, {}, []))[0])
+            stalls.append(1e3 * timed(partial(saver.save, payload, {}, []))[0])
             writes.append(stalls[-1] + 1e3 * timed(saver.finish)[0])
         saver.close()
     ratio = Spread.of([stall / copy for stall, copy in zip(stalls[1:], copies[1:], strict=True)])  # the first allocate

@@ -273,7 +273,7 @@ def _data(world: World, config: Config, source: Source) -> Finding:
 
 def wandb_login() -> Finding:
     """Ask W&B, for some seconds at most, whether it takes the key that a run would use."""
-    wanted, why = decide("auto")
+    wanted, why = decide(asked=False)
     login = key()
     if not wanted or os.environ.get("WANDB_MODE", "online") not in ("online", "") or not login:
         return Finding("ok", "W&B", why.removeprefix("W&B: "))

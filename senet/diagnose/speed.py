@@ -18,7 +18,7 @@ from senet.data.source import Source, train_loader
 from senet.distributed import World
 from senet.execution.execution import Execution, prepare
 from senet.models import build
-from senet.run.choice import Choice
+from senet.run.step_plan import StepPlan
 from senet.system.table import text
 from senet.system.timing import synchronise, timed
 from senet.train import optimiser
@@ -56,7 +56,7 @@ class Speed:
         return "communication" if self.step - self.net > EXPOSED * self.step else "net"
 
 
-def measure(world: World, config: Config, source: Source, how: Choice, seconds: float = 4.0) -> Speed:
+def measure(world: World, config: Config, source: Source, how: StepPlan, seconds: float = 4.0) -> Speed:
     """Measure a training that computes as `how` says; all ranks take part, for `seconds` in each of its parts.
 
     Raises UsageError and RunError as the training would.
@@ -68,13 +68,12 @@ def measure(world: World, config: Config, source: Source, how: Choice, seconds: 
         config = replace(config, optim=replace(config.optim, lr=1e-6))  # nothing is to be learnt from one batch
         net = prepare(build(config.net, config.data.classes).to(world.device), how.execution)
         batch = noise(how.micro_batch, config.data.crop, config.data.classes, world.device, dtype, layout)
-        same = Endless(lambda number: [batch], how.accumulate)
-        graph = how.execution.graph
-        trainer = Trainer(config, world, net, optimiser.build(net, config.optim), graph=graph)
+        same = Endless(lambda number: [batch], how.accumulation_steps)
+        trainer = Trainer(config, world, net, optimiser.build(net, config.optim), how.execution)
         step = alone = _loop(world, trainer, same, seconds)
         if world.size > 1:
             model = world.distribute(net, config.compress)
-            trainer = Trainer(config, world, model, optimiser.build(net, config.optim), graph=graph)
+            trainer = Trainer(config, world, model, optimiser.build(net, config.optim), how.execution)
             step = _loop(world, trainer, same, seconds)
         gradients = sum(part.numel() * 4 for part in net.parameters())
         reduced = _all_reduce(world, gradients, seconds / 2)
@@ -91,7 +90,7 @@ def measure(world: World, config: Config, source: Source, how: Choice, seconds: 
     return Speed(config.batch, max(every), alone, step, reduced, together, gradients, busy, waited, (rank, share))
 
 
-def page(found: Speed, config: Config, source: Source, how: Choice, world: World) -> str:
+def page(found: Speed, config: Config, source: Source, how: StepPlan, world: World) -> str:
     """Return the table, what bounds, and what to change."""
     rows = [
         ("loader alone", found.data, f"cores {100 * found.busy:.0f} % busy"),
@@ -107,7 +106,9 @@ def page(found: Speed, config: Config, source: Source, how: Choice, world: World
         for name, taken, remark in rows
     ]
     table = text(("", "images/s", "ms a step", ""), cells)
-    size = f"{how.micro_batch} images at once" + (f", {how.accumulate} times a step" if how.accumulate > 1 else "")
+    size = f"{how.micro_batch} images at once" + (
+        f", {how.accumulation_steps} times a step" if how.accumulation_steps > 1 else ""
+    )
     computed = f"computed as {how.execution} in {config.precision}; {world.size} x {size}"
     advice = (f"- {advice}" for advice in _advice(found, config, source, how.execution, world.device))
     return "\n".join([computed, "", table, "", verdict(found), *advice])

@@ -5,12 +5,18 @@ Imports no torch: `launch.submit` asks before the job waits in a queue.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from senet.config import Config, difference, from_dict
 from senet.errors import UsageError
+from senet.system.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 ANOTHER = ("net.", "data.set", "data.classes")  # settings whose change makes it another run
 WITHIN_EPOCH = ("batch:", "seed:", "data.augment.repeats", "data.augment.balance")  # decide which images are left
@@ -21,7 +27,7 @@ def check_folder(config: Config, out: Path, accept: bool, flag: str = "--accept-
 
     Raises UsageError that lists what differs and names the `flag` that accepts it.
     """
-    file = out / "config.yaml"
+    file = RunFolder(out).config
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out}: is a file; give a folder")
     if file.exists():
@@ -55,3 +61,10 @@ def check_within_epoch(changed: list[str], where: Path) -> None:
         raise UsageError(
             f"{where} is in the middle of an epoch, where {'; '.join(moved)} cannot change; finish the epoch first"
         )
+
+
+def warn_of_pixels(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Warn if validation pixels are made in another way than in training."""
+    for name, was in before.items():
+        if now.get(name) != was:
+            log.warning("other pixels than before: %s was %r, is now %r; results will differ", name, was, now.get(name))

@@ -16,8 +16,8 @@ from senet.run import checkpoint
 
 
 def load(what: str, weights: Path | None = None) -> tuple[Config, nn.Module, dict[str, Any] | None, Execution]:
-    """Return the config and the net (on the CPU) of a checkpoint, a run folder or `timm:NAME`, how the pixels of its
-    validation were made, and the layout that it was computed in: compilation takes longer than an evaluation.
+    """Return the config of a checkpoint, a run folder or `timm:NAME`, its net on the CPU, how its validation pixels are
+    made (None for timm), and the layout that it was computed in: compilation takes longer than an evaluation.
 
     Raises UsageError if there is no such thing or it is not valid.
     """
@@ -27,12 +27,12 @@ def load(what: str, weights: Path | None = None) -> tuple[Config, nn.Module, dic
         return Config(net=Timm(name), data=Folder(**facts)), net, None, Execution()
     if weights is not None:
         raise UsageError("--weights goes with timm:NAME; a checkpoint brings its own")
-    path = checkpoint.find(Path(what))
+    path = checkpoint.locate(Path(what))
     try:
         payload = checkpoint.read(path)
     except checkpoint.Invalid as error:
         raise UsageError(f"{path}: not usable: {error}") from None
-    config = from_dict(payload["config"], str(path))
+    config = from_dict(payload.config, str(path))
     net = build(config.net, config.data.classes)
-    net.load_state_dict(payload["net"])
-    return config, net, payload["pixels"], Execution(layout=payload["execution"]["layout"])
+    net.load_state_dict(payload.net)
+    return config, net, payload.pixels, Execution(layout=payload.execution["layout"])

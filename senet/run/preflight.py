@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
 import time
 from pathlib import Path
 
+from filelock import FileLock
 from torch import nn
 
 from senet.config import Config
@@ -16,17 +18,22 @@ from senet.data.loader import AHEAD
 from senet.data.source import Source, has_dali
 from senet.distributed import World
 from senet.errors import UsageError
-from senet.run import lock, provenance
-from senet.run.lock import Lock
+from senet.run import provenance
 from senet.run.saver import SPARE
+from senet.system import lock
+from senet.system.run_folder import RunFolder
 
+log = logging.getLogger(__name__)
+
+PATIENCE = 20.0  # seconds that a run which is just ending is waited for: the workers of a killed agent first save
+WAITING = "%s: in use by %s; waiting for it to end"
 CLOCKS = 5.0  # seconds apart at which logs no longer fit together
 SHARED = Path("/dev/shm")  # noqa: S108
 
 
 def check_alike(world: World, images: tuple[str, str]) -> list[str]:
-    """The ranks' hosts. Raises UsageError, on all, where one sees other images (fingerprints of both sets) or runs
-    other versions.
+    """Return the hosts of the ranks. Raises UsageError on all of them if one sees other `images` (fingerprints of both
+    sets) or runs other versions.
     """
     ranks = world.all_gather_object({"host": socket.gethostname(), "images": images, "versions": provenance.versions()})
     first, *others = ranks
@@ -43,36 +50,45 @@ def check_alike(world: World, images: tuple[str, str]) -> list[str]:
     return [rank["host"] for rank in ranks]
 
 
-def claim(world: World, out: Path) -> Lock | None:
-    """The lock of the run folder, on the first rank. Raises UsageError on all ranks when another run has it."""
-    found = lock.claim(out) if world.is_main else None
-    if holder := world.broadcast_object(found if isinstance(found, str) else None):
-        raise UsageError(f"--out {out}: in use by {holder}; stop that run (touch {out}/stop), or use another --out")
-    return found if isinstance(found, Lock) else None
+def claim(world: World, folder: RunFolder) -> FileLock | None:
+    """Return the lock of the run folder, on the first rank. Raises UsageError on all ranks if another run has it."""
+    found, holder = None, None
+    if world.is_main:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        try:
+            found = lock.acquire(folder.lock, PATIENCE, lambda holder: log.info(WAITING, folder, holder))
+        except lock.InUse as error:
+            holder = str(error)
+    if holder := world.broadcast_object(holder):
+        raise UsageError(
+            f"--out {folder}: in use by {holder}; stop that run (touch {folder.stop}), or use another --out"
+        )
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------- warnings
 
 
 def warnings(
-    world: World, config: Config, source: Source, out: Path, keep: int, micro_batch: int, net: nn.Module
+    world: World, config: Config, source: Source, folder: RunFolder, keep: int, micro_batch: int, net: nn.Module
 ) -> list[str]:
-    """What may end this run later, each with its remedy; on rank 0, after it made `out`. All ranks take part;
-    milliseconds.
+    """Return what may end this run later, each with its remedy: on all ranks, for the first one to say.
+
+    All ranks call it, after the first one made the folder; it takes milliseconds.
     """
     found = [
         *config_warnings(config),
         clocks(world),
         shared_memory(world, shared_bytes(config, source, micro_batch)),
-        seen_by_all(world, out / "config.yaml"),
+        seen_by_all(world, folder.config),
     ]
     if world.is_main:
-        found.append(disk(out, (keep + 2) * checkpoint_bytes(net)))  # the best, and the one being written
+        found.append(disk(folder.path, (keep + 2) * checkpoint_bytes(net)))  # the best, and the one being written
     return [text for text in found if text]
 
 
 def clocks(world: World) -> str:
-    """Which rank's clock is apart from the others'; empty where none is."""
+    """Say which rank's clock is apart from the others'; empty if none is."""
     world.all_gather_object(None)  # all come from one place, and so at one time
     signs = world.all_gather_object((time.time(), socket.gethostname()))
     times = sorted(at for at, _ in signs)
@@ -89,8 +105,8 @@ def clocks(world: World) -> str:
 
 
 def shared_bytes(config: Config, source: Source, micro_batch: int) -> int:
-    """Shared memory that the loaders of one rank take at most: PIL's worker processes hand batches over in it. 0 for
-    DALI's threads.
+    """Return the bytes of shared memory that the loaders of one rank take at most: PIL's worker processes hand batches
+    over in it. 0 for DALI's threads.
     """
     if config.data.set != "folder" or (source.backend != "pillow" and has_dali()):
         return 0
@@ -101,7 +117,7 @@ def shared_bytes(config: Config, source: Source, micro_batch: int) -> int:
 
 
 def shared_memory(world: World, needed: int) -> str:
-    """Which rank's machine has too little for `needed` bytes a rank; empty where none has."""
+    """Say which rank's machine has too little for `needed` bytes a rank; empty if none has."""
     free = shutil.disk_usage(SHARED).free if SHARED.is_dir() else 0
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     for rank, (host, there, wanted) in enumerate(world.all_gather_object((socket.gethostname(), free, needed * local))):
@@ -115,12 +131,12 @@ def shared_memory(world: World, needed: int) -> str:
 
 
 def checkpoint_bytes(net: nn.Module) -> int:
-    """Of weights and statistics, and of momentum."""
+    """Return the size of a checkpoint: weights and statistics of `net`, and a momentum for each weight."""
     return sum(part.nbytes for part in net.state_dict().values()) + sum(part.nbytes for part in net.parameters())
 
 
 def disk(out: Path, needed: int) -> str:
-    """What is said where `out`'s disk has less than `needed` bytes; empty where it has them."""
+    """Say that the disk of `out` has less than `needed` bytes free; empty if it has them."""
     folder = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.is_dir())
     free, needed = shutil.disk_usage(folder).free, needed + SPARE
     if free >= needed:
@@ -132,7 +148,7 @@ def disk(out: Path, needed: int) -> str:
 
 
 def seen_by_all(world: World, file: Path) -> str:
-    """Which rank does not see what rank 0 wrote; empty where all do."""
+    """Say which rank does not see `file`, which rank 0 wrote; empty if all do."""
     world.all_gather_object(None)
     there = (
         file.name in os.listdir(file.parent) if file.parent.is_dir() else False
@@ -140,7 +156,7 @@ def seen_by_all(world: World, file: Path) -> str:
     for rank, (host, sees) in enumerate(world.all_gather_object((socket.gethostname(), there))):
         if not sees:
             return (
-                f"rank {rank} on {host} does not see {file.parent} as rank 0 does: a run cannot be resumed so; "
+                f"rank {rank} on {host} does not see {file.parent} as rank 0 does: a run cannot be resumed this way; "
                 "put --out on storage that "
                 "all nodes share"
             )

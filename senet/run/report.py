@@ -1,100 +1,98 @@
-"""What a run tells, and when: the words and figures that go to its trackers."""
+"""What a run says and records: the words and figures that go to its trackers."""
 
 from __future__ import annotations
 
-import json
+import logging
 import time
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 import torch
-import yaml
 
 from senet import track
 from senet.config import Config, to_dict
 from senet.distributed import World
 from senet.models import summary
-from senet.run import provenance
-from senet.run.checkpoint import BEST
-from senet.run.choice import Choice
-from senet.system.files import write_text
+from senet.run.step_plan import StepPlan
+from senet.run.voice import speaking
+from senet.system.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 
 class Report:
-    """The first rank's voice; the other ranks' says nothing."""
+    """The trackers of the first rank, and the times in their records. On other ranks nothing is recorded.
 
-    def __init__(self, world: World, out: Path, started: float) -> None:
-        self.world, self.out = world, out
-        self.clock = Clock(started)
-        self.tracker: track.Tracker = track.Silent()
+    From the beginning to `close` it is the library's voice: see `senet.run.voice`.
+    """
 
-    def open(self, config: Config, name: str, choice: str, resume_step: int | None) -> None:
+    def __init__(self, world: World, folder: RunFolder, names: str) -> None:
+        """`names` of trackers, as --track has them."""
+        self.world, self.folder = world, folder
+        self.clock = Clock()
+        self.terminal = track.Terminal()
+        self.tracker = track.Tracker()
+        self._context = ExitStack()
+        self.voice = self._context.enter_context(speaking(world, self.terminal.say))
+        self._chosen, self._why = track.choose(names) if world.is_main else ([], [])
+
+    def open(self, config: Config, name: str, resume_step: int | None) -> None:
         """Start the trackers; a resumed run drops what was logged after `resume_step`."""
+        for sentence in self._why:
+            log.info(sentence)
         if self.world.is_main:
-            self.tracker = track.build(
-                self.out, choice=choice, name=name, config=to_dict(config), resume_step=resume_step
-            )
+            start = track.Start(self.folder, name, to_dict(config), resume_step)
+            self.tracker = track.build(start, self.terminal, self._chosen)
 
-    def keep(self, config: Config, flags: dict[str, Any]) -> None:
-        """Write what defines the run into its folder: config, flags, versions, code, machine."""
-        if not self.world.is_main:
-            return
-        commit, diff = provenance.code()
-        facts = {"flags": flags, "versions": provenance.versions(), "commit": commit, **provenance.machine()}
-        write_text(self.out / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
-        write_text(self.out / "run.json", json.dumps(facts, indent=1, default=str))
-        if diff:
-            write_text(self.out / "uncommitted.diff", diff)
+    def close(self, ok: bool) -> None:
+        """End the trackers, with the run complete (`ok`) or not."""
+        self.tracker.close(ok)
+        self._context.close()
 
-    def announce(self, config: Config, name: str, images: tuple[int, int], choice: Choice, pixels: str) -> None:
-        """`images` of training and validation."""
+    def announce(self, config: Config, name: str, images: tuple[int, int], plan: StepPlan, pixels: str) -> None:
+        """Say what is about to happen; `images` of training and validation."""
         world = self.world
         size = summary(config.net, config.data.classes, config.data.crop)
-        ranks = f"{world.size} x {world.device.type}" + (
-            f" {torch.cuda.get_device_name(world.device)}" if world.device.type == "cuda" else ""
-        )
-        shared = f" x {choice.accumulate} accumulated" if choice.accumulate > 1 else ""
-        self.say(
+        gpu = f" {torch.cuda.get_device_name(world.device)}" if world.device.type == "cuda" else ""
+        accumulated = f" x {plan.accumulation_steps} accumulated" if plan.accumulation_steps > 1 else ""
+        log.info(
             f"{name}: {size.parameters / 1e6:.2f} M parameters, {size.gmacs:.3g} GMACs; "
             f"{images[0]} training and {images[1]} validation images"
         )
-        self.say(
-            f"batch {config.batch} = {ranks} x {choice.micro_batch}{shared}; {config.precision}, "
-            f"{choice.execution}; pixels: {pixels}"
+        log.info(
+            f"batch {config.batch} = {world.size} x {world.device.type}{gpu} x {plan.micro_batch}{accumulated}; "
+            f"{config.precision}, {plan.execution}; pixels: {pixels}"
         )
 
-    def log(self, kind: str, epoch: int, step: int, **values: Any) -> None:
-        """`epoch` counted from 1, `step` over the whole run."""
+    def record(self, kind: str, epoch: int, step: int, **values: Any) -> None:
+        """Give a record to the trackers; `epoch` counted from 1, `step` over the whole run."""
         self.tracker.log({"kind": kind, "epoch": epoch, "step": step, "seconds": self.clock.seconds(), **values})
 
-    def say(self, text: str) -> None:
-        self.tracker.say(text)
 
-
-def done(config: Config, best: dict[str, float], folder: Path) -> str:
-    """The last line of a run."""
+def done(config: Config, best: dict[str, float], folder: RunFolder) -> str:
+    """Return the last line of a run."""
     if not best:
         return "done: no epoch was trained"
     return (
         f"done: {config.epochs} epochs; best top-1 error {best['top1_error']:.2f} %, top-5 {best['top5_error']:.2f} % "
-        f"on {best['images']} images after epoch {best['epoch']}: {folder / BEST}"
+        f"on {best['images']} images after epoch {best['epoch']}: {folder.checkpoints.best}"
     )
 
 
 class Clock:
-    """Times of a run: since it began and of one logging interval."""
+    """The times of a run: since it began, and of one logging interval."""
 
-    def __init__(self, started: float) -> None:
-        self.started = started
-        self.last_lap = time.monotonic()
+    def __init__(self) -> None:
+        self.started = self.last_lap = time.monotonic()
         self.waited = 0.0
 
     def seconds(self) -> float:
         return round(time.monotonic() - self.started, 3)
 
     def lap(self, images: int, waited: float) -> tuple[float, float]:
-        """Images/s and the share of time spent waiting for data since the last lap; `waited` is the loader's running
-        total.
+        """Return images/s since the last lap, and the share of that time that was spent waiting for data.
+
+        `waited` is the loader's running total.
         """
         now = time.monotonic()
         passed, self.last_lap = max(now - self.last_lap, 1e-9), now

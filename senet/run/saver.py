@@ -7,14 +7,15 @@ import queue
 import shutil
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from senet.run import checkpoint
+from senet.run.checkpoint import Payload
+from senet.system.run_folder import CheckpointFolder
 
 SPARE = 16 << 20  # bytes left free on the disk
 
@@ -22,9 +23,9 @@ SPARE = 16 << 20  # bytes left free on the disk
 @dataclass
 class _Job:
     step: int
-    payload: dict[str, Any]  # let go once it is copied to the host: it takes as much of the device as the training
-    facts: dict[str, Any]
-    names: list[str]
+    payload: Payload | None  # let go once it is copied to the host: it takes as much of the device as the training
+    errors: Mapping[str, float]
+    names: list[Path]
     made: torch.cuda.Event | None
 
 
@@ -35,7 +36,7 @@ class Saver:
     stays.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: CheckpointFolder, keep: int) -> None:
         """`keep`: how many of the newest checkpoints stay."""
         self.folder, self.keep = folder, keep
         self._jobs: queue.Queue[_Job | None] = queue.Queue(1)
@@ -44,16 +45,13 @@ class Saver:
         self._thread = threading.Thread(target=self._work, name="saver", daemon=True)
         self._thread.start()
 
-    def save(self, step: int, payload: dict[str, Any], facts: dict[str, Any], names: list[str]) -> None:
-        """Take a snapshot of `payload` and return; it is also to be found under `names` (best.pt, say) once it is
-        written.
-        """
-        copy = snapshot(payload)
-        made = None
+    def save(self, payload: Payload, errors: Mapping[str, float], names: list[Path]) -> None:
+        """Take a snapshot of `payload` and return. Once written it has further `names`, too: best.pt, say."""
+        copy, made = snapshot(payload), None
         if torch.cuda.is_initialized():
             made = torch.cuda.Event()
             made.record()
-        self._put(_Job(step, copy, facts, names, made))
+        self._put(_Job(payload.progress.global_step, copy, errors, names, made))
 
     def finish(self) -> None:
         """Wait until everything is on disk."""
@@ -67,7 +65,7 @@ class Saver:
         self._raise()
 
     def news(self) -> list[str]:
-        """What went wrong since the last call."""
+        """Return what went wrong since the last call."""
         return [self._news.get() for _ in range(self._news.qsize())]
 
     def _put(self, job: _Job | None) -> None:
@@ -89,7 +87,7 @@ class Saver:
                 self._write(job)
             except OSError as error:
                 self._news.put(
-                    f"checkpoint of step {job.step} NOT written to {self.folder}: "
+                    f"checkpoint of step {job.step} NOT written to {self.folder.path}: "
                     f"{error.strerror or error}; training goes on"
                 )
             except BaseException as error:
@@ -99,46 +97,28 @@ class Saver:
             self._jobs.task_done()
 
     def _write(self, job: _Job) -> None:
-        payload, job.payload = _to_host(job.payload, job.made), {}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        need, free = _bytes(payload) + SPARE, shutil.disk_usage(self.folder).free
+        assert job.payload is not None
+        payload, job.payload = _to_host(job.payload, job.made), None
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        need, free = payload.nbytes + SPARE, shutil.disk_usage(self.folder.path).free
         if free < need:
             raise OSError(errno.ENOSPC, f"{free >> 20} MiB free, {need >> 20} MiB needed")
-        path = checkpoint.write(self.folder, job.step, payload, job.facts)
+        path = checkpoint.write(self.folder, payload, job.errors)
         for name in job.names:
-            checkpoint.mark(path, name)
+            checkpoint.link(path, name)
         checkpoint.prune(self.folder, self.keep)
 
 
-def snapshot(tree: Any) -> Any:
-    """A copy of nested containers that what happens to the tensors in them does not reach."""
-    if isinstance(tree, Tensor):
-        return tree.detach().clone()
-    if isinstance(tree, dict):
-        return {key: snapshot(value) for key, value in tree.items()}
-    return type(tree)(snapshot(value) for value in tree) if isinstance(tree, list | tuple) else tree
+def snapshot(payload: Payload) -> Payload:
+    """Return a copy that is not reached by what happens to the tensors afterwards."""
+    return payload.map(lambda tensor: tensor.detach().clone())
 
 
-def _to_host(tree: Any, made: torch.cuda.Event | None) -> Any:
-    """On a stream of its own: on the common one the copies would queue with the training's kernels."""
+def _to_host(payload: Payload, made: torch.cuda.Event | None) -> Payload:
+    """Copy on a stream of its own: on the common one the copies would queue with the training's kernels."""
     if made is None:
-        return tree
+        return payload
     stream = torch.cuda.Stream(made.device)  # this thread's own device is GPU 0
     stream.wait_event(made)
     with torch.cuda.stream(stream):
-        return _copied(tree)
-
-
-def _copied(tree: Any) -> Any:
-    if isinstance(tree, Tensor):
-        return tree.cpu()
-    if isinstance(tree, dict):
-        return {key: _copied(value) for key, value in tree.items()}
-    return type(tree)(_copied(value) for value in tree) if isinstance(tree, list | tuple) else tree
-
-
-def _bytes(tree: Any) -> int:
-    if isinstance(tree, Tensor):
-        return tree.nbytes
-    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
-    return sum(_bytes(part) for part in parts)
+        return payload.map(lambda tensor: tensor.cpu())

@@ -1,87 +1,91 @@
-"""All that a run has come to, as a checkpoint holds it: weights, statistics, momentum, position, sums, what was met on
-the way.
-"""
+"""All that a run has come to: what training changes, the position, the sums, and what was met on the way."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from senet.config import Config, to_dict
-from senet.distributed import World
+from senet.config import to_dict
 from senet.errors import UsageError
 from senet.run import provenance
+from senet.run.checkpoint import Payload, Progress
 from senet.train.meter import Meter
 from senet.train.optimiser import in_parameters_layout
 from senet.train.trainer import Trainer
 
 
-@dataclass
 class State:
     """One rank's part. `pack` and `restore` are called by all ranks together."""
 
-    net: nn.Module
-    trainer: Trainer
-    interval: Meter  # since the last record
-    total: Meter  # since the epoch began
-    epoch: int = 0  # whole epochs that are done ...
-    step: int = 0  # ... and steps of the current one
-    best: dict[str, float] = field(default_factory=dict)
-    bad: dict[str, str] = field(default_factory=dict)  # undecodable images that the log names: path -> reason
+    def __init__(self, trainer: Trainer, steps: int) -> None:
+        """`steps` of an epoch."""
+        self.trainer, self.steps = trainer, steps
+        self.interval = Meter(trainer.world.device)  # since the last record
+        self.total = Meter(trainer.world.device)  # since the epoch began
+        self.epoch = 0  # whole epochs that are done ...
+        self.step = 0  # ... and steps of the current one
+        self.best: dict[str, float] = {}  # epoch and validation errors of the best one
+        self.bad: dict[str, str] = {}  # undecodable images that the log names: path -> reason
 
-    def pack(self, config: Config, world: World, images: int, facts: dict[str, Any]) -> dict[str, Any]:
-        """The payload of a checkpoint, of references: take a snapshot. `images` seen; `facts` about the data go in as
-        they are.
+    @property
+    def global_step(self) -> int:
+        """Steps since the run began."""
+        return self.epoch * self.steps + self.step
+
+    def pack(self, **facts: Any) -> Payload:
+        """Return the payload of a checkpoint, which refers to living tensors: take a snapshot before going on.
+
+        `facts` are further fields of the payload, about the data.
         """
-        per_rank = world.all_gather(self.trainer.statistics.pack())
-        sums = [world.all_reduce_sum(meter.sums.clone()) for meter in (self.interval, self.total)]
-        return {
-            "net": self._averaged(per_rank),
-            "statistics": per_rank,
-            "optimiser": self.trainer.optimiser.state_dict(),
-            "scaler": self.trainer.scaler.state_dict(),
-            "progress": {"epoch": self.epoch, "step": self.step, "images": images, "best": dict(self.best)},
-            "bad": dict(self.bad),
-            "skipped": [list(stretch) for stretch in self.trainer.skipped],
-            "meters": sums,
-            "config": to_dict(config),
-            "versions": provenance.versions(),
+        trainer, world = self.trainer, self.trainer.world
+        per_rank = world.all_gather(trainer.statistics.pack())
+        images = self.global_step * trainer.config.batch
+        return Payload(
+            Progress(self.global_step, self.epoch, self.step, images, dict(self.best)),
+            net=self._averaged(per_rank),
+            optimiser=trainer.optimiser.state_dict(),
+            statistics=per_rank,
+            scaler=trainer.scaler.state_dict(),
+            hooks=trainer.hooks.state_dict(),
+            meters=[world.all_reduce_sum(meter.sums.clone()) for meter in (self.interval, self.total)],
+            skipped=[list(stretch) for stretch in trainer.skipped],
+            bad=dict(self.bad),
+            config=to_dict(trainer.config),
+            execution=trainer.execution.to_dict(),
+            versions=provenance.versions(),
             **facts,
-        }
+        )
 
     def _averaged(self, per_rank: Tensor) -> dict[str, Tensor]:
-        """The net to evaluate: statistics averaged. Each rank's own are kept beside it, for an exact resume. Copies
-        nothing.
-        """
-        net: dict[str, Tensor] = dict(self.net.state_dict())
+        """Return the state of the net with BN statistics averaged over ranks, `per_rank` [ranks, n]. Copies nothing."""
+        net: dict[str, Tensor] = dict(self.trainer.net.state_dict())
         names = {value.data_ptr(): name for name, value in net.items()}
         buffers = self.trainer.statistics.buffers
         for buffer, mean in zip(buffers, per_rank.mean(0).split([b.numel() for b in buffers]), strict=True):
             net[names[buffer.data_ptr()]] = mean
         return net
 
-    def restore(self, payload: dict[str, Any], world: World) -> None:
-        """The inverse of `pack`; on another number of ranks all start from the averaged statistics. Raises UsageError
-        for another net's.
+    def restore(self, payload: Payload) -> None:
+        """Go back to a payload; on another number of ranks than it was made on, all start from the averaged statistics.
+
+        Raises UsageError for another net's.
         """
+        trainer, world, progress = self.trainer, self.trainer.world, payload.progress
         try:
-            self.net.load_state_dict(payload["net"])
-            self.trainer.optimiser.load_state_dict(payload["optimiser"])
-            in_parameters_layout(self.trainer.optimiser)
+            trainer.net.load_state_dict(payload.net)
+            trainer.optimiser.load_state_dict(payload.optimiser)
+            in_parameters_layout(trainer.optimiser)
         except (RuntimeError, ValueError) as error:
             raise UsageError(
                 f"the checkpoint holds another net: {' '.join(str(error).split())[:200]}; use another --out"
             ) from None
-        per_rank = payload["statistics"]
-        if len(per_rank) == world.size:
-            self.trainer.statistics.unpack(per_rank[world.rank].to(world.device))
-        self.trainer.scaler.load_state_dict(payload["scaler"])
-        self.trainer.skipped = [(first, last) for first, last in payload["skipped"]]
-        progress, self.bad = payload["progress"], payload["bad"]
-        self.epoch, self.step, self.best = progress["epoch"], progress["step"], progress["best"]
-        for meter, sums in zip((self.interval, self.total), payload["meters"], strict=True):
-            meter.sums.zero_()
-            if world.is_main:  # sums over all ranks: one of them carries on with them
-                meter.sums.copy_(sums)
+        if payload.statistics is not None and len(payload.statistics) == world.size:
+            trainer.statistics.unpack(payload.statistics[world.rank].to(world.device))
+        trainer.scaler.load_state_dict(payload.scaler)
+        trainer.hooks.load_state_dict(payload.hooks)
+        trainer.skipped = [(first, last) for first, last in payload.skipped]
+        self.epoch, self.step = progress.epoch, progress.step
+        self.best, self.bad = dict(progress.best), dict(payload.bad)
+        for meter, sums in zip((self.interval, self.total), payload.meters, strict=True):
+            meter.restore(sums if world.is_main else None)  # sums over all ranks: one of them carries on with them

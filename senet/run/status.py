@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 from senet.system.files import write_text
+from senet.system.run_folder import RunFolder, manifest
 
-State = Literal["running", "stopped", "done", "failed"]
+Condition = Literal["running", "stopped", "done", "failed"]
 FINAL = ("UsageError", "RunError")  # what only a person can mend: another start would fail alike
 
 
@@ -23,7 +24,7 @@ class Status:
     `reason` is `NameOfError: message`.
     """
 
-    state: State
+    state: Condition
     step: int
     epoch: int
     epochs: int
@@ -55,7 +56,8 @@ def word(status: Status) -> str:
 
 def write(out: Path, status: Status) -> None:
     """Write the status file, whole or not at all, with the time that it is now. Raises OSError."""
-    write_text(out / "status.json", json.dumps(asdict(status) | {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}))
+    facts = asdict(status) | {"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    write_text(RunFolder(out).status, json.dumps(facts))
 
 
 def read(out: Path) -> Status | None:
@@ -63,25 +65,25 @@ def read(out: Path) -> Status | None:
 
     A file that cannot be understood is taken for that of a run that was killed.
     """
+    file = RunFolder(out).status
     try:
-        facts = json.loads((out / "status.json").read_text())
+        facts = json.loads(file.read_text())
         known = Status.__dataclass_fields__
         return Status(**{name: value for name, value in facts.items() if name in known})
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        return Status("running", 0, 0, 0, reason=f"{out / 'status.json'} cannot be read ({error})")
+        return Status("running", 0, 0, 0, reason=f"{file} cannot be read ({error})")
 
 
 def newest_step(out: Path) -> int:
-    """Return the step from which the next start goes on: that of the newest whole checkpoint, 0 if there is none."""
-    steps = (file.name.removeprefix("step-").partition(".")[0] for file in (out / "checkpoints").glob("step-*.pt.json"))
-    return max((int(step) for step in steps if step.isdigit()), default=0)
+    """Return the step from which the next start goes on, 0 if there is no whole checkpoint."""
+    return RunFolder(out).checkpoints.newest_step()
 
 
 def best(out: Path) -> float | None:
     """Return the top-1 error in percent of the best checkpoint, None if there is none."""
     try:
-        return float(json.loads((out / "checkpoints/best.pt.json").read_text())["top1_error"])
+        return float(json.loads(manifest(RunFolder(out).checkpoints.best).read_text())["top1_error"])
     except (OSError, ValueError, TypeError, KeyError):
         return None

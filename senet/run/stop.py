@@ -1,4 +1,4 @@
-"""A wish to stop: TERM, INT or a file OUT/stop. The loop finishes its step, saves and exits with 75."""
+"""The wish to stop a run: TERM, INT or a file OUT/stop. The loop finishes its step, saves and exits with 75."""
 
 from __future__ import annotations
 
@@ -21,45 +21,47 @@ class Stop:
 
     def __init__(self, file: Path | None = None) -> None:
         self.file = file
-        self.signalled = False
-        self.alone = False
-        self.looked = 0.0
-        self.parent = os.getpid()
+        self.orphaned = False  # the launcher of this process is gone
+        self._signalled = False
+        self._looked = 0.0
+        self._process = os.getpid()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
         # Python calls `_note` only once the main thread comes back to it; in a wait for the device it never does. The
         # number of a signal is written here at once.
-        self.arrived, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._arrived, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        self.asked: float | None = None  # when `asked_seconds` found the first
+        self._asked: float | None = None  # when `asked_seconds` found the first
 
     @property
     def wanted(self) -> bool:
+        """Whether the run is to stop."""
         now = time.monotonic()
-        if not self.signalled and self.file is not None and now - self.looked > 1:
-            self.looked = now
-            self.signalled = self.file.exists()
-        return self.signalled
+        if not self._signalled and self.file is not None and now - self._looked > 1:
+            self._looked = now
+            self._signalled = self.file.exists()
+        return self._signalled
 
     def asked_seconds(self) -> float:
-        """Return the seconds since this method first found that a signal had come; 0 if none has. It finds out even
-        while the main thread is in a wait.
+        """Return the seconds since this method first found that a signal had come; 0 if none has.
+
+        It finds out even while the main thread is in a wait.
         """
         with contextlib.suppress(BlockingIOError):
-            if self.asked is None and {signal.SIGTERM, signal.SIGINT} & set(os.read(self.arrived, 64)):
-                self.asked = time.monotonic()
-        return 0.0 if self.asked is None else time.monotonic() - self.asked
+            if self._asked is None and {signal.SIGTERM, signal.SIGINT} & set(os.read(self._arrived, 64)):
+                self._asked = time.monotonic()
+        return 0.0 if self._asked is None else time.monotonic() - self._asked
 
-    def orphaned(self) -> None:
-        """The launcher of this process is gone: as a wish to stop, but one that nobody had."""
-        self.alone = self.signalled = True
+    def launcher_is_gone(self) -> None:
+        """Stop, though nobody wished it: who started this process has died, and nobody would start it again."""
+        self.orphaned = self._signalled = True
 
     def honoured(self) -> None:
-        """The next start is to go on."""
+        """Remove the file, so that the next start goes on."""
         if self.file is not None:
             self.file.unlink(missing_ok=True)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.signalled and number == signal.SIGINT and os.getpid() == self.parent:
+        if self._signalled and number == signal.SIGINT and os.getpid() == self._process:
             raise KeyboardInterrupt
-        self.signalled = True
+        self._signalled = True

@@ -23,6 +23,7 @@ def replace(
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp" if shared else f"{path.name}.tmp")
     try:
+        temporary.unlink(missing_ok=True)
         fill(temporary)
         done("write")
         if durable:
@@ -37,9 +38,9 @@ def replace(
         sync(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, durable: bool = True) -> None:
     """Write a small file, whole or not at all. Raises OSError."""
-    replace(path, lambda temporary: temporary.write_text(text))
+    replace(path, lambda temporary: temporary.write_text(text), durable=durable)
 
 
 def sync(path: Path) -> None:

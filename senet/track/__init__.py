@@ -1,95 +1,49 @@
-"""What a run tells: JSON lines always, the terminal, Weights & Biases where wanted. Records are flat mappings of one
-spelling.
+"""Where the records of a run go: JSON lines and the terminal always, W&B and TensorBoard if wanted.
 
-Every record has `kind` (train, val, event), `epoch` (counted from 1), `step` (done since the run began) and `seconds`.
+Another tracker is a class derived from `Tracker` in a file of its own, and a line in `NAMED`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 from senet.track.jsonl import JsonLines
+from senet.track.tensorboard import TensorBoard
 from senet.track.terminal import Terminal
-from senet.track.wandb import WeightsAndBiases, decide
+from senet.track.tracker import Start, Tracker, Trackers
+from senet.track.wandb import WeightsAndBiases
 
-Record = Mapping[str, Any]
+__all__ = ["NAMED", "Start", "Terminal", "Tracker", "Trackers", "build", "choose"]
 
 
-class Tracker(Protocol):
-    def log(self, record: Record) -> None: ...
-    def rewind(self, step: int) -> None:
-        """The run has gone back to `step` and will log again what came after; only the events of that time stay.
+class NamedTracker(Protocol):
+    """The class of a tracker that is used if it is asked for, or by itself."""
 
-        W&B has an axis of its own (see `WeightsAndBiases`) and keeps both.
+    def __call__(self, start: Start) -> Tracker: ...
+
+    def decide(self, asked: bool) -> tuple[bool, str]:
+        """Return whether to use it, and a sentence that says why (or nothing). `asked`: it was named by a flag.
+
+        Raises UsageError if it was named and cannot be used.
         """
 
-    def progress(
-        self, epoch: int, epochs: int, step: int, steps: int, images_per_second: float, data_wait: float
-    ) -> None: ...
-    def say(self, text: str) -> None: ...
-    def close(self, ok: bool) -> None: ...
+
+NAMED: dict[str, NamedTracker] = {"wandb": WeightsAndBiases, "tensorboard": TensorBoard}
 
 
-class Silent:
-    """The tracker of all ranks but the first."""
+def choose(track: str) -> tuple[list[NamedTracker], list[str]]:
+    """Return the trackers that `track` means (auto, none, or names separated by commas), and sentences that say why.
 
-    def log(self, record: Record) -> None:
-        pass
-
-    def rewind(self, step: int) -> None:
-        pass
-
-    def progress(
-        self, epoch: int, epochs: int, step: int, steps: int, images_per_second: float, data_wait: float
-    ) -> None:
-        pass
-
-    def say(self, text: str) -> None:
-        pass
-
-    def close(self, ok: bool) -> None:
-        pass
-
-
-class Trackers:
-    """The first rank's: tells all that are wanted."""
-
-    def __init__(self, lines: JsonLines, terminal: Terminal, wandb: WeightsAndBiases | None) -> None:
-        self.lines, self.terminal, self.wandb = lines, terminal, wandb
-
-    def log(self, record: Record) -> None:
-        self.lines.log(record)
-        self.terminal.log(record)
-        if self.wandb:
-            self.wandb.log(record)
-
-    def rewind(self, step: int) -> None:
-        self.lines.rewind(step)
-        self.terminal.rewind()
-
-    def progress(
-        self, epoch: int, epochs: int, step: int, steps: int, images_per_second: float, data_wait: float
-    ) -> None:
-        self.terminal.progress(epoch, epochs, step, steps, images_per_second, data_wait)
-
-    def say(self, text: str) -> None:
-        self.terminal.say(text)
-
-    def close(self, ok: bool) -> None:
-        if self.wandb:
-            self.wandb.close(ok)
-        self.terminal.close()
-        self.lines.close()
-
-
-def build(out: Path, *, choice: str, name: str, config: dict[str, Any], resume_step: int | None) -> Tracker:
-    """The trackers of a run in folder `out`. `choice`: auto, none or wandb. A resumed run begins with
-    `rewind(resume_step)`.
+    Raises UsageError for one that was named and cannot be used.
     """
-    terminal = Terminal()
-    wanted, why = decide(choice)
-    terminal.say(why)
-    wandb = WeightsAndBiases(out, name, config, terminal.say) if wanted else None
-    return Trackers(JsonLines(out / "log.jsonl", resume_step), terminal, wandb)
+    named = [] if track in ("auto", "none") else track.split(",")
+    offered = {"auto": list(NAMED), "none": []}.get(track, named)
+    decisions = [(NAMED[name], *NAMED[name].decide(asked=name in named)) for name in offered]
+    chosen = [tracker for tracker, use, _ in decisions if use]
+    return chosen, [why for *_, why in decisions if why] or ["no tracker but log.jsonl (--track none)"]
+
+
+def build(start: Start, terminal: Terminal, chosen: Sequence[NamedTracker]) -> Tracker:
+    """Return the trackers of a run as one. A resumed run drops what was logged after `start.resume_step`."""
+    return Trackers(JsonLines(start.folder.log, start.resume_step), terminal, *(tracker(start) for tracker in chosen))

@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from senet.system.files import write_text
+from senet.track.tracker import Record, Tracker
 
 
-class JsonLines:
+class JsonLines(Tracker):
     """Appends records to a file. On resume, what was logged after `resume_step` goes: the run will log it again."""
 
     def __init__(self, path: Path, resume_step: int | None) -> None:
@@ -22,7 +21,7 @@ class JsonLines:
             _rewind(path, resume_step)
         self.file = path.open("a", encoding="utf-8")
 
-    def log(self, record: Mapping[str, Any]) -> None:
+    def log(self, record: Record) -> None:
         # JSON has no NaN; a figure that is not finite is null.
         plain = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -32,20 +31,19 @@ class JsonLines:
         self.file.flush()
 
     def rewind(self, step: int) -> None:
-        """Take back what was logged after `step`."""
         self.file.close()
         _rewind(self.path, step)
         self.file = self.path.open("a", encoding="utf-8")
 
-    def close(self) -> None:
+    def close(self, ok: bool) -> None:
         self.file.close()
 
 
 def _rewind(path: Path, step: int | None) -> None:
-    """Drop what came after `step`, or all of it.
+    """Drop what came after `step`, or everything if it is None.
 
     Events stay: a full disk, a slow rank or gradients that were not finite did happen, and need not happen again. Such
-    an event gets the step gone back to, so that steps still rise, and keeps its own as `undone_step`.
+    an event gets the step that the run went back to, so that steps still rise, and keeps its own as `undone_step`.
     """
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if step is not None else ():

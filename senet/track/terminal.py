@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 from tqdm import tqdm
 
+from senet.track.tracker import Record, Tracker
 
-class Terminal:
+
+class Terminal(Tracker):
     """Writes to standard error. One bar an epoch; the lines that stay are those of the validations and of `say`."""
 
     def __init__(self) -> None:
@@ -17,7 +18,7 @@ class Terminal:
         self.bar: tqdm[Any] | None = None
         self.loss = float("nan")
 
-    def log(self, record: Mapping[str, Any]) -> None:
+    def log(self, record: Record) -> None:
         if record["kind"] == "train":
             self.loss = record["loss"]
             if not self.live:
@@ -35,7 +36,9 @@ class Terminal:
                 f"{record['train_loss']:.4f}"
             )
         elif "slow_rank" in record:
-            self.say(_pace(record))
+            self.say(_straggler(record))
+        elif "warning" in record:
+            self.say(f"warning: {record['warning']}")
         else:
             self.say(
                 " ".join(
@@ -46,7 +49,6 @@ class Terminal:
     def progress(
         self, epoch: int, epochs: int, step: int, steps: int, images_per_second: float, data_wait: float
     ) -> None:
-        """Images/s over all ranks, and the share of time the first rank waited for data."""
         if not self.live:
             return
         if self.bar is None:
@@ -57,7 +59,7 @@ class Terminal:
         self.bar.update(step - self.bar.n)
         self.bar.refresh()
 
-    def rewind(self) -> None:
+    def rewind(self, step: int) -> None:
         self._end_bar()
 
     def say(self, text: str) -> None:
@@ -66,7 +68,7 @@ class Terminal:
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def close(self) -> None:
+    def close(self, ok: bool) -> None:
         self._end_bar()
 
     def _end_bar(self) -> None:
@@ -75,7 +77,7 @@ class Terminal:
             self.bar = None
 
 
-def _pace(record: Mapping[str, Any]) -> str:
+def _straggler(record: Record) -> str:
     who = f"rank {record['slow_rank']} on {record['host']}"
     if record["over"]:
         return f"{who} keeps up again"

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import logging
 import netrc
 import os
 import queue
@@ -14,28 +15,28 @@ import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlparse
 
 from senet.system.files import write_text
+from senet.track.tracker import Record, Start, Tracker
 
 CLOSE_SECONDS = 6  # that the end of a run waits for W&B
 BACKLOG = 10_000  # records
 PROJECT = Path(__file__).parents[2]
 
 
-def decide(choice: str) -> tuple[bool, str]:
-    """Whether to log to W&B, and a sentence that says why."""
+log = logging.getLogger(__name__)
+
+
+def decide(asked: bool) -> tuple[bool, str]:
+    """Return whether to log to W&B, and a sentence that says why. `asked`: --track names it."""
     mode = os.environ.get("WANDB_MODE", "")
-    if choice == "none":
-        return False, "W&B: off (--track none)"
     if mode == "disabled":
         return False, "W&B: off (WANDB_MODE=disabled)"
     if importlib.util.find_spec("wandb") is None:
         return False, "W&B: off (not installed; pip install wandb)"
-    if choice == "wandb":
+    if asked:
         return True, f"W&B: on (--track wandb{', WANDB_MODE=' + mode if mode else ''})"
     if mode:
         return True, f"W&B: on (WANDB_MODE={mode})"
@@ -45,7 +46,7 @@ def decide(choice: str) -> tuple[bool, str]:
 
 
 def key() -> str | None:
-    """The key that wandb will use: of the environment, or of ~/.netrc for its server. Never to be told."""
+    """Return the key that wandb will use: of the environment, or of ~/.netrc for its server. It must not be shown."""
     if given := os.environ.get("WANDB_API_KEY"):
         return given
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
@@ -56,20 +57,20 @@ def key() -> str | None:
     return found[2] if found else None
 
 
-class WeightsAndBiases:
-    """One W&B run for the whole life of a run folder: its id is kept in OUT/wandb_id. Offline when it cannot be
-    reached.
+class WeightsAndBiases(Tracker):
+    """One W&B run for the whole life of a run folder: its id is kept in OUT/wandb_id. Offline if W&B cannot be reached.
 
-    A run that goes back to an earlier checkpoint needs nothing of it: records carry their step, which is the axis of
-    all charts, so the same steps simply come again.
+    It has no `rewind`: records carry their step, which is the axis of all charts, so the same steps simply come again.
     """
 
-    def __init__(self, out: Path, name: str, config: dict[str, Any], say: Callable[[str], None]) -> None:
-        self.out, self.say = out.resolve(), say
+    decide = staticmethod(decide)
+
+    def __init__(self, start: Start) -> None:
+        self.out = start.folder.path.resolve()
         self._lines: queue.Queue[str | None] = queue.Queue(BACKLOG)
         self._dropped = False
-        begin = {"out": str(self.out), "id": _identity(out / "wandb_id"), "name": name, "config": config}
-        self._lines.put(json.dumps(begin | {"pid": os.getpid(), "argv": sys.argv}))
+        begin = {"out": str(self.out), "id": _identity(start.folder.wandb_id), "name": start.name}
+        self._lines.put(json.dumps(begin | {"config": start.config, "pid": os.getpid(), "argv": sys.argv}))
         # A session of its own: torchrun and terminals signal whole process groups.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "senet.track.wandb_process"],
@@ -86,13 +87,13 @@ class WeightsAndBiases:
         for thread in self._threads:
             thread.start()
 
-    def log(self, record: Mapping[str, Any]) -> None:
+    def log(self, record: Record) -> None:
         try:
             self._lines.put_nowait(json.dumps(record))
         except queue.Full:
             if not self._dropped:
                 self._dropped = True
-                self.say("W&B: too slow, records are dropped there; log.jsonl has them all")
+                log.info("W&B: too slow, records are dropped there; log.jsonl has them all")
 
     def close(self, ok: bool) -> None:
         """Wait a little for what is not sent. After that the other process goes on with it, also when this one has
@@ -104,9 +105,10 @@ class WeightsAndBiases:
         try:
             self._process.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
-            self.say(
-                "W&B: still sends, on its own; should it not succeed, `wandb sync --include-online` in "
-                f"{self.out} sends the rest"
+            log.info(
+                "W&B: still sends, on its own; should it not succeed, `wandb sync --include-online` in %s "
+                "sends the rest",
+                self.out,
             )
         else:
             self._threads[1].join(1)
@@ -122,9 +124,9 @@ class WeightsAndBiases:
         assert self._process.stdout
         with self._process.stdout as lines:
             for line in lines:
-                self.say(line.rstrip())
+                log.info(line.rstrip())
         if code := self._process.wait():
-            self.say(f"W&B: off from here on: its process ended with code {code}")
+            log.info("W&B: off from here on: its process ended with code %s", code)
 
 
 def _identity(path: Path) -> str:

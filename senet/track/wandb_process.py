@@ -9,7 +9,6 @@ signals do not, for schedulers send them to all of a job.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import queue
@@ -18,16 +17,19 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 from typing import Any, NoReturn
+
+from senet.system.lock import InUse, acquire
+from senet.system.run_folder import RunFolder
 
 INIT_SECONDS = 20  # for the server's first answers, while the training goes on
 HURRY_SECONDS = 2  # for the same, once the training has ended
 UPLOAD_SECONDS = 20  # for what is not sent when the training ends
-LOCK_SECONDS = 60  # for the uplink of an earlier start to end
+LOCK_SECONDS = 60  # for the process of an earlier start to end
 FLUSH_SECONDS = 1  # between writes to OUT/wandb
 ENVIRONMENT = dict(os.environ)  # before wandb adds to it
+LOCK: Any = None  # held until this process ends
 VOICE = 1  # file descriptor of what the training reads
 
 
@@ -138,11 +140,15 @@ def _work(begin: dict[str, Any], inbox: Inbox, offline: bool) -> None:
 
 
 def _start(begin: dict[str, Any], inbox: Inbox, offline: bool) -> Any:
+    global LOCK
     out = Path(begin["out"])
     later = f"`wandb sync --include-online` in {out} sends it later"
-    if not offline and not _lock(out / "wandb_id"):
-        say(f"offline, for another process still sends to this run; {later}")
-        inbox.again()
+    if not offline:
+        try:
+            LOCK = acquire(RunFolder(out).wandb_lock, LOCK_SECONDS)
+        except InUse as holder:  # one that a killed training left behind may still be at it
+            say(f"offline, for {holder} still sends to this run; {later}")
+            inbox.again()
     sys.argv = begin["argv"]  # what W&B shows as the run's command
     try:
         # Its reports about itself go to the same server, and would hold up the end for ten seconds where that hangs.
@@ -176,22 +182,6 @@ def _start(begin: dict[str, Any], inbox: Inbox, offline: bool) -> Any:
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     return run
-
-
-def _lock(file: Path) -> bool:
-    """Whether no other process sends to this run: one that a killed training left behind may still be at it."""
-    handle = os.open(file, os.O_RDWR)  # closed when the process ends
-    deadline = time.monotonic() + LOCK_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.1)
-        except OSError:  # a file system without locks
-            return True
-        else:
-            return True
-    return False
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ import dataclasses
 import gc
 import hashlib
 import json
+import logging
 import os
 import platform
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from senet.distributed import World
 from senet.errors import RunError, UsageError
 from senet.execution.execution import Execution, choices
 from senet.models import build
+from senet.system.files import write_text
 from senet.system.table import text
 from senet.system.timing import Effort, Timing, interleave, synchronise
 from senet.train.cuda_graph import obstacle
@@ -44,6 +45,8 @@ OUTSIDE = 1 << 30  # bytes, if that is more: what CUDA, cuDNN and NCCL hold besi
 WAITING = 2  # batches that the loader has on the device beside the one that is computed
 DECODED = 4 << 20  # bytes on the device for each image that DALI decodes: files, whole images, batches in its pipeline
 
+log = logging.getLogger(__name__)
+
 Timings = dict[Execution, Timing]  # of each choice, in the order of what is plain
 
 
@@ -53,17 +56,15 @@ def tune(
     micro_batch: int,
     accumulation_steps: int = 1,
     seconds: float = 20.0,
-    say: Callable[[str], None] | None = None,
 ) -> Execution:
-    """The fastest execution of the config's net at `micro_batch` images, from the cache or measured in about `seconds`
-    and compilations.
+    """Return the fastest execution of the config's net at `micro_batch` images: remembered, or measured for about
+    `seconds` besides compilation.
 
     All ranks call it and get the same one; each measures for itself, without DDP, and the slowest rank counts. A choice
-    that fails on any rank is out, with its reason in the table that `say` is given (by default to stderr, on the first
-    rank). Nets are made for this alone, and random generators are left as they were. Raises RunError where not one
-    choice works.
+    that fails on any rank is out, with its reason in the table that the first rank logs. Nets are made for this alone,
+    and random generators are left as they were. Raises RunError if not one choice works.
     """
-    say = say or (lambda text: print(text, file=sys.stderr) if world.is_main else None)
+    say = log.info if world.is_main else log.debug
     with torch.device("meta"):
         net = build(config.net, config.data.classes)
     graphs = obstacle(world.device, world.size, accumulation_steps) is None
@@ -234,11 +235,9 @@ def _remember(file: Path, result: dict[str, Any]) -> None:
     """A cache that cannot be written costs the next run its measurement, and no more."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(result, indent=1))
-        temporary.replace(file)
+        write_text(file, json.dumps(result, indent=1))
     except OSError as error:
-        print(f"warning: {file}: not written: {error.strerror}", file=sys.stderr)
+        log.warning("%s: not written: %s", file, error.strerror)
 
 
 # -------------------------------------------------------------------------------------------------------- largest batch

@@ -12,10 +12,10 @@ FIELDS = 5  # loss, top-1 hits, top-5 hits, images, images whose loss is not fin
 
 
 class Meter:
-    """Sums over images as int64.
+    """Sums over images as int64, on the device.
 
     Integers add up to the same in any order, so a figure does not depend on how many ranks there were or where a run
-    was resumed. `add` never waits for the device; `read` does.
+    was resumed. `add` never waits for the device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -23,7 +23,7 @@ class Meter:
 
     @torch.no_grad()
     def add(self, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """`losses` float [b], `logits` [b, classes], `labels` int64 [b]."""
+        """Add a batch: `losses` float [b], `logits` [b, classes], `labels` int64 [b]."""
         finite = losses.isfinite()
         fixed = (losses.double().where(finite, 0.0) * FRACTION).round().long()
         hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
@@ -31,9 +31,16 @@ class Meter:
             [fixed.sum(), hits[:, 0].sum(), hits.sum(), torch.full_like(self.sums[0], len(labels)), (~finite).sum()],
         )
 
+    def restore(self, sums: Tensor | None) -> None:
+        """Begin anew, or go on with `sums`. Those of another version, with fewer or other figures, are let go of."""
+        self.sums.zero_()
+        if sums is not None and sums.shape == self.sums.shape:
+            self.sums.copy_(sums)
+
     def read(self, total: Tensor | None = None) -> dict[str, float]:
-        """`loss` (mean, NaN when any was not finite), `top1_error` and `top5_error` in percent, `images`, of `total` or
-        own sums.
+        """Return `loss` (the mean; NaN if any was not finite), `top1_error` and `top5_error` in percent, and `images`.
+
+        They are those of `total`, sums over ranks, if it is given. Waits for the device.
         """
         loss, top1, top5, images, bad = (self.sums if total is None else total).tolist()
         if not images:

@@ -41,23 +41,24 @@ class Trainer:
         world: World,
         model: nn.Module,
         optimiser: Optimizer,
+        execution: Execution,
         hooks: Hooks | None = None,
-        graph: bool = False,
     ) -> None:
-        """Take a net that is on its device. `graph`: launch each step as one CUDA graph.
+        """Take a net that was prepared for `execution` on its device.
 
         Raises UsageError for an optimiser that cannot leave out steps.
         """
         self.config, self.world, self.model, self.optimiser = config, world, model, optimiser
         set_tf32(config)
-        self.hooks = hooks or Hooks()
+        self.execution, self.hooks = execution, hooks or Hooks()
         self.net = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         self.parameters = [p for p in self.net.parameters() if p.requires_grad]
         self.batch_per_rank = config.batch // world.size
         self.scaler = GradScaler(world.device.type, enabled=config.precision == "fp16")
         self.guard = NonFiniteGuard(optimiser)
         self.statistics = BatchNormStats(self.net)
-        self.graphed = GraphedStep(self.step, self.net, optimiser, self.scaler, self._changed) if graph else None
+        graphed = GraphedStep(self.step, self.net, optimiser, self.scaler, self._changed)
+        self.graphed = graphed if execution.graph else None
         self.skipped: list[tuple[int, int]] = []  # stretches of steps, first and last, that are left out
         self.hooks.attach(self)
 
@@ -71,7 +72,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         net = models.build(config.net, config.data.classes).to(world.device)
         model = world.distribute(prepare(net, execution), config.compress)
-        return cls(config, world, model, build_optimiser(net, config.optim), hooks, execution.graph)
+        return cls(config, world, model, build_optimiser(net, config.optim), execution, hooks)
 
     def steps(self, loader: TrainLoader, epoch: int, first: int, meter: Meter) -> Iterator[int]:
         """Train on what is left of an epoch from step `first`, yielding after each step how many are done."""
@@ -141,6 +142,22 @@ class Trainer:
         finite = self.guard.finite()
         self.statistics.restore_unless(finite, before)
         return finite
+
+    def rehearse(self, images: int) -> None:
+        """Compute once, on blank images, what the run will compute for hours, so that what would fail then fails now;
+        then undo it. `images` of a micro-batch.
+
+        It also settles the order in which DDP reduces gradients, which its first backward pass finds out: without it
+        the first step after a resume would add them up in another order than an undisturbed run does.
+        """
+        device, data = self.world.device, self.config.data
+        before = {name: value.clone() for name, value in self.net.state_dict().items()}
+        blank = torch.zeros(images, 3, data.crop, data.crop, device=device, dtype=DTYPES[self.config.precision])
+        labels = torch.arange(images, device=device) % data.classes
+        self.model.train()
+        self.backward(Batch(blank.contiguous(memory_format=self.execution.memory_format), labels), Meter(device))
+        self.optimiser.zero_grad(set_to_none=True)
+        self.net.load_state_dict(before)
 
     def _changed(self, meter: Meter) -> list[Tensor]:
         """Every tensor that a step changes in place."""

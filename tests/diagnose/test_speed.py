@@ -20,7 +20,7 @@ from senet.diagnose.speed import Speed
 from senet.distributed import World
 from senet.errors import UsageError
 from senet.execution.execution import Execution
-from senet.run.choice import Choice
+from senet.run.step_plan import StepPlan
 from tests.helpers import TINY, run
 
 TELLING = Speed(
@@ -110,7 +110,7 @@ def test_advice_fits_what_bounds(
         found,
         config.from_dict(TINY),
         Source(backend="pillow", workers=1),
-        Choice(Execution(), 8, 1),
+        StepPlan(Execution(), 8, 1),
         World(0, 8, torch.device("cuda")),
     )
     assert words in told
@@ -120,7 +120,9 @@ def test_the_endless_loader_goes_from_epoch_to_epoch(images: Path) -> None:
     """A set of five steps is measured for longer than that."""
     settings = config.from_dict(TINY)
     world = World(0, 1, torch.device("cpu"))
-    found = speed.measure(world, settings, Source(images, backend="pillow", workers=1), Choice(Execution(), 12, 1), 0.3)
+    found = speed.measure(
+        world, settings, Source(images, backend="pillow", workers=1), StepPlan(Execution(), 12, 1), 0.3
+    )
     assert found.step == found.net
     assert found.all_reduce == 0
     assert all(value > 0 for value in (found.data, found.net, found.together))

@@ -28,6 +28,7 @@ from senet.execution.execution import Execution, choices
 from senet.models import build
 from senet.run.saver import Saver, snapshot
 from senet.run.state import State
+from senet.system.run_folder import CheckpointFolder
 from senet.train.autotune import largest_batch, tune
 from senet.train.meter import Meter
 from senet.train.trainer import DTYPES, Trainer
@@ -144,11 +145,11 @@ def augmentations() -> dict[str, Any]:
 def saves() -> dict[str, int]:
     """Bytes on the device before a checkpoint and after it is written."""
     trainer = assemble(config())
-    state = State(trainer.net, trainer, Meter(GPU), Meter(GPU))
+    state = State(trainer, 20)
     with tempfile.TemporaryDirectory() as folder:
-        saver = Saver(Path(folder), keep=1)
+        saver = Saver(CheckpointFolder(Path(folder)), keep=1)
         before = torch.cuda.memory_allocated()
-        saver.save(0, state.pack(config(), ALONE, 0, {}), {}, [])
+        saver.save(state.pack(), {}, [])
         saver.finish()
         after = torch.cuda.memory_allocated()
         saver.close()
@@ -165,8 +166,8 @@ def probes() -> dict[str, Any]:
     found = largest_batch(large, ALONE, Execution())
     left = torch.cuda.memory_allocated() - before
     trainer = Trainer.build(large, ALONE, Execution())
-    state = State(trainer.net, trainer, Meter(GPU), Meter(GPU))
-    held = snapshot(state.pack(large, ALONE, 0, {}))
+    state = State(trainer, 20)
+    held = snapshot(state.pack())
     loader = train_loader(large.data, Source(), large.batch, found, 0, 0, 1, GPU, DTYPES["bf16"])
     made = trainer.steps(loader, 0, 0, state.interval)
     next(made)
@@ -176,7 +177,7 @@ def probes() -> dict[str, Any]:
 
 def tuning() -> str:
     """An execution that was chosen by timing all."""
-    return str(tune(config(), ALONE, 32, seconds=0.1, say=lambda text: None))
+    return str(tune(config(), ALONE, 32, seconds=0.1))
 
 
 CHECKS: dict[str, Callable[[], Any]] = {

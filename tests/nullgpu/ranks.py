@@ -16,7 +16,6 @@ from senet import distributed
 from senet.config import from_dict
 from senet.execution.execution import Execution
 from senet.run.state import State
-from senet.train.meter import Meter
 from tests.nullgpu.checks import assemble, config, stat, steps
 
 
@@ -25,9 +24,10 @@ def without_batchnorm(world: distributed.World) -> list[str]:
     data = {"set": "synthetic", "classes": 10, "crop": 32, "train_images": 64, "val_images": 64}
     settings = from_dict({"net": {"timm": "test_vit"}, "data": data, "batch": 4})
     trainer = assemble(settings, world=world)
-    state = State(trainer.net, trainer, Meter(world.device), Meter(world.device))
-    packed = state.pack(settings, world, 0, {})
-    return [str(packed["statistics"].device), str(list(packed["statistics"].shape))]
+    state = State(trainer, 16)
+    statistics = state.pack().statistics
+    assert statistics is not None
+    return [str(statistics.device), str(list(statistics.shape))]
 
 
 def main() -> None:

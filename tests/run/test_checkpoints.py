@@ -8,24 +8,29 @@ from pathlib import Path
 import torch
 
 from senet.run import checkpoint
+from senet.run.checkpoint import Payload, Progress
 from senet.run.saver import Saver
+from senet.system.run_folder import CheckpointFolder
 from tests.helpers import run
 
 
 def test_a_snapshot_is_not_reached_by_what_comes_after(tmp_path: Path) -> None:
-    saver = Saver(tmp_path, keep=10)
+    folder = CheckpointFolder(tmp_path)
+    saver = Saver(folder, keep=10)
     weights = torch.zeros(1000, 1000)
     for step in range(5):
         weights.fill_(step)
-        saver.save(step, {"net": {"w": weights}, "list": [weights, 1, "x"]}, {}, ["best.pt"] if step == 2 else [])
+        payload = Payload(Progress(step), {"w": weights}, {"list": [weights, 1, "x"]})
+        saver.save(payload, {}, [folder.best] if step == 2 else [])
     weights.fill_(-1)
     saver.close()
     assert not saver.news()
     for step in range(5):
-        payload = checkpoint.read(tmp_path / f"step-{step:08d}.pt")
-        assert payload["net"]["w"].unique().tolist() == [step]
-        assert payload["list"][1:] == [1, "x"]
-    assert checkpoint.read(tmp_path / "best.pt")["net"]["w"][0, 0] == 2
+        payload = checkpoint.read(folder.of_step(step))
+        assert payload.net["w"].unique().tolist() == [step]
+        assert payload.optimiser["list"][0].unique().tolist() == [step]
+        assert payload.optimiser["list"][1:] == [1, "x"]
+    assert checkpoint.read(folder.best).net["w"][0, 0] == 2
 
 
 def test_what_is_kept(tmp_path: Path, tiny: Path, images: Path) -> None:
@@ -36,9 +41,9 @@ def test_what_is_kept(tmp_path: Path, tiny: Path, images: Path) -> None:
     assert done.returncode == 0, done.stderr
     names = {path.name for path in (out / "checkpoints").glob("*.pt")}
     assert names == {"step-00000015.pt", "best.pt", "epoch-0002.pt", "timed-00000000.pt"}
-    payloads = {name: checkpoint.read(out / "checkpoints" / name) for name in names}
-    assert payloads["epoch-0002.pt"]["progress"]["epoch"] == 2
-    assert payloads["best.pt"]["progress"]["epoch"] == payloads["step-00000015.pt"]["progress"]["best"]["epoch"]
+    reached = {name: checkpoint.read(out / "checkpoints" / name).progress for name in names}
+    assert reached["epoch-0002.pt"].epoch == 2
+    assert reached["best.pt"].epoch == reached["step-00000015.pt"].best["epoch"]
     for file in (out / "checkpoints").glob("timed-*.pt"):
         os.utime(file, (0, 0))
     again = run("launch.train", *arguments, "epochs=4", "--accept-changes", "--keep", 1, "--keep-hours", 1)

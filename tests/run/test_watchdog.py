@@ -17,11 +17,12 @@ import sys, time
 from pathlib import Path
 from senet.run.stop import Stop
 from senet.run.watchdog import Watchdog
+from senet.system.run_folder import RunFolder
 rank, limit, phase = int(sys.argv[2]), float(sys.argv[3]), sys.argv[4]
 step, clock = int(sys.argv[5]), float(sys.argv[6])
 now = time.time
 time.time = lambda: now() + clock
-watchdog = Watchdog(Path(sys.argv[1]), rank, 3, limit, Stop())
+watchdog = Watchdog(RunFolder(Path(sys.argv[1])), rank, 3, limit, Stop())
 watchdog.at(phase, step)
 time.sleep(1e6)
 """
@@ -63,13 +64,14 @@ import os, sys, time
 from pathlib import Path
 from senet.run.stop import Stop
 from senet.run.watchdog import Watchdog
+from senet.system.run_folder import RunFolder
 if os.fork():
     time.sleep(1)  # till the other has looked who its parent is
     os._exit(0)
 called = []
 stop = Stop()
-stop.orphaned = lambda: called.append(1)
-watchdog = Watchdog(Path(sys.argv[1]), 0, 1, 0.8, stop)
+stop.launcher_is_gone = lambda: called.append(1)
+watchdog = Watchdog(RunFolder(Path(sys.argv[1])), 0, 1, 0.8, stop)
 for _ in range(20):
     watchdog.at("compute", 1)
     time.sleep(0.15)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import json
 import math
 import os
@@ -16,9 +17,17 @@ from pathlib import Path
 import pytest
 
 from senet import track
+from senet.errors import UsageError
+from senet.system.run_folder import RunFolder
 from senet.track.jsonl import JsonLines
 from senet.track.wandb import decide
-from tests.helpers import ROOT, environment
+from tests.helpers import ROOT, environment, run
+
+
+def opened(out: Path, names: str, resume_step: int | None = None) -> track.Tracker:
+    """The trackers of a run in a folder, as a run opens them; `names` as --track has them."""
+    start = track.Start(RunFolder(out), "a", {}, resume_step)
+    return track.build(start, track.Terminal(), track.choose(names)[0])
 
 
 def test_lines_after_the_resumed_step_go_and_a_torn_one_too(tmp_path: Path) -> None:
@@ -26,12 +35,12 @@ def test_lines_after_the_resumed_step_go_and_a_torn_one_too(tmp_path: Path) -> N
     log = JsonLines(file, None)
     for step in range(5):
         log.log({"kind": "train", "step": step, "loss": math.nan if step == 1 else 0.5})
-    log.close()
+    log.close(True)
     with file.open("a") as torn:
         torn.write('{"kind": "train", "st')
     log = JsonLines(file, 2)
     log.log({"kind": "train", "step": 3, "loss": 0.25})
-    log.close()
+    log.close(True)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     assert lines[1]["loss"] is None
@@ -48,13 +57,13 @@ def test_a_rewind_takes_back_all_but_events_and_steps_still_rise(tmp_path: Path)
     log.log({"kind": "train", "step": 5})
     log.rewind(2)
     log.log({"kind": "train", "step": 3})
-    log.close()
+    log.close(True)
     assert [json.loads(line) for line in file.read_text().splitlines()] == [
         {"kind": "train", "step": 2},
         {"kind": "event", "step": 2, "skipped": 2, "undone_step": 6},
         {"kind": "train", "step": 3},
     ]
-    JsonLines(file, None).close()
+    JsonLines(file, None).close(True)
     assert not file.read_text()
 
 
@@ -63,22 +72,52 @@ def test_when_wandb_is_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert not decide("auto")[0]
-    assert decide("wandb")[0]
+    assert not decide(asked=False)[0]
+    assert decide(asked=True)[0]
     (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password secret\n")
     (tmp_path / ".netrc").chmod(0o600)
     monkeypatch.delenv("NETRC")
-    on, why = decide("auto")
+    on, why = decide(asked=False)
     assert on
     assert "secret" not in why
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert not decide("auto")[0]
+    assert not decide(asked=False)[0]
+
+
+def test_trackers_are_named_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert track.choose("none")[0] == []
+    assert track.choose("auto")[0] == track.choose("wandb")[0] == [track.NAMED["wandb"]]
+    refused = run("launch.train", "configs/debug/tiny.yaml", "--track", "wandb,aim", "--out", tmp_path / "out")
+    assert refused.returncode == 2
+    assert "argument --track: 'aim' is none of auto, none, wandb, tensorboard" in refused.stderr
+
+
+def test_tensorboard_is_asked_for_by_name(tmp_path: Path) -> None:
+    """Its package is no requirement: without it the error says what to install, and nothing is written."""
+    if importlib.util.find_spec("tensorboard") is None:
+        with pytest.raises(UsageError, match="pip install tensorboard"):
+            track.choose("tensorboard")
+        return
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    figures = {"kind": "train", "epoch": 1, "seconds": 1.0}
+    tracker = opened(tmp_path, "tensorboard")
+    for step in (1, 2, 3):
+        tracker.log({**figures, "step": step, "loss": float(step)})
+    tracker.rewind(1)
+    tracker.log({**figures, "step": 2, "loss": 7.0})
+    tracker.log({**figures, "kind": "event", "step": 2, "reason": "none"})
+    tracker.close(True)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 1.0), (2, 7.0)]
+    assert "event/reason/text_summary" in events.Tags()["tensors"]
 
 
 BAR = """
 from pathlib import Path
-from senet import track
-tracker = track.build(Path(".") / "OUT", choice="none", name="a", config={}, resume_step=None)
+from tests.track.test_track import opened
+tracker = opened(Path(".") / "OUT", "none")
 times = {"epoch": 1, "step": 5, "seconds": 1.0}
 tracker.log({"kind": "train", "loss": 1.5, "learning_rate": 0.1, "images_per_second": 100.0, "data_wait": 0.25} | times)
 tracker.progress(1, 2, 5, 10, 100.0, 0.25)
@@ -106,7 +145,7 @@ def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
 
 def test_plain_lines_elsewhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert not sys.stderr.isatty()
-    tracker = track.build(tmp_path, choice="none", name="a", config={}, resume_step=None)
+    tracker = opened(tmp_path, "none")
     times = {"epoch": 1, "step": 5, "seconds": 1.0}
     tracker.log(
         {"kind": "train", "loss": 1.5, "learning_rate": 0.1, "images_per_second": 100.0, "data_wait": 0.25} | times

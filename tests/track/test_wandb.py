@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import struct
 import subprocess
@@ -14,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from senet import track
 from tests.helpers import ROOT, command, environment, run, until
 from tests.track.server import Server, serving
+from tests.track.test_track import opened
 
 KEY = "5ec2e7" * 7  # long enough for a key
 
@@ -148,7 +149,7 @@ def test_what_a_broken_connection_kept_back_is_sent_later(
     """
     for name, value in (("WANDB_BASE_URL", server.address), ("WANDB_API_KEY", KEY), ("NETRC", "/nonexistent")):
         monkeypatch.setenv(name, value)
-    tracker = track.build(tmp_path, choice="wandb", name="a", config={}, resume_step=None)
+    tracker = opened(tmp_path, "wandb")
     tracker.log(train_record(0))
     until(lambda: bool(server.rows))
     server.mood = "403"
@@ -156,7 +157,7 @@ def test_what_a_broken_connection_kept_back_is_sent_later(
         tracker.log(train_record(step))
     tracker.close(False)
     server.mood = "500"
-    tracker = track.build(tmp_path, choice="wandb", name="a", config={}, resume_step=3)
+    tracker = opened(tmp_path, "wandb", 3)
     for step in range(4, 8):
         tracker.log(train_record(step))
     tracker.close(True)
@@ -202,8 +203,9 @@ def test_a_bad_server_costs_a_run_nothing(tmp_path: Path, tiny: Path, images: Pa
 
 @pytest.mark.parametrize("mood", ["refuses", "slow", "500"])
 def test_a_bad_server_costs_no_record(
-    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], mood: str
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, mood: str
 ) -> None:
+    caplog.set_level(logging.INFO, "senet")
     server.mood = mood
     address = server.address
     if mood == "refuses":
@@ -211,13 +213,13 @@ def test_a_bad_server_costs_no_record(
             address = f"http://127.0.0.1:{free.getsockname()[1]}"
     for name, value in (("WANDB_BASE_URL", address), ("WANDB_API_KEY", KEY), ("NETRC", "/nonexistent")):
         monkeypatch.setenv(name, value)
-    tracker = track.build(tmp_path, choice="auto", name="a", config={}, resume_step=None)
+    tracker = opened(tmp_path, "auto")
     for step in range(100):
         tracker.log(train_record(step))
     tracker.close(True)
     until(lambda: len(history(tmp_path)) == 100)
     assert [row["step"] for row in history(tmp_path)] == list(range(100))
-    assert "W&B: offline" in capfd.readouterr().err
+    assert "W&B: offline" in caplog.text
     assert_no_secret(tmp_path)
 
 

@@ -16,6 +16,7 @@ from senet import distributed
 from senet.config import Config, from_dict
 from senet.data.loader import Batch
 from senet.execution.execution import Execution
+from senet.run.voice import speaking
 from senet.system.timing import Timing
 from senet.train.autotune import agree, tune
 from senet.train.meter import Meter
@@ -109,7 +110,8 @@ def compiled(world: distributed.World) -> dict[str, Any]:
 
 def tuned(world: distributed.World) -> dict[str, Any]:
     lines: list[str] = []
-    chosen = tune(CONFIG, world, 4, seconds=0.2, say=lines.append if world.is_main else lambda text: None)
+    with speaking(world, lines.append):
+        chosen = tune(CONFIG, world, 4, seconds=0.2)
     other = Execution("contiguous")
     timings = {Execution(): Timing([1.0]), other: Timing([0.5], failure="odd" if world.rank else None)}
     agree(timings, world)

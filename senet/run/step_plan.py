@@ -1,0 +1,69 @@
+"""How a rank computes a step: the execution of its net, and how many images it takes at once.
+
+A resumed run computes as it did before unless flags say otherwise. The last bits of a result depend on the execution;
+with batch normalisation more than that depends on the micro-batch, over which it takes its statistics.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from senet.config import Config, divide_batch
+from senet.distributed import World
+from senet.errors import UsageError
+from senet.execution.execution import Execution
+from senet.system.files import write_text
+from senet.train.autotune import largest_batch, tune
+from senet.train.cuda_graph import obstacle
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    execution: Execution
+    micro_batch: int  # images that a rank takes at once
+    accumulation_steps: int  # micro-batches a step
+
+    def save(self, file: Path) -> None:
+        """Write the plan for the next start of this run."""
+        write_text(file, json.dumps({"execution": self.execution.to_dict(), "micro_batch": self.micro_batch}))
+
+
+def decide(
+    config: Config,
+    world: World,
+    file: Path,
+    asked: Mapping[str, Any],
+    largest: int | Literal["auto"] | None,
+    measure: bool,
+) -> StepPlan:
+    """Return the plan kept in `file`, changed by the settings of Execution that were `asked` for and by the `largest`
+    batch that a rank may take at once; on a first start, if asked to, `measure` the fastest execution.
+
+    All ranks call it and get the same plan. Raises UsageError for what cannot be done on this machine.
+    """
+    kept = world.broadcast_object(json.loads(file.read_text()) if world.is_main and file.exists() else None) or {}
+    before = Execution.from_dict(kept.get("execution", {}))
+    execution = replace(before, **asked)
+    if largest == "auto":
+        largest = kept.get("micro_batch") or largest_batch(config, world, execution)
+    micro_batch, accumulation_steps = divide_batch(config.batch, world.size, largest or kept.get("micro_batch"))
+    if measure and not kept:
+        execution = tune(config, world, micro_batch, accumulation_steps)
+    if execution.graph and (why := obstacle(world.device, world.size, accumulation_steps)):
+        raise UsageError(f"--graph: {why}; leave it out")
+    if kept and execution != before:
+        log.warning("computed as %s, before as %s: last bits will differ", execution, before)
+    if kept and micro_batch != kept["micro_batch"]:
+        log.warning(
+            "a rank takes %d images at once, before %d: batch normalisation sees other batches, results will differ",
+            micro_batch,
+            kept["micro_batch"],
+        )
+    return StepPlan(execution, micro_batch, accumulation_steps)

@@ -1,0 +1,74 @@
+"""What every tracker has in common. Records are flat mappings of one spelling.
+
+Every record has `kind` (train, val, event), `epoch` (counted from 1), `step` (done since the run began) and `seconds`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from senet.system.run_folder import RunFolder
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a tracker is made from, at each start of a run."""
+
+    folder: RunFolder
+    name: str
+    config: dict[str, Any]
+    resume_step: int | None  # a resumed run logs again what came after it; None: a new run
+
+
+class Tracker:
+    """A destination of a run's records. It does nothing with what it has no method of its own for."""
+
+    def log(self, record: Record) -> None:
+        """Keep, send or show a record."""
+
+    def rewind(self, step: int) -> None:
+        """The run has gone back to `step` and will log again what came after; only the events of that time stay."""
+
+    def progress(
+        self, epoch: int, epochs: int, step: int, steps: int, images_per_second: float, data_wait: float
+    ) -> None:
+        """Show how far an epoch is; images/s over all ranks, the share of time that the first rank waited for data."""
+
+    def say(self, text: str) -> None:
+        """Show a message to a person."""
+
+    def close(self, ok: bool) -> None:
+        """End, with the run complete (`ok`) or not."""
+
+
+class Trackers(Tracker):
+    """Passes everything on to several trackers, in their order."""
+
+    def __init__(self, *trackers: Tracker) -> None:
+        self.trackers = trackers
+
+    def log(self, record: Record) -> None:
+        for tracker in self.trackers:
+            tracker.log(record)
+
+    def rewind(self, step: int) -> None:
+        for tracker in self.trackers:
+            tracker.rewind(step)
+
+    def progress(
+        self, epoch: int, epochs: int, step: int, steps: int, images_per_second: float, data_wait: float
+    ) -> None:
+        for tracker in self.trackers:
+            tracker.progress(epoch, epochs, step, steps, images_per_second, data_wait)
+
+    def say(self, text: str) -> None:
+        for tracker in self.trackers:
+            tracker.say(text)
+
+    def close(self, ok: bool) -> None:
+        for tracker in reversed(self.trackers):
+            tracker.close(ok)
