@@ -26,10 +26,13 @@ class Keeper:
         self.changed: list[str] = []  # settings that differ from those of the checkpoint
         self.saved_at = time.monotonic()
         self._saver: Saver | None = None
+        self._timed_due = 0.0  # by the monotonic clock: when the next one is to stay for its time
 
     def start(self) -> None:
         """Begin to write: the folder is this run's."""
-        self._saver = Saver(self.folder, self.flags.keep) if self.world.is_main else None
+        if self.world.is_main:
+            self._saver = Saver(self.folder, self.flags.keep)
+            self._timed_due = time.monotonic() + 3600 * (self.flags.keep_hours - self.folder.hours_since_timed())
 
     @property
     def is_due(self) -> bool:
@@ -44,8 +47,9 @@ class Keeper:
             names = [self.folder.best] if errors and state.best.get("epoch") == state.epoch else []
             if errors and flags.keep_every and state.epoch % flags.keep_every == 0:
                 names.append(self.folder.of_epoch(state.epoch))
-            if flags.keep_hours and self.folder.hours_since_timed() >= flags.keep_hours:
+            if flags.keep_hours and time.monotonic() >= self._timed_due:
                 names.append(self.folder.timed(state.global_step))
+                self._timed_due = time.monotonic() + 3600 * flags.keep_hours
             self._saver.save(payload, errors, names)
         self.saved_at = time.monotonic()
 
