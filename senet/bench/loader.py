@@ -77,7 +77,7 @@ def _joined(name: str, threads: int, found: dict[tuple[str, int], list[Row]]) ->
     }
     for peer in ("torchvision", "dali-reader"):
         theirs = found.get((peer, threads), [])
-        if theirs and not any(row.failure for row in theirs):
+        if peer != name and theirs and not any(row.failure for row in theirs):
             pairs = zip(rounds, theirs, strict=False)
             facts[f"x {peer}"] = Spread.of([values(own) / values(other) for own, other in pairs])
     return Row(name, how, Spread.of([values(row) for row in rounds]), "images/CPU-s", facts)
