@@ -139,6 +139,7 @@ def _no_compiler(device: torch.device) -> str | None:
 
 def _compile(net: nn.Module) -> None:
     import torch._dynamo
+    import torch._inductor.config
 
     torch._dynamo.reset()  # what was compiled for other executions counts against the limits below
     parts = list(net.parts()) if isinstance(net, Network) else [net]
@@ -147,6 +148,8 @@ def _compile(net: nn.Module) -> None:
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, 256)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 1024)
+    # What a net draws (the mixing of Shake-Shake) is what it draws uncompiled.
+    torch._inductor.config.fallback_random = True
     # DDP's cutting of compiled graphs is for whole nets: parts end where gradients can go anyway.
     limits.optimize_ddp = parts == [net]
     for part in parts:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from senet import config
 from senet.models.layers import ConvBN, initialise, se_slot
+from senet.models.network import Staged
 
 
 class Widths(NamedTuple):
@@ -68,7 +69,7 @@ class Inception(nn.Module):
         return self.se(torch.cat([branch(x) for branch in self.branches], 1))
 
 
-class BNInception(nn.Module):
+class BNInception(Staged):
     """[N, 3, H, W] -> logits [N, classes]. SE follows all ten modules, the two that stride among them."""
 
     def __init__(self, net: config.BNInception, classes: int) -> None:

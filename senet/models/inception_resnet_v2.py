@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from senet import config
 from senet.models.layers import ConvBN, initialise, se_slot
+from senet.models.network import Staged
 
 EPS = 1e-3  # of BN in slim's nets
 
@@ -84,7 +85,7 @@ def block_c(channels: int, se: config.SqueezeExcitation | None, last: bool) -> B
     return Block(channels, branches, 448, 1.0 if last else 0.2, not last, se)
 
 
-class InceptionResNetV2(nn.Module):
+class InceptionResNetV2(Staged):
     """[N, 3, H, W] -> logits [N, classes], H and W at least 75."""
 
     def __init__(self, net: config.InceptionResNetV2, classes: int) -> None:

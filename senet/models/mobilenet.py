@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from senet import config
 from senet.models.layers import ConvBN, initialise, se_slot
+from senet.models.network import Staged
 
 # Outputs of the units of a stage; the first unit strides, but for that of stage 1.
 STAGES = {
@@ -30,7 +31,7 @@ class Unit(nn.Sequential):
             self.se = se_slot(outputs, se)
 
 
-class MobileNet(nn.Module):
+class MobileNet(Staged):
     """[N, 3, H, W] -> logits [N, classes].
 
     The paper does not say where SE stands. After the pointwise convolution of each of the 13 units it gives the paper's

@@ -23,6 +23,20 @@ class Network(nn.Module):
         yield self
 
 
+class Staged(Network):
+    """A network of `stages` that hold units, perhaps with a `stem` before them and `last` behind them."""
+
+    stages: nn.Sequential
+
+    def parts(self) -> Iterator[nn.Module]:
+        for name, child in self.named_children():
+            if name == "stages":
+                for stage in child.children():
+                    yield from stage.children()
+            elif name in ("stem", "last") and any(child.children()):
+                yield child
+
+
 class TailBlock(nn.Module):
     """A residual block that leaves its end to `tail`; `plain` computes it layer by layer."""
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from senet import config
-from senet.models.network import Network, TailBlock
+from senet.models.network import Staged, TailBlock
 from senet.models.se import SEBlock
 
 
@@ -173,7 +172,7 @@ def stem_width(net: config.ResNet) -> int:
     return {"conv7x7": 64, "conv3x3x3": 128}[net.stem.kind]
 
 
-class ResNet(Network):
+class ResNet(Staged):
     """[N, 3, H, W] -> logits [N, classes]. Stages are numbered as in the paper: 2 to 5, CIFAR 2 to 4."""
 
     def __init__(self, net: config.ResNet, classes: int) -> None:
@@ -199,13 +198,6 @@ class ResNet(Network):
         self.dropout = nn.Dropout(net.dropout)
         self.fc = nn.Linear(channels, classes)
         initialise(self, net.zero_init)
-
-    def parts(self) -> Iterator[nn.Module]:
-        yield self.stem
-        for stage in self.stages.children():
-            yield from stage.children()
-        if len(self.last):
-            yield self.last
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.last(self.stages(self.stem(x)))

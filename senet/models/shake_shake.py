@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from senet import config
 from senet.models.layers import ConvBN, initialise, se_slot
+from senet.models.network import Staged
 
 
 class _Mix(torch.autograd.Function):
@@ -109,13 +110,15 @@ class BottleneckUnit(Unit):
         return F.relu(self.shortcut(x) + self.residual(x))
 
 
-class ShakeShake(nn.Module):
+class ShakeShake(Staged):
     """[N, 3, H, W] -> logits [N, classes], for images of 32x32 pixels. Stages are numbered from 2, as in ResNets.
 
     Basic units of width 96, four in each stage, are Shake-Shake 26 2x96d; bottlenecks of width 64, 4 groups, three in
     each stage, Shake-Shake 29 2x4x64d. The paper does not say whether SE scales the mixture, as everywhere "prior to
     summation with the identity branch" (section 3.3, the default), or each branch before they are mixed.
     """
+
+    small = True
 
     def __init__(self, net: config.ShakeBasic | config.ShakeBottleneck, classes: int) -> None:
         super().__init__()
@@ -134,7 +137,7 @@ class ShakeShake(nn.Module):
                     units.append(BottleneckUnit(net, channels, stage, stride))
                     channels = 256 * 2**stage
             self.stages.add_module(f"stage{stage + 2}", units)
-        self.last = nn.ReLU() if basic else nn.Identity()
+        self.last: nn.Module = nn.ReLU() if basic else nn.Identity()
         self.fc = nn.Linear(channels, classes)
         initialise(self)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from senet import config
 from senet.models.layers import ConvBN, initialise, se_slot
+from senet.models.network import Staged
 
 WIDTHS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}  # of stage 2, by groups; later stages double it
 UNITS = {"stage2": 4, "stage3": 8, "stage4": 4}
@@ -38,7 +39,7 @@ class Unit(nn.Module):
         return F.relu(torch.cat([F.avg_pool2d(x, 3, 2, 1), branch], 1))
 
 
-class ShuffleNet(nn.Module):
+class ShuffleNet(Staged):
     """[N, 3, H, W] -> logits [N, classes]: ShuffleNet 1x.
 
     The paper does not say where SE stands. Here it scales the branch before the sum, as in ResNets, in the 13 units

@@ -6,11 +6,12 @@ from torch import Tensor, nn
 
 from senet import config
 from senet.models.layers import ConvBN, initialise, se_slot
+from senet.models.network import Staged
 
 STAGES = {"stage1": (64, 2), "stage2": (128, 2), "stage3": (256, 3), "stage4": (512, 3), "stage5": (512, 3)}
 
 
-class VGG16(nn.Module):
+class VGG16(Staged):
     """[N, 3, H, W] -> logits [N, classes]. SE follows the ReLU of each convolution (section 3.3).
 
     A map that is not 7x7 (as it is at 224x224) is averaged, or repeated, to 7x7.

@@ -1,14 +1,16 @@
 """Networks of the paper beyond the residual ones: sizes of tables 2 and 3, where SE stands, and that they learn."""
 
+import json
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from senet.config import from_dict
+from senet.config import Config, from_dict
 from senet.models import SEBlock, build
 from senet.models.shake_shake import _Mix
+from tests.helpers import run
 
 SMALL: dict[str, tuple[dict[str, Any], int]] = {  # settings of small networks, and the side of their images
     "bn_inception": ({}, 32),
@@ -21,10 +23,19 @@ SMALL: dict[str, tuple[dict[str, Any], int]] = {  # settings of small networks, 
 }
 
 
-def make(name: str, **se: Any) -> nn.Module:
-    """Build a small network, with SE blocks if settings of them are given."""
+def small(name: str, **se: Any) -> Config:
+    """Return the config of a small network, with SE blocks if settings of them are given."""
+    net, side = SMALL[name]
     family = "shake_shake" if name == "shake_even" else name
-    return build(from_dict({"net": {"family": family, **SMALL[name][0], "se": se or None}}).net, 10)
+    data = {"set": "synthetic", "classes": 10, "crop": side, "train_images": 32, "val_images": 8}
+    return from_dict(
+        {"net": {"family": family, **net, "se": se or None}, "data": data, "optim": {"lr": 0.01}, "batch": 8}
+    )
+
+
+def make(name: str, **se: Any) -> nn.Module:
+    """Build the network of `small`."""
+    return build(small(name, **se).net, 10)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -101,3 +112,10 @@ def test_shaking_follows_the_seed_alone_and_stops_in_evaluation(name: str) -> No
     assert not torch.allclose(same[0], same[1])  # each image has draws of its own
     net.eval()
     assert torch.equal(logits(1), logits(2))
+
+
+def test_two_ranks_train_each_network_alike_and_resume_to_the_bit() -> None:
+    done = run("tests.models.ranks", ranks=2)
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert told == [dict.fromkeys(SMALL, "the same")] * 2
