@@ -38,18 +38,18 @@ def main(argv: list[str] | None = None) -> int:
     from senet.run.load import load
     from senet.run.voice import speaking
     from senet.track import Terminal
-    from senet.train.evaluate import evaluate
+    from senet.train.evaluate import VIEWS, evaluate
     from senet.train.trainer import DTYPES
 
     with distributed.start(args.device) as world, speaking(world, Terminal().say) as voice:
         config, net, pixels, execution = load(args.what, args.weights)
-        place = (world.rank, world.size, world.device)
-        loader = val_loader(config.data, source(args), *place, DTYPES[config.precision])
+        view, place = VIEWS["centre"], (world.rank, world.size, world.device)
+        loader = val_loader(view.data(config.data), source(args), *place, DTYPES[config.precision])
         loader.memory_format = execution.memory_format
         if pixels is not None:
             warn_of_pixels(pixels, loader.description)
         voice.gather()
-        errors = evaluate(prepare(net.to(world.device), execution), loader, config, world)
+        errors = evaluate(prepare(net.to(world.device), execution), loader, config, world, view=view)
         for path, reason in loader.bad.items():
             log.warning("not counted: %s: %s", path, reason)
         voice.gather()

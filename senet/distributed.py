@@ -40,13 +40,13 @@ class World:
         return self.rank == 0
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """The sum of `tensor` over ranks, in place."""
+        """Replace `tensor` by its sum over ranks, and return it."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """[size, *shape] of a tensor alike on all ranks, on every rank."""
+        """Return the tensors of all ranks, equal in shape, as one [size, *shape]."""
         if self.size == 1:
             return tensor[None].clone()
         out = [torch.empty_like(tensor) for _ in range(self.size)]
@@ -54,7 +54,7 @@ class World:
         return torch.stack(out)
 
     def broadcast_object(self, value: Any) -> Any:
-        """Rank 0's `value` (a plain object), on every rank."""
+        """Return rank 0's `value`, a plain object, on every rank."""
         if self.size == 1:
             return value
         box = [value]
@@ -62,7 +62,7 @@ class World:
         return box[0]
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """Every rank's `value` (a plain object), on every rank."""
+        """Return every rank's `value`, a plain object, on every rank."""
         if self.size == 1:
             return [value]
         box: list[Any] = [None] * self.size
@@ -70,7 +70,7 @@ class World:
         return box
 
     def all_gather_floats(self, numbers: list[float]) -> list[list[float]]:
-        """Every rank's numbers, on every rank, past the device."""
+        """Return every rank's numbers on every rank, without touching the device."""
         if self.size == 1:
             return [numbers]
         own = torch.tensor(numbers, dtype=torch.float64)
@@ -78,24 +78,25 @@ class World:
         dist.all_gather(out, own, group=self.host_group)
         return [each.tolist() for each in out]
 
-    def all_reduce_max(self, wish: int) -> Callable[[], int]:
-        """Begin to ask for the greatest wish of all ranks; the answer waits in the function returned, without stopping
-        the device.
+    def all_reduce_max(self, number: int) -> Callable[[], int]:
+        """Begin to look for the greatest number of all ranks; return a function that waits for it and returns it.
+
+        The device is not touched.
         """
         if self.size == 1:
-            return lambda: wish
-        box = torch.tensor([wish])
+            return lambda: number
+        box = torch.tensor([number])
         work = dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self.host_group, async_op=True)
 
-        def answer() -> int:
+        def greatest() -> int:
             work.wait()
             return int(box.item())
 
-        return answer
+        return greatest
 
     def distribute(self, net: nn.Module, compress: str = "none") -> nn.Module:
-        """`net` under DDP; alone, the net itself. BN statistics stay each rank's own until `senet.train.batchnorm`
-        averages them.
+        """Return `net` wrapped in DDP; on one rank, the net itself. BN statistics stay each rank's own until
+        `senet.train.batchnorm` averages them.
 
         With `compress` bf16, gradients are rounded to bfloat16 while they travel between ranks, in half the bytes.
         """
@@ -112,7 +113,7 @@ class World:
 
     @staticmethod
     def accumulate(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
-        """The context of one micro-batch: gradients are reduced over ranks in the last one only."""
+        """Return the context of one micro-batch: gradients are reduced over ranks in the last one only."""
         return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
     def __enter__(self) -> World:
@@ -143,32 +144,32 @@ def start(device: str = "auto", deterministic: bool = False) -> World:
             "--device cuda: no CUDA device is visible; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu"
         )
     if device == "cpu" or not torch.cuda.is_available():
-        here = torch.device("cpu")
+        own = torch.device("cpu")
     elif local >= torch.cuda.device_count():
         raise UsageError(
             f"{local + 1} processes on a node with {torch.cuda.device_count()} GPUs: set "
             "--nproc-per-node to at most that"
         )
     else:
-        here = torch.device("cuda", local)
-        torch.cuda.set_device(here)
+        own = torch.device("cuda", local)
+        torch.cuda.set_device(own)
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = not deterministic, deterministic
     if size == 1:
-        return World(rank, size, here)
+        return World(rank, size, own)
     if "GLOO_SOCKET_IFNAME" not in os.environ and (network := gloo_interface(os.environ.get("NCCL_SOCKET_IFNAME", ""))):
         os.environ["GLOO_SOCKET_IFNAME"] = network
-    place: dict[str, Any] = {"store": _store(rank, size), "rank": rank, "world_size": size, "timeout": TIMEOUT}
-    if here.type == "cuda":
-        dist.init_process_group("nccl", device_id=here, **place)
-        return World(rank, size, here, dist.new_group(backend="gloo", timeout=TIMEOUT))
-    dist.init_process_group("gloo", **place)
+    settings: dict[str, Any] = {"store": _store(rank, size), "rank": rank, "world_size": size, "timeout": TIMEOUT}
+    if own.type == "cuda":
+        dist.init_process_group("nccl", device_id=own, **settings)
+        return World(rank, size, own, dist.new_group(backend="gloo", timeout=TIMEOUT))
+    dist.init_process_group("gloo", **settings)
     # A group of its own: a question asked while DDP reduces gradients must not be taken for one of its buckets.
-    return World(rank, size, here, dist.new_group(backend="gloo", timeout=TIMEOUT))
+    return World(rank, size, own, dist.new_group(backend="gloo", timeout=TIMEOUT))
 
 
 def gloo_interface(nccl: str, interfaces: Sequence[str] | None = None) -> str:
     """Return the interface of this host that NCCL_SOCKET_IFNAME=`nccl` names first, for gloo to use the same network;
-    empty if it names none of `interfaces` (by default those there are).
+    empty if it names none of `interfaces` (by default all there are).
 
     NCCL takes beginnings of names ("eth,ib"), whole names ("=eth0"), and names to leave out ("^docker"); gloo takes a
     whole name, and by default the network of the host's name, which is often the slow one.
@@ -182,7 +183,7 @@ def gloo_interface(nccl: str, interfaces: Sequence[str] | None = None) -> str:
 
 
 def _store(rank: int, size: int) -> Any:
-    """Where processes find each other.
+    """Return the store by which processes find each other.
 
     torchrun keeps its store over restarts, with the addresses of the dead in it, and nothing in the environment tells
     restarts apart on all nodes. So every start is under a name of its own, which rank 0 chooses.
@@ -192,8 +193,8 @@ def _store(rank: int, size: int) -> Any:
 
 
 def _agree(store: Any, rank: int, size: int) -> str:
-    """A name for this start, the same on all its ranks: rank 0 answers each rank's question, and waits until all have
-    its answer.
+    """Return a name for this start, the same on all its ranks: rank 0 answers each rank's question, and waits until all
+    have its answer.
 
     Questions of the dead are answered too, but they do not confirm.
     """

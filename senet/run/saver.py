@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import errno
-import queue
 import shutil
-import threading
-import time
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -20,93 +18,68 @@ from senet.system.run_folder import CheckpointFolder
 SPARE = 16 << 20  # bytes left free on the disk
 
 
-@dataclass
-class _Job:
-    step: int
-    payload: Payload | None  # let go once it is copied to the host: it takes as much of the device as the training
-    errors: Mapping[str, float]
-    names: list[Path]
-    made: torch.cuda.Event | None
-
-
 class Saver:
     """One checkpoint may wait while another is written; a third makes the training wait.
 
     A disk that is full, or fails, costs the checkpoint and not the run: `news` says so, and what was written before
-    stays.
+    stays. Other failures are raised by whatever method is called next.
     """
 
     def __init__(self, folder: CheckpointFolder, keep: int) -> None:
         """`keep`: how many of the newest checkpoints stay."""
         self.folder, self.keep = folder, keep
-        self._jobs: queue.Queue[_Job | None] = queue.Queue(1)
-        self._news: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="saver", daemon=True)
-        self._thread.start()
+        self._thread = ThreadPoolExecutor(1, "saver")
+        self._pending: deque[Future[str]] = deque()  # each ends with what went wrong, or nothing
+        self._news: list[str] = []
 
     def save(self, payload: Payload, errors: Mapping[str, float], names: list[Path]) -> None:
         """Take a snapshot of `payload` and return. Once written it has further `names`, too: best.pt, say."""
-        copy, made = snapshot(payload), None
+        while len(self._pending) > 1:
+            self._collect()
+        copy, made = [snapshot(payload)], None
         if torch.cuda.is_initialized():
             made = torch.cuda.Event()
             made.record()
-        self._put(_Job(payload.progress.global_step, copy, errors, names, made))
+        self._pending.append(self._thread.submit(self._write, copy, made, errors, names))
 
     def finish(self) -> None:
         """Wait until everything is on disk."""
-        while self._jobs.unfinished_tasks and self._thread.is_alive():
-            time.sleep(0.002)
-        self._raise()
+        while self._pending:
+            self._collect()
 
     def close(self) -> None:
-        self._put(None)
-        self._thread.join()
-        self._raise()
+        self._thread.shutdown()
+        self.finish()
 
     def news(self) -> list[str]:
         """Return what went wrong since the last call."""
-        return [self._news.get() for _ in range(self._news.qsize())]
+        while self._pending and self._pending[0].done():
+            self._collect()
+        news, self._news = self._news, []
+        return news
 
-    def _put(self, job: _Job | None) -> None:
-        while self._thread.is_alive():
-            try:
-                self._jobs.put(job, timeout=1)
-                return
-            except queue.Full:
-                continue
-        self._raise()
+    def _collect(self) -> None:
+        if failure := self._pending.popleft().result():
+            self._news.append(failure)
 
-    def _raise(self) -> None:
-        if self._failure is not None:
-            raise self._failure
-
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            try:
-                self._write(job)
-            except OSError as error:
-                self._news.put(
-                    f"checkpoint of step {job.step} NOT written to {self.folder.path}: "
-                    f"{error.strerror or error}; training goes on"
-                )
-            except BaseException as error:
-                self._failure = error
-                self._jobs.task_done()
-                return
-            self._jobs.task_done()
-
-    def _write(self, job: _Job) -> None:
-        assert job.payload is not None
-        payload, job.payload = _to_host(job.payload, job.made), None
-        self.folder.path.mkdir(parents=True, exist_ok=True)
-        need, free = payload.nbytes + SPARE, shutil.disk_usage(self.folder.path).free
-        if free < need:
-            raise OSError(errno.ENOSPC, f"{free >> 20} MiB free, {need >> 20} MiB needed")
-        path = checkpoint.write(self.folder, payload, job.errors)
-        for name in job.names:
-            checkpoint.link(path, name)
-        checkpoint.prune(self.folder, self.keep)
+    def _write(
+        self, box: list[Payload], made: torch.cuda.Event | None, errors: Mapping[str, float], names: list[Path]
+    ) -> str:
+        # Out of its box, so that it is let go once it is copied: it takes as much of the device as the training.
+        payload = _to_host(box.pop(), made)
+        try:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            need, free = payload.nbytes + SPARE, shutil.disk_usage(self.folder.path).free
+            if free < need:
+                raise OSError(errno.ENOSPC, f"{free >> 20} MiB free, {need >> 20} MiB needed")
+            path = checkpoint.write(self.folder, payload, errors)
+            for name in names:
+                checkpoint.link(path, name)
+            checkpoint.prune(self.folder, self.keep)
+        except OSError as error:
+            path = self.folder.of_step(payload.progress.global_step)
+            return f"checkpoint {path} NOT written: {error.strerror or error}; training goes on"
+        return ""
 
 
 def snapshot(payload: Payload) -> Payload:

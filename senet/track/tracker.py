@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from senet.system.fan_out import fan_out
 from senet.system.run_folder import RunFolder
 
 Record = Mapping[str, Any]
@@ -46,29 +47,9 @@ class Tracker:
 
 
 class Trackers(Tracker):
-    """Passes everything on to several trackers, in their order."""
+    """Passes everything on to several trackers, in their order; the last one is closed first."""
 
     def __init__(self, *trackers: Tracker) -> None:
-        self.trackers = trackers
-
-    def log(self, record: Record) -> None:
-        for tracker in self.trackers:
-            tracker.log(record)
-
-    def rewind(self, step: int) -> None:
-        for tracker in self.trackers:
-            tracker.rewind(step)
-
-    def progress(
-        self, epoch: int, epochs: int, step: int, steps: int, images_per_second: float, data_wait: float
-    ) -> None:
-        for tracker in self.trackers:
-            tracker.progress(epoch, epochs, step, steps, images_per_second, data_wait)
-
-    def say(self, text: str) -> None:
-        for tracker in self.trackers:
-            tracker.say(text)
-
-    def close(self, ok: bool) -> None:
-        for tracker in reversed(self.trackers):
-            tracker.close(ok)
+        for method in ("log", "rewind", "progress", "say"):
+            setattr(self, method, fan_out(trackers, method))
+        self.close = fan_out(trackers[::-1], "close")  # type: ignore[method-assign]

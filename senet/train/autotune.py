@@ -81,7 +81,7 @@ def tune(
     )
     timings = measure(config, world, micro_batch, offered, seconds)
     agree(timings, world)
-    chosen = choose(timings)
+    chosen = fastest(timings)
     for line in table(timings, chosen, micro_batch).splitlines():
         say(line)
     if world.is_main:
@@ -159,7 +159,7 @@ def agree(timings: Timings, world: World) -> None:
         timing.seconds = [] if failures else max((seconds for seconds, _ in ranks), key=statistics.median)
 
 
-def choose(timings: Timings) -> Execution:
+def fastest(timings: Timings) -> Execution:
     """Return the first of those that are as fast as the fastest: they come in the order of what is plain.
 
     Raises RunError if none works.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from senet.data.loader import Batch
 from senet.system import faults
+from senet.system.fan_out import fan_out
 
 if TYPE_CHECKING:
     from senet.train.trainer import Trainer
@@ -55,37 +56,11 @@ class HookList(Hooks):
 
     def __init__(self, *hooks: Hooks) -> None:
         self.hooks = hooks
-
-    def attach(self, trainer: Trainer) -> None:
-        for hook in self.hooks:
-            hook.attach(trainer)
-
-    def train(self, epoch: int, first: int) -> None:
-        for hook in self.hooks:
-            hook.train(epoch, first)
-
-    def before_data(self, step: int, waited: float) -> None:
-        for hook in self.hooks:
-            hook.before_data(step, waited)
-
-    def before_compute(self, step: int, micro: int, batch: Batch) -> None:
-        for hook in self.hooks:
-            hook.before_compute(step, micro, batch)
-
-    def after_compute(self, step: int, waited: float) -> None:
-        for hook in self.hooks:
-            hook.after_compute(step, waited)
-
-    def after_step(self, step: int, finite: Tensor) -> None:
-        for hook in self.hooks:
-            hook.after_step(step, finite)
-
-    def pause(self) -> None:
-        for hook in self.hooks:
-            hook.pause()
+        for place in ("attach", "train", "before_data", "before_compute", "after_compute", "after_step", "pause"):
+            setattr(self, place, fan_out(hooks, place))
 
     def state_dict(self) -> dict[str, Any]:
-        """By the name of each hook's class."""
+        """Return the states of all hooks, by the names of their classes."""
         return {type(hook).__name__: state for hook in self.hooks if (state := hook.state_dict())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from senet.errors import RunError, UsageError
 from senet.execution.execution import Execution
 from senet.run.voice import speaking
 from senet.system.timing import Timing
-from senet.train.autotune import choose, largest_batch, measure, search, table, tune
+from senet.train.autotune import fastest, largest_batch, measure, search, table, tune
 from tests.train.test_step import CONFIG, CPU, on_gpu, on_two_ranks
 
 ALONE = World(0, 1, CPU)
@@ -88,17 +88,17 @@ def test_a_choice_that_fails_is_out_and_says_why(bare: Path) -> None:
     timings = measure(CONFIG, ALONE, 4, [PLAIN, TRITON, NCHW], 0.1)
     assert [len(timing.seconds) > 0 for timing in timings.values()] == [True, False, True]
     assert "needs a GPU" in str(timings[TRITON].failure)
-    lines = table(timings, choose(timings), 4).splitlines()
+    lines = table(timings, fastest(timings), 4).splitlines()
     assert any(line.startswith("channels_last triton") and "out: UsageError" in line for line in lines)
     with pytest.raises(RunError, match=r"not one execution .* needs a GPU"):
-        choose(measure(CONFIG, ALONE, 4, [TRITON], 0.1))
+        fastest(measure(CONFIG, ALONE, 4, [TRITON], 0.1))
 
 
 def test_equals_go_to_the_plainest() -> None:
     kinds = [PLAIN, NCHW, Execution(compile=True)]
     for times, winner in (([1.01, 1.0, 3.0], 0), ([1.1, 1.0, 1.005], 1), ([2.0, 1.0, 0.5], 2)):
         timings = {kind: Timing([seconds]) for kind, seconds in zip(kinds, times, strict=True)}
-        assert choose(timings) == kinds[winner]
+        assert fastest(timings) == kinds[winner]
 
 
 @pytest.mark.slow

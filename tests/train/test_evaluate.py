@@ -1,30 +1,34 @@
-"""Validation: every image counted once, whatever the batches."""
+"""Validation: every image once, shown to the net in the view that was asked for."""
 
 from __future__ import annotations
 
-import pytest
-import torch
+from dataclasses import replace
 
-from senet.config import from_dict
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
 from senet.data.source import Source, val_loader
 from senet.distributed import World
-from senet.models import build
-from senet.train.evaluate import evaluate
-from tests.helpers import TINY
-
-CPU = torch.device("cpu")
+from senet.train.evaluate import View, evaluate
+from tests.train.test_step import CONFIG, CPU, trainer_of
 
 
-def test_a_smaller_last_batch_is_computed_in_the_shape_of_the_others() -> None:
-    """Otherwise each start would compile, or try algorithms, for that shape too."""
-    data = {"set": "synthetic", "classes": 3, "crop": 32, "train_images": 12, "val_images": 50}
-    config = from_dict(TINY | {"data": data})
-    net = build(config.net, 3)
-    seen: list[int] = []
-    net.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
-    errors = evaluate(net, val_loader(config.data, Source(val_batch=16), 0, 1, CPU), config, World(0, 1, CPU))
-    assert seen == [16, 16, 16, 16]
-    assert errors["images"] == 50
-    whole = evaluate(net, val_loader(config.data, Source(val_batch=50), 0, 1, CPU), config, World(0, 1, CPU))
-    assert errors == pytest.approx(whole, abs=1e-5)
-    assert not net.training
+def flipped(net: nn.Module, images: Tensor) -> Tensor:
+    return (net(images) + net(images.flip(3))) / 2
+
+
+def test_another_view_shows_other_pixels_of_the_same_images() -> None:
+    view = View(flipped, lambda data: replace(data, crop=24))
+    net = trainer_of(CONFIG).net.eval()
+    loader = val_loader(view.data(CONFIG.data), Source(val_batch=4), 0, 1, CPU)
+    batches = [(images, labels) for images, labels, *_ in loader.batches()]
+    with torch.inference_mode():
+        logits = torch.cat([flipped(net, images) for images, _ in batches])
+    assert batches[0][0].shape == (4, 3, 24, 24)
+    labels = torch.cat([labels for _, labels in batches])
+    errors = evaluate(net, loader, CONFIG, World(0, 1, CPU), view=view)
+    loader.close()
+    assert errors["images"] == 10
+    assert round(errors["top1_error"]) == 10 * int((logits.argmax(1) != labels).sum())
+    torch.testing.assert_close(errors["loss"], F.cross_entropy(logits, labels).item(), rtol=1e-5, atol=1e-6)
