@@ -23,8 +23,8 @@ def warnings(config: Config) -> list[str]:
     never = [f"{epoch:g}" for epoch in getattr(config.schedule, "milestones", ()) if epoch >= config.epochs > 0]
     if never:
         return [
-            f"schedule.milestones: {', '.join(never)} never come in a run of {config.epochs} epochs; the learning rate "
-            "stays higher than the schedule says"
+            f"schedule.milestones: {', '.join(never)} are beyond the end of the run (epochs: {config.epochs}); the "
+            "learning rate stays higher than the schedule says"
         ]
     return []
 
@@ -83,7 +83,7 @@ def _check_data(config: Config) -> None:
         _need(config, grow.start <= data.crop, "data.augment.grow.start", f"must be at most data.crop ({data.crop})")
         _need(
             config, grow.epochs < config.epochs or not config.epochs, "data.augment.grow.epochs",
-            f"must end before the run ({config.epochs} epochs), or no image is ever of data.crop",
+            f"must end before the run (epochs: {config.epochs}), or no image is ever of data.crop",
         )  # fmt: skip
 
 
@@ -94,5 +94,5 @@ def _check_schedule(config: Config) -> None:
     if schedule.warmup:
         _need(
             config, schedule.warmup.epochs < max(config.epochs, 1), "schedule.warmup.epochs",
-            f"must end before the run ({config.epochs} epochs); shorten it, or set schedule.warmup=none",
+            f"must end before the run (epochs: {config.epochs}); shorten it, or set schedule.warmup=none",
         )  # fmt: skip

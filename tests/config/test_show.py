@@ -24,7 +24,7 @@ def test_a_page_says_what_a_config_comes_to(capsys: pytest.CaptureFixture[str]) 
         "size: 1,744,760 parameters, 0.2532 GMACs (multiply-adds, one image of 32 px)",
         "learning rate, as epochs begin: 0.01 in epochs 1-2; 0.1 in epochs 3-82; 0.01 in epochs 83-100\n",
         "steps: 390 an epoch, 39,000 in all, for 50,000 training images",
-        "warning: schedule.milestones: 123 never come in a run of 100 epochs",
+        "warning: schedule.milestones: 123 are beyond the end of the run (epochs: 100)",
     ):
         assert line in page
     settings = "\n".join(line for line in page.split("\n\n")[0].splitlines())
