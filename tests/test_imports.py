@@ -7,7 +7,7 @@ from tests.helpers import ROOT
 
 ONLY_IN = {
     "wandb": {"senet/track/wandb_process.py"},
-    "nvidia.dali": {"senet/data/dali.py", "senet/prepare/dali_probe.py", "senet/bench/loader.py"},
+    "nvidia.dali": {"senet/data/dali.py", "senet/bench/loader.py"},
     "torch.distributed": {"senet/distributed.py"},
     "timm": {"senet/models/timm.py"},
     "triton": {"senet/execution/kernels.py"},

@@ -195,7 +195,7 @@ def _ours(backend: str) -> Callable[[Path, int, int], Epoch]:
         from senet.data.storage.folders import class_folders
 
         torch.set_num_threads(1)
-        classes = len(class_folders(data / "train"))
+        classes = len(class_folders(data, data / "train"))
         source = Source(data, backend, workers=threads)
         loader = train_loader(Folder(classes=classes, crop=CROP), source, batch, batch, 0, 0, 1, torch.device("cpu"))
         epochs = iter(range(10**6))

@@ -30,27 +30,27 @@ TRIES = 16  # to draw from a Beta distribution
 
 
 class AugmentParams(NamedTuple):
-    """What was drawn for b images; None where the config does not ask for it."""
+    """What was drawn for b images; None for what the config does not ask for."""
 
     angles: Tensor | None = None  # [b] radians
     factors: Tensor | None = None  # [b, 4] brightness, contrast, saturation (1: as it was), hue (turns)
     shifts: Tensor | None = None  # [b, 3] levels of 255 added to red, green, blue
     erased: Tensor | None = None  # [b, k, 4] boxes (y, x, height, width)
     weights: Tensor | None = None  # [b] of the image itself when it is mixed with its neighbour
-    pasted: Tensor | None = None  # [b, 4] boxes taken from the neighbour; empty where mixup mixes
+    pasted: Tensor | None = None  # [b, 4] boxes taken from the neighbour; empty if mixup mixes
 
     def to(self, device: torch.device) -> AugmentParams:
         return AugmentParams(*(None if part is None else part.to(device, non_blocking=True) for part in self))
 
 
 class Augmentation:
-    """`draw` on the host, `change` pixels and `mix` images on the device."""
+    """What is done to batches: `draw` on the host, `change` pixels and `mix` images on the device."""
 
     def __init__(self, data: Data, seed: int) -> None:
         self.data, self.augment, self.seed = data, data.augment, seed
 
     def draw(self, epoch: int, keys: Ints, side: int) -> AugmentParams:
-        """For images of `side` x `side` pixels."""
+        """Draw for the images `keys` [b] of an epoch, which have `side` x `side` pixels."""
         augment = self.augment
         angles = factors = shifts = erased = weights = pasted = None
         if augment.rotate:
@@ -84,7 +84,7 @@ class Augmentation:
         return [crops(u, sides, sides, ERASED_AREA, ERASED_ASPECT) * (u[:, 22:] < self.augment.erase)]
 
     def _cutout(self, epoch: int, keys: Ints, side: int) -> list[Ints]:
-        """DeVries and Taylor 2017 (1708.04552): a square with its centre anywhere in the image."""
+        """Draw a square with its centre anywhere in the image (DeVries and Taylor 2017, 1708.04552)."""
         if not self.augment.cutout:
             return []
         corner = (side * uniforms(self.seed, epoch, keys, 2, Purpose.CUTOUT)).astype(
@@ -93,7 +93,7 @@ class Augmentation:
         return [np.concatenate([corner, np.full_like(corner, self.augment.cutout)], 1)]
 
     def _mixed(self, epoch: int, keys: Ints, side: int) -> tuple[Floats, Ints]:
-        """The share of each image itself, at least a half, and the box taken from its neighbour."""
+        """Return the share of each image itself, at least a half, and the box taken from its neighbour."""
         u = uniforms(self.seed, epoch, keys, 3 + 4 * TRIES, Purpose.MIX)
         mixup, cutmix = self.augment.mixup, self.augment.cutmix
         cuts = u[:, 0] < 0.5 if mixup and cutmix else np.full(len(keys), bool(cutmix))
@@ -105,33 +105,31 @@ class Augmentation:
         box = np.concatenate([np.maximum(low, 0), high - np.maximum(low, 0)], 1)
         return np.where(cuts, 1 - box[:, 2] * box[:, 3] / side**2, share), box
 
-    def change(self, pixels: Tensor, drawn: AugmentParams) -> Tensor:
-        """Float pixels [b, H, W, 3] in 0..255, turned and coloured."""
-        if drawn.angles is not None:
-            pixels = _rotate(pixels, drawn.angles)
-        if drawn.factors is not None or drawn.shifts is not None:
-            pixels = _colour(pixels, drawn.factors, drawn.shifts)
+    def change(self, pixels: Tensor, params: AugmentParams) -> Tensor:
+        """Turn and colour float pixels [b, H, W, 3] in 0..255."""
+        if params.angles is not None:
+            pixels = _rotate(pixels, params.angles)
+        if params.factors is not None or params.shifts is not None:
+            pixels = _colour(pixels, params.factors, params.shifts)
         return pixels
 
-    def mix(self, images: Tensor, drawn: AugmentParams) -> Tensor:
-        """Normalised images [b, 3, H, W] with parts erased (in place, to the mean colour), mixed with their
+    def mix(self, images: Tensor, params: AugmentParams) -> Tensor:
+        """Erase parts of normalised images [b, 3, H, W] (in place, to the mean colour) and mix them with their
         neighbours.
         """
-        if drawn.erased is not None:
-            for boxes in drawn.erased.unbind(1):
+        if params.erased is not None:
+            for boxes in params.erased.unbind(1):
                 images.masked_fill_(_inside(boxes, images.shape[-1]), 0)  # a copy would not be channels_last
-        if drawn.weights is not None and drawn.pasted is not None:
-            cuts = drawn.pasted[:, 2:].amin(1) > 0
-            kept = torch.where(cuts, 1.0, drawn.weights).view(-1, 1, 1, 1)
-            kept = kept.masked_fill(_inside(drawn.pasted, images.shape[-1]), 0)
+        if params.weights is not None and params.pasted is not None:
+            cuts = params.pasted[:, 2:].amin(1) > 0
+            kept = torch.where(cuts, 1.0, params.weights).view(-1, 1, 1, 1)
+            kept = kept.masked_fill(_inside(params.pasted, images.shape[-1]), 0)
             images = torch.lerp(neighbours(images), images, kept)
         return images
 
 
 def neighbours(batch: Tensor) -> Tensor:
-    """What image 2k mixes with is image 2k + 1, and the other way round: pairs that are the same on any number of
-    ranks.
-    """
+    """Return what each image is mixed with: 2k with 2k + 1 and the other way round, the same on any number of ranks."""
     return batch.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 
@@ -140,7 +138,7 @@ def _tensor(numbers: Floats) -> Tensor:
 
 
 def _beta(u: Floats, alpha: float) -> Floats:
-    """[b] numbers of Beta(alpha, alpha), alpha at most 1, from uniforms [b, 2 * TRIES]: Jöhnk's method (1964)."""
+    """Make numbers [b] of Beta(alpha, alpha), alpha at most 1, of uniforms [b, 2 * TRIES]: Jöhnk's method (1964)."""
     x, y = (u.reshape(len(u), -1, 2) ** (1 / alpha)).transpose(2, 0, 1)
     total = x + y
     fits = (total <= 1) & (total > 0)
@@ -150,7 +148,7 @@ def _beta(u: Floats, alpha: float) -> Floats:
 
 
 def _rotate(pixels: Tensor, angles: Tensor) -> Tensor:
-    """Bilinear; what comes in from outside is a reflection."""
+    """Turn images, bilinearly; what comes in from outside is a reflection."""
     cos, sin, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
     turn = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)
     images = pixels.permute(0, 3, 1, 2)
@@ -164,7 +162,7 @@ def _colour(pixels: Tensor, factors: Tensor | None, shifts: Tensor | None) -> Te
     offset = torch.zeros(len(pixels), 3, device=pixels.device)
     if factors is not None:
         grey = _on(pixels.device)[0]
-        brightness, contrast, saturation = (factors[:, place].view(-1, 1, 1) for place in range(3))
+        brightness, contrast, saturation = (factors[:, column].view(-1, 1, 1) for column in range(3))
         middle = (flat.mean(1) @ grey)[:, None] * brightness[:, 0]
         matrix, offset = matrix * brightness * contrast, ((1 - contrast[:, 0]) * middle).expand(-1, 3)
         other = (saturation * torch.eye(3, device=pixels.device) + (1 - saturation) * grey) @ matrix
@@ -176,7 +174,7 @@ def _colour(pixels: Tensor, factors: Tensor | None, shifts: Tensor | None) -> Te
 
 
 def _hue(turns: Tensor) -> Tensor:
-    """[b, 3, 3] rotations of the colour plane of YIQ."""
+    """Return rotations [b, 3, 3] of the colour plane of YIQ."""
     cos, sin = (2 * math.pi * turns).cos(), (2 * math.pi * turns).sin()
     one, zero = torch.ones_like(cos), torch.zeros_like(cos)
     turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(-1, 3, 3)
@@ -186,13 +184,13 @@ def _hue(turns: Tensor) -> Tensor:
 
 @functools.cache
 def _on(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """GREY, YIQ and its inverse, moved once: each move would wait for the device."""
+    """Return GREY, YIQ and its inverse, moved once: each move would wait for the device."""
     return GREY.to(device), YIQ.to(device), YIQ_INVERSE.to(device)
 
 
 def _inside(boxes: Tensor, side: int) -> Tensor:
-    """bool [b, 1, side, side]: which pixels are in the boxes [b, 4] (y, x, height, width)."""
-    places = torch.arange(side, device=boxes.device)
+    """Tell which pixels are in the boxes [b, 4] (y, x, height, width): bool [b, 1, side, side]."""
+    pixels = torch.arange(side, device=boxes.device)
     y, x, height, width = boxes.unsqueeze(-1).unbind(1)
-    rows, columns = (places >= y) & (places < y + height), (places >= x) & (places < x + width)
+    rows, columns = (pixels >= y) & (pixels < y + height), (pixels >= x) & (pixels < x + width)
     return (rows[:, :, None] & columns[:, None, :])[:, None]

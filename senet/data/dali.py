@@ -9,7 +9,7 @@ pipeline for good).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
@@ -18,19 +18,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.utils.dlpack
+from nvidia.dali import __version__ as VERSION
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.auto_aug import augmentations
 from nvidia.dali.auto_aug.core import augmentation, signed_bin
 from nvidia.dali.auto_aug.core._select import select
+from nvidia.dali.pipeline import Pipeline
 
 from senet.data.loader import BadImages, Raw
 from senet.data.philox import Ints
-from senet.data.pixels import size
+from senet.data.pixels import head, uncompressed
 from senet.data.policy import BINS, FILL, OPERATIONS, SIGNED, levels, operations
-from senet.data.sampler import NUMBER
+from senet.data.sampler import NUMBER, ValSampler
 from senet.data.samples import Samples
 
+__all__ = ["VERSION", "Dali", "Probe"]
 DEPTH = 2  # batches that a pipeline prepares in advance
+# A pipeline that is run once must not ask for more than it is fed.
+ALONE = {"prefetch_queue_depth": 1, "exec_dynamic": False, "exec_async": False, "exec_pipelined": False}
 
 
 class File(NamedTuple):
@@ -55,7 +60,7 @@ class Dali:
         return {"backend": f"dali-{where}", "interpolation": "bilinear", "antialias": True, "orientation": "as stored"}
 
     def batches(self, first: int, count: int) -> Iterator[Raw]:
-        """Batches `first` to `first + count - 1`, but those of a validation that are empty."""
+        """Yield batches `first` to `first + count - 1`, but those of a validation that are empty."""
         at = first
         while at < first + count:
             if self.pipe is None or not self.pending or self.pending[0][0] != at:
@@ -76,7 +81,7 @@ class Dali:
                 self.pipe = None
                 return
             tensor = torch.utils.dlpack.from_dlpack(pixels.as_tensor())  # keeps DALI from using the buffer again
-            yield Raw(tensor, torch.from_numpy(self.samples.labels(keys)), self.samples.epoch(number), keys)
+            yield Raw(tensor, torch.from_numpy(self.samples.labels(keys)), self.samples.sampler.epoch(number), keys)
 
     def names(self, number: int) -> list[str]:
         return self.samples.names(number)
@@ -88,18 +93,17 @@ class Dali:
     def _build(self, first: int) -> None:
         self.asked = first
         self.pending.clear()
-        self.pipe = self._pipeline(
-            self._next, batch_size=self.samples.largest, num_threads=self.workers, prefetch_queue_depth=DEPTH
-        )
+        largest = self.samples.sampler.largest
+        self.pipe = self._pipeline(self._next, batch_size=largest, num_threads=self.workers, prefetch_queue_depth=DEPTH)
         self.pipe.build()
 
     def _pipeline(self, source: Any, **settings: Any) -> Any:
         settings["device_id"] = self.device.index if self.device.type == "cuda" else None
-        data = self.samples.data
+        data, training = self.samples.data, self.samples.training
         # On the CPU DALI normalises in passing; a GPU is sent bytes.
-        plain = self.device.type == "cpu" and (self.samples.order is None or not data.augment.active)
+        plain = self.device.type == "cpu" and not (training and data.augment.active)
         end = partial(_normalise, mean=data.mean, std=data.std) if plain else _as_bytes
-        if self.samples.order is None:
+        if not training:
             return _val_pipeline(source, data.crop, end, **settings)
         policy = data.augment.policy
         if policy is None:
@@ -107,30 +111,31 @@ class Dali:
         return _policy_pipeline(source, policy.name, operations(policy), **settings)
 
     def _next(self) -> tuple[list[Any], ...]:
-        """What the pipeline is fed with for one batch."""
-        for _ in range(len(self.samples.dealt) + 1):
+        """Return what the pipeline is fed with for one batch, the next that is not empty."""
+        sampler = self.samples.sampler
+        for _ in range(len(sampler.batches) + 1 if isinstance(sampler, ValSampler) else 1):
             number, self.asked = self.asked, self.asked + 1
-            keys, files = self.samples.fill(number, lambda keys, number=number: self._load(number, keys))  # type: ignore[misc]
+            keys, files = self.samples.fill(number, partial(self._load, number), self.bad)
             self.pending.append((number, keys))
             if files:
                 return self._arguments(number, keys, files)
         raise StopIteration
 
     def _arguments(self, number: int, keys: Ints, files: list[File]) -> tuple[list[Any], ...]:
-        """File contents and boxes; in training ends of the resize, sides and what a policy chose, in validation sizes
-        and corners.
+        """Return the contents of files and boxes; in training the ends of the resize, sides and what a policy chose, in
+        validation sizes and corners.
         """
         contents = [np.frombuffer(file.content, np.uint8) for file in files]
         sizes = np.array([file.size for file in files], np.int64)
-        if self.samples.order is None:
-            resized, corners = self.samples.centre_cut(sizes)
+        if not self.samples.training:
+            resized, corners = self.samples.centre_crop(sizes)
             return contents, list(resized.astype(np.float32)), list(corners.astype(np.int32))
-        cut = self.samples.random_cut(number, keys, sizes)
-        boxes = cut.boxes.astype(np.int32)
+        taken = self.samples.random_crop(number, keys, sizes)
+        boxes = taken.boxes.astype(np.int32)
         side = np.full(2, self.samples.crop(number), np.float32)
         # A resize from the right end to the left one flips at no cost.
-        low, high = np.zeros((len(files), 2), np.float32), cut.boxes[:, 2:].astype(np.float32)
-        low[:, 1], high[:, 1] = np.where(cut.flips, high[:, 1], 0), np.where(cut.flips, 0, high[:, 1])
+        low, high = np.zeros((len(files), 2), np.float32), taken.boxes[:, 2:].astype(np.float32)
+        low[:, 1], high[:, 1] = np.where(taken.flips, high[:, 1], 0), np.where(taken.flips, 0, high[:, 1])
         fed = contents, list(boxes[:, :2]), list(boxes[:, 2:]), list(low), list(high), [side] * len(files)
         choice = self.samples.choose(number, keys)
         return fed if choice is None else (*fed, list(choice.operations), list(choice.bins), list(choice.signs))
@@ -147,15 +152,16 @@ class Dali:
         return files
 
     def _read(self, key: int) -> tuple[File | None, str]:
-        """An image file, or why it cannot be used."""
+        """Return an image file, or why it cannot be used. Raises RunError if it cannot be read."""
         try:
-            content = self.samples.index.storage.read(int(key) & NUMBER)
-            return File(content, size(content)), ""
-        except (OSError, ValueError) as error:
+            content = self.samples.read(key)
+            height, width, alike = head(content)
+            return File(content if alike else uncompressed(content), (height, width)), ""
+        except (OSError, ValueError, SyntaxError) as error:
             return None, str(error) or type(error).__name__
 
     def _find_bad(self, error: RuntimeError) -> None:
-        """The pipeline died: give it up, and find the images inside it that it died of."""
+        """Give up the pipeline, which died, and find the images inside it that it died of."""
         self.pipe = None
         before = len(self.suspects)
         for number, keys in self.pending:
@@ -168,38 +174,60 @@ class Dali:
             raise error
 
     def _try(self, number: int, key: Ints, file: File) -> str:
-        """Why one image, cut as in batch `number`, cannot be decoded; empty if it can.
+        """Return why one image, cropped as in batch `number`, cannot be decoded; nothing if it can.
 
         Only part of an image is decoded for training. That part decides, not what was found in an earlier epoch: a run
         that resumes knows of no earlier epoch.
         """
         arguments = self._arguments(number, key, [file])
-        alone = {
-            "exec_dynamic": False,
-            "exec_async": False,
-            "exec_pipelined": False,
-        }  # it must not ask for more than it is fed
         try:
-            self._pipeline(lambda: arguments, batch_size=1, num_threads=1, prefetch_queue_depth=1, **alone).run()
+            self._pipeline(lambda: arguments, batch_size=1, num_threads=1, **ALONE).run()
         except RuntimeError as error:
             return _reason(error)
         return ""
 
 
+class Probe:
+    """DALI's CPU decoder for whole images, to learn which it cannot decode: a pipeline that is built anew after each
+    image that kills it. DALI does not say why.
+    """
+
+    LARGEST = 64  # images at a time
+
+    def __init__(self) -> None:
+        self.pipe: Any = None
+
+    def failures(self, contents: Sequence[bytes]) -> list[bool]:
+        """Tell which of at most LARGEST image files cannot be decoded."""
+        if self._run(contents):
+            return [False] * len(contents)
+        return [not self._run([content]) for content in contents]
+
+    def _run(self, contents: Sequence[bytes]) -> bool:
+        if self.pipe is None:
+            self.pipe = _whole_pipeline(batch_size=self.LARGEST, num_threads=1, device_id=None, **ALONE)
+        try:
+            self.pipe.feed_input("content", [np.frombuffer(content, np.uint8) for content in contents])
+            self.pipe.run()
+        except RuntimeError:
+            self.pipe = None
+            return False
+        return True
+
+
+@pipeline_def
+def _whole_pipeline() -> Any:
+    return fn.decoders.image(fn.external_source(name="content"), device="cpu", adjust_orientation=False)
+
+
 def _reason(error: Exception) -> str:
-    """What DALI met, without the stack trace around it."""
+    """Return what DALI met, without the stack trace around it."""
     text = str(error).partition("encountered:")[2].strip() or str(error).strip() or type(error).__name__
     return f"DALI cannot decode it: {text.splitlines()[0].removeprefix('Failed to decode sample #0 : ')}"
 
 
 def _decoder() -> str:
-    return "mixed" if _on_gpu() else "cpu"
-
-
-def _on_gpu() -> bool:
-    from nvidia.dali.pipeline import Pipeline
-
-    return Pipeline.current().device_id is not None
+    return "cpu" if Pipeline.current().device_id is None else "mixed"
 
 
 @pipeline_def
@@ -213,9 +241,9 @@ def _policy_pipeline(source: Any, policy: str, count: int) -> Any:
     image = _train_image(*fed)
     known, side = _operations(policy), fed[-1]
     strengths = signed_bin(bins, random_sign=signs)
-    for place in range(count):
-        settings = {"magnitude_bin": strengths[place], "num_magnitude_bins": BINS[policy], "shape": side}
-        image = select(known, chosen[place], image, fill_value=FILL, interp_type=types.INTERP_LINEAR, **settings)
+    for turn in range(count):
+        settings = {"magnitude_bin": strengths[turn], "num_magnitude_bins": BINS[policy], "shape": side}
+        image = select(known, chosen[turn], image, fill_value=FILL, interp_type=types.INTERP_LINEAR, **settings)
     return image
 
 
@@ -234,28 +262,19 @@ RENAMED = {"equalize": _equalize, "sharpness": _sharpness}
 
 
 def _operations(policy: str) -> list[Any]:
-    """DALI's operations in the order of OPERATIONS, with the strengths that both backends share."""
-    strengths = levels(policy)
-    found = []
+    """Return DALI's operations in the order of OPERATIONS, with the strengths that both backends share."""
+    strengths, known = levels(policy), []
     for name in OPERATIONS:
         operation = RENAMED.get(name) or getattr(augmentations, name)
         if name in strengths:
             operation = operation.augmentation(mag_range=strengths[name], randomly_negate=name in SIGNED)
-        found.append(operation)
-    return found
+        known.append(operation)
+    return known
 
 
 def _train_image(content: Any, corner: Any, shape: Any, low: Any, high: Any, side: Any) -> Any:
-    image = fn.decoders.image_slice(
-        content,
-        corner,
-        shape,
-        axes=(0, 1),
-        normalized_anchor=False,
-        normalized_shape=False,
-        device=_decoder(),
-        adjust_orientation=False,
-    )
+    pixels: dict[str, Any] = {"axes": (0, 1), "normalized_anchor": False, "normalized_shape": False}
+    image = fn.decoders.image_slice(content, corner, shape, **pixels, device=_decoder(), adjust_orientation=False)
     return fn.resize(image, size=side, roi_start=low, roi_end=high, interp_type=types.INTERP_LINEAR, antialias=True)
 
 

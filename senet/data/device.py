@@ -1,4 +1,4 @@
-"""The way of a batch from bytes on the host to what the net sees: ahead of its consumer, augmented, normalised."""
+"""The way of a batch from bytes on the host to what the net sees."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ class DevicePipeline:
         self.waited = 0.0
 
     def __call__(self, source: Callable[[], Iterable[Raw]]) -> Generator[Batch, None, None]:
+        """Yield the batches of `source`, and raise what it raises."""
         ready: queue.Queue[Batch | tuple[Raw, AugmentParams] | BaseException | None] = queue.Queue(
             AHEAD if self.stream is None else 1
         )
@@ -60,10 +61,10 @@ class DevicePipeline:
                     torch.cuda.set_device(self.device)
                 with nullcontext() if self.stream is None else torch.cuda.stream(self.stream):
                     for raw in source():
-                        drawn = AugmentParams()
+                        params = AugmentParams()
                         if self.augmentation and raw.keys is not None:
-                            drawn = self.augmentation.draw(raw.epoch, raw.keys, raw.pixels.shape[1])
-                        if not put((raw, drawn) if self.stream is None else self._aside(raw, drawn, self.stream)):
+                            params = self.augmentation.draw(raw.epoch, raw.keys, raw.pixels.shape[1])
+                        if not put((raw, params) if self.stream is None else self._aside(raw, params, self.stream)):
                             return
                 put(None)
             except BaseException as error:
@@ -85,28 +86,27 @@ class DevicePipeline:
             abandoned.set()
             thread.join()
 
-    def _aside(self, raw: Raw, drawn: AugmentParams, stream: torch.cuda.Stream) -> Batch:
-        """DevicePipeline a batch on a stream of its own, and wait for it, in the thread: what it was made from may be
-        overwritten then.
-        """
+    def _aside(self, raw: Raw, params: AugmentParams, stream: torch.cuda.Stream) -> Batch:
+        """Finish a batch on a stream of its own, and wait for it: what it was made from may be overwritten then."""
         if not raw.pixels.is_cuda:
             raw = raw._replace(pixels=raw.pixels.pin_memory(), labels=raw.labels.pin_memory())
-        batch = self.finish(raw, drawn)
+        batch = self.finish(raw, params)
         done = torch.cuda.Event(blocking=True)
         done.record(stream)
         done.synchronize()
         return batch
 
     def _take(self, batch: Batch) -> Batch:
-        """Its memory is the thread's stream's; it must not be given out again before the consumer's stream is done with
-        it.
+        """Hand over a batch whose memory belongs to the thread's stream: that must not be given out again before the
+        consumer's stream is done with it.
         """
         for part in batch:
             if isinstance(part, Tensor):
                 part.record_stream(torch.cuda.current_stream(self.device))
         return batch
 
-    def finish(self, raw: Raw, drawn: AugmentParams) -> Batch:
+    def finish(self, raw: Raw, params: AugmentParams) -> Batch:
+        """Move a raw batch to the device, augment and normalise it."""
         labels = raw.labels.to(self.device, torch.int64, non_blocking=True)
         if raw.pixels.is_floating_point():
             return Batch(self._rounded(raw.pixels.permute(0, 3, 1, 2)), labels, keys=raw.keys)
@@ -117,12 +117,12 @@ class DevicePipeline:
         pixels = pixels.float()
         if self.augmentation is None:
             return Batch(self._rounded(self._normalise(pixels, pixels)), labels, keys=raw.keys)
-        drawn = drawn.to(self.device)
-        pixels = self.augmentation.change(pixels, drawn)
-        images = self._rounded(self.augmentation.mix(self._normalise(pixels, pixels), drawn))
-        if drawn.weights is None:
+        params = params.to(self.device)
+        pixels = self.augmentation.change(pixels, params)
+        images = self._rounded(self.augmentation.mix(self._normalise(pixels, pixels), params))
+        if params.weights is None:
             return Batch(images, labels, keys=raw.keys)
-        return Batch(images, labels, neighbours(labels), drawn.weights, raw.keys)
+        return Batch(images, labels, neighbours(labels), params.weights, raw.keys)
 
     def _normalise(self, pixels: Tensor, out: Tensor) -> Tensor:
         """Normalise [b, H, W, 3] in 0..255 into `out` of that shape; returns it as [b, 3, H, W]."""
@@ -134,5 +134,5 @@ class DevicePipeline:
         return out.permute(0, 3, 1, 2)
 
     def _rounded(self, images: Tensor) -> Tensor:
-        """[b, 3, H, W] in the dtype and the memory format of the net: one copy, or none if they are in both already."""
+        """Return [b, 3, H, W] in the net's dtype and memory format: a copy, or none if they are in both already."""
         return images.to(self.dtype, memory_format=self.memory_format)

@@ -20,7 +20,7 @@ class Batch(NamedTuple):
     labels: Tensor  # int64 [b]
     others: Tensor | None = None  # int64 [b], labels of what each image is mixed with
     weights: Tensor | None = None  # float32 [b], shares of the images themselves, 1/2 to 1
-    keys: Ints | None = None  # [b], which images they are (see `order`), on the host
+    keys: Ints | None = None  # [b], which images they are (see `sampler`), on the host
 
 
 class Raw(NamedTuple):
@@ -31,21 +31,22 @@ class Raw(NamedTuple):
     pixels: Tensor
     labels: Tensor
     epoch: int = 0
-    keys: Ints | None = None  # [b], of training images (see `order`)
+    keys: Ints | None = None  # [b], which images they are
 
 
 class Loader(Protocol):
-    images: int
-    description: dict[str, Any]  # how pixels are made; plain values
+    """What loaders of training and validation images have in common."""
 
+    images: int  # in the whole set
+    description: dict[str, Any]  # how pixels are made; plain values
     bad: BadImages
     memory_format: torch.memory_format  # of the images; may be set until the first batch is asked for
     fingerprint: str  # of the images, their order and labels
-    classes: tuple[str, ...]  # names by label; empty where the data set does not tell them
+    classes: tuple[str, ...]  # names by label; empty if the data set does not tell them
 
     @property
     def waited(self) -> float:
-        """Seconds that the consumer spent waiting for data."""
+        """The seconds that the consumer spent waiting for data."""
 
     def close(self) -> None: ...
 
@@ -55,15 +56,15 @@ class TrainLoader(Loader, Protocol):
     accumulation_steps: int
 
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
-        """The micro-batches from a step to the end of its epoch, all of one size."""
+        """Yield the micro-batches from a step to the end of its epoch, all of one size."""
 
     def names(self, step: int) -> list[str]:
-        """This rank's images in a step counted over the whole run."""
+        """Return the paths of this rank's images in a step, counted over the whole run."""
 
 
 class ValLoader(Loader, Protocol):
     def batches(self) -> Iterator[Batch]:
-        """This rank's part of the validation set, each image that can be decoded once."""
+        """Yield this rank's part of the validation set, each image that can be decoded once."""
 
 
 class BadImages(dict[str, str]):
@@ -74,14 +75,15 @@ class BadImages(dict[str, str]):
         self.limit = limit
 
     def note(self, path: str, reason: object) -> None:
+        """Add an image. Raises RunError as `check`."""
         self.setdefault(path, " ".join(str(reason).split())[:200])
         self.check(self)
 
-    def check(self, found: Mapping[str, str]) -> None:
-        """Raise RunError, listing them, when `found`, by this rank or by all, is more than the limit."""
-        if len(found) > self.limit:
-            listed = "\n".join(f"  {path}: {why}" for path, why in sorted(found.items()))
+    def check(self, bad: Mapping[str, str]) -> None:
+        """Raise RunError, listing them, if `bad`, of this rank or of all, are more than the limit."""
+        if len(bad) > self.limit:
+            listed = "\n".join(f"  {path}: {reason}" for path, reason in sorted(bad.items()))
             raise RunError(
-                f"{len(found)} images cannot be decoded, more than --max-bad {self.limit}; mend or remove them, or let "
+                f"{len(bad)} images cannot be decoded, more than --max-bad {self.limit}; mend or remove them, or let "
                 f"launch.prepare audit list them all:\n{listed}"
             )

@@ -10,64 +10,51 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from senet.config import Cifar, Data, Synthetic
+from senet.config import Cifar, Cifar10, Cifar100, Synthetic
 from senet.data.loader import Raw
-from senet.data.philox import Ints, uniforms
-from senet.data.sampler import NUMBER, Order
+from senet.data.philox import Floats, Ints, uniforms
+from senet.data.sampler import NUMBER, Sampler, TrainSampler
 
 POOL = 256  # different synthetic images
+Data = Cifar10 | Cifar100 | Synthetic
 
 
 class InMemory:
     """Batches of a set whose pixels [n, H, W, 3] are on the device. With fewer pixels than labels, images repeat."""
 
     def __init__(
-        self,
-        pixels: NDArray[np.uint8],
-        labels: Ints,
-        data: Data,
-        order: Order | None,
-        dealt: list[Ints],
-        device: torch.device,
+        self, pixels: NDArray[np.uint8], labels: Ints, data: Data, sampler: Sampler, device: torch.device
     ) -> None:
         self.pixels = torch.from_numpy(pixels).to(device)
         self.labels = torch.from_numpy(labels).to(device)
-        self.data, self.order, self.dealt, self.device = data, order, dealt, device
+        self.data, self.sampler, self.device = data, sampler, device
 
     @property
     def description(self) -> dict[str, Any]:
         return {"backend": "memory", "set": self.data.set}
 
     def batches(self, first: int, count: int) -> Iterator[Raw]:
-        """Batches `first` to `first + count - 1`."""
+        """Yield batches `first` to `first + count - 1`."""
         for number in range(first, first + count):
-            if self.order is None:
-                yield self._take(self.dealt[number % len(self.dealt)])
-            else:
-                epoch, micro = self.order.place(number)
-                keys = self.order.keys(epoch, micro)
-                raw = self._take(keys & NUMBER)
-                yield Raw(self._augment(raw.pixels, uniforms(self.order.seed, epoch, keys, 3)), raw.labels, epoch, keys)
+            keys, epoch = self.sampler.keys(number), self.sampler.epoch(number)
+            index = torch.from_numpy(keys & NUMBER).to(self.device, non_blocking=True)
+            pixels, labels = self.pixels[index % len(self.pixels)], self.labels[index]
+            if isinstance(self.sampler, TrainSampler) and isinstance(self.data, Cifar):
+                pixels = self._augment(self.data, pixels, uniforms(self.sampler.seed, epoch, keys, 3))
+            yield Raw(pixels, labels, epoch, keys)
 
     def names(self, number: int) -> list[str]:
-        assert self.order is not None
-        return [f"{self.data.set} {key & NUMBER}" for key in self.order.keys(*self.order.place(number))]
+        return [f"{self.data.set} {key & NUMBER}" for key in self.sampler.keys(number)]
 
     def close(self) -> None:
         pass
 
-    def _take(self, images: Ints) -> Raw:
-        index = torch.from_numpy(images).to(self.device, non_blocking=True)
-        return Raw(self.pixels[index % len(self.pixels)], self.labels[index])
-
-    def _augment(self, pixels: Tensor, draws: NDArray[np.float64]) -> Tensor:
-        """Zeros on each side, a random crop of the old size, a random flip (section 5.1, CIFAR)."""
-        if not isinstance(self.data, Cifar):
-            return pixels
-        pad, size = self.data.pad, self.data.crop
+    def _augment(self, data: Cifar, pixels: Tensor, draws: Floats) -> Tensor:
+        """Add zeros on each side, take a random crop of the old size, flip it at random (section 5.1, CIFAR)."""
+        pad, size = data.pad, data.crop
         chance = torch.from_numpy(draws).to(self.device, non_blocking=True)
         columns = torch.arange(size, device=self.device).expand(len(pixels), size)
-        if self.data.flip:
+        if data.flip:
             columns = torch.where(chance[:, 2:3] < 0.5, columns.flip(1), columns)
         corners = (chance[:, :2] * (2 * pad + 1)).long()
         rows = corners[:, :1] + torch.arange(size, device=self.device)
@@ -78,8 +65,8 @@ class InMemory:
 
 
 def synthetic(data: Synthetic, images: int, seed: int) -> tuple[NDArray[np.uint8], Ints]:
-    """A pool of random pixels and labels for `images` images that take them in turn: for measuring speed, nothing to
-    learn.
+    """Draw a pool of random pixels, and labels for `images` images that take them in turn: for measuring speed, there
+    is nothing to learn.
     """
     generator = np.random.Generator(np.random.PCG64(seed))
     pixels = generator.integers(0, 256, (min(images, POOL), data.crop, data.crop, 3), np.uint8)

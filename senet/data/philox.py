@@ -41,7 +41,7 @@ class Purpose(enum.IntEnum):
 
 
 def philox(counter: list[Words], key: tuple[int, int]) -> list[Words]:
-    """Four 32-bit words (in uint64) for each counter of four 32-bit words."""
+    """Return four 32-bit words (in uint64) for each counter of four 32-bit words."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -57,7 +57,7 @@ def philox(counter: list[Words], key: tuple[int, int]) -> list[Words]:
 
 
 def _blocks(seed: int, epoch: int, keys: Ints, blocks: int, purpose: int) -> Words:
-    """[b, 4 * blocks] words."""
+    """Return words [b, 4 * blocks]."""
     first = np.repeat(keys.astype(np.uint64), blocks)
     block = np.tile(np.arange(blocks, dtype=np.uint64), len(keys))
     counter = [first & _MASK, first >> _SHIFT, block, np.full_like(first, epoch)]
@@ -65,24 +65,24 @@ def _blocks(seed: int, epoch: int, keys: Ints, blocks: int, purpose: int) -> Wor
 
 
 def uniforms(seed: int, epoch: int, keys: Ints, count: int, purpose: Purpose = Purpose.CROP) -> Floats:
-    """[b, count] numbers in [0, 1) for the images [b], or for any copy of them (see `order`)."""
+    """Return numbers [b, count] in [0, 1) for the images [b], or for any copy of them (see `sampler`)."""
     return _blocks(seed, epoch, keys, -(-count // 4), purpose)[:, :count] / 2.0**32
 
 
 def random_keys(seed: int, epoch: int, count: int, purpose: Purpose) -> Words:
-    """[count] 64-bit numbers to sort by."""
+    """Return 64-bit numbers [count] to sort by."""
     words = _blocks(seed, epoch, np.arange(-(-count // 2)), 1, purpose).reshape(-1)
     return (words[0::2] << _SHIFT | words[1::2])[:count]
 
 
 def permutation(seed: int, epoch: int, count: int) -> Ints:
-    """The order of an epoch: one permutation of all images."""
+    """Return the order of an epoch: one permutation of all images."""
     return np.argsort(random_keys(seed, epoch, count, Purpose.ORDER), kind="stable")
 
 
 def crops(draws: Floats, heights: Ints, widths: Ints, area: tuple[float, float], aspect: tuple[float, float]) -> Ints:
-    """[b, 4] boxes (y, x, height, width) from [b, 22] draws: the paper's crop with scale and aspect ratio (section
-    5.1).
+    """Return boxes [b, 4] (y, x, height, width) of uniforms [b, 22]: the paper's crop with scale and aspect ratio
+    (section 5.1).
 
     As torchvision's RandomResizedCrop: the first of ten tries that fits, else the largest central box of an allowed
     aspect.

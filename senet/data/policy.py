@@ -73,7 +73,7 @@ POLICIES = [
 
 @dataclass(frozen=True)
 class Choice:
-    """For each of b images n operations in turn: places in OPERATIONS, bins of strength and signs (1: negative), all
+    """For each of b images n operations in turn: positions in OPERATIONS, bins of strength and signs (1: negative), all
     int32 [b, n].
     """
 
@@ -83,26 +83,26 @@ class Choice:
 
 
 def levels(policy: str) -> dict[str, Floats]:
-    """The strength of each operation by bin: shear, shift as a share of the side, degrees, 1 +- factor, bits kept,
-    threshold.
+    """Return the strength of each operation by bin: shear, shift as a share of the side, degrees, 1 +- factor, bits
+    kept, threshold.
     """
     bins = BINS[policy]
     wide = policy == "trivialaugment"
     shear, shift, angle, factor, bits = (0.99, 32 / 224, 135.0, 0.99, 6) if wide else (0.3, 150 / 331, 30.0, 0.9, 4)
     largest = {"shear_x": shear, "shear_y": shear, "translate_x": shift, "translate_y": shift, "rotate": angle}
-    found = {name: np.linspace(0, largest.get(name, factor), bins) for name in SIGNED}
-    found["posterize"] = 8 - np.round(np.arange(bins) / ((bins - 1) / bits))
-    found["solarize"] = np.linspace(255, 0, bins)
-    return found
+    table = {name: np.linspace(0, largest.get(name, factor), bins) for name in SIGNED}
+    table["posterize"] = 8 - np.round(np.arange(bins) / ((bins - 1) / bits))
+    table["solarize"] = np.linspace(255, 0, bins)
+    return table
 
 
 def operations(policy: Policy) -> int:
-    """How many an image gets, one after the other."""
+    """Return how many operations an image gets, one after the other."""
     return policy.ops if isinstance(policy, RandAugment) else {"autoaugment": 2, "trivialaugment": 1}[policy.name]
 
 
 def choose(policy: Policy, seed: int, epoch: int, keys: Ints) -> Choice:
-    """What the images get; nothing but (seed, epoch, key) decides."""
+    """Choose what the images `keys` [b] get; nothing but (seed, epoch, key) decides."""
     if policy.name == "autoaugment":
         return _autoaugment(uniforms(seed, epoch, keys, 5, Purpose.POLICY))
     count = operations(policy)
@@ -131,11 +131,9 @@ class Operations:
     def __init__(self, policy: Policy | None) -> None:
         self.levels = levels(policy.name) if policy else {}
 
-    def __call__(self, image: Image.Image, choice: Choice, place: int) -> Image.Image:
-        """`image`, RGB, after what `choice` has for the image at `place`."""
-        for operation, bin_, sign in zip(
-            choice.operations[place], choice.bins[place], choice.signs[place], strict=True
-        ):
+    def __call__(self, image: Image.Image, choice: Choice, row: int) -> Image.Image:
+        """Do to an RGB image what `choice` has in a row."""
+        for operation, bin_, sign in zip(choice.operations[row], choice.bins[row], choice.signs[row], strict=True):
             name = OPERATIONS[operation]
             level = float(self.levels[name][bin_]) if name in self.levels else 0.0
             image = apply(image, name, -level if sign and name in SIGNED else level)
@@ -143,10 +141,10 @@ class Operations:
 
 
 def apply(image: Image.Image, name: str, level: float) -> Image.Image:
-    """One operation of OPERATIONS on an RGB image."""
+    """Do one operation of OPERATIONS to an RGB image."""
     width, height = image.size
     if name in ("shear_x", "shear_y", "translate_x", "translate_y"):
-        # PIL maps places of the result to those of the source: the opposite direction.
+        # PIL maps pixels of the result to those of the source: the opposite direction.
         matrix = {
             "shear_x": (1, -level, 0, 0, 1, 0),
             "shear_y": (1, 0, 0, -level, 1, 0),

@@ -1,7 +1,8 @@
 """Which images are in which batch: a pure function of (seed, epoch, position), the same on any number of ranks.
 
-An entry of a batch is a key: the image's number, and above its 32 bits which copy of it, where an epoch shows an image
-several times. Everything random about an entry is drawn from its key, so copies differ.
+An entry of a batch is a key: the image's number, and above its 32 bits which copy of it, for an epoch may show an image
+several times. Everything random about an entry is drawn from its key, so copies differ. Batches are numbered: those of
+a training from the start of the run, those of a validation again and again.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ NUMBER = (1 << 32) - 1  # the bits of a key that tell the image
 
 
 @dataclass(frozen=True, eq=False)
-class Order:
-    """Training batches: each epoch is one permutation of all images, cut into global batches; what is left over waits
-    for the next.
+class TrainSampler:
+    """Micro-batches of a training: each epoch is one permutation of all images, cut into global batches; what is left
+    over waits for the next.
 
     A rank takes a contiguous part of each global batch, in pieces of `micro_batch` images. With `repeats` each batch
     holds so many copies of fewer images (Hoffer et al. 2020; an epoch stays as long). With `balance`, the labels
-    [images], classes take turns.
+    [images], classes take turns. Raises UsageError if a batch is larger than the set.
     """
 
     images: int
@@ -50,48 +51,67 @@ class Order:
     def accumulation_steps(self) -> int:
         return self.batch // self.world // self.micro_batch
 
-    def keys(self, epoch: int, micro: int) -> Ints:
-        """[micro_batch] keys of this rank's micro-batch number `micro` of an epoch."""
+    @property
+    def largest(self) -> int:
+        """The images in a batch, at most."""
+        return self.micro_batch
+
+    def epoch(self, number: int) -> int:
+        """Return the epoch that micro-batch `number` is in."""
+        return number // (self.steps * self.accumulation_steps)
+
+    def keys(self, number: int) -> Ints:
+        """Return the keys [micro_batch] of this rank's micro-batch `number`."""
+        epoch, micro = divmod(number, self.steps * self.accumulation_steps)
         step, part = divmod(micro, self.accumulation_steps)
         start = self.rank * (self.batch // self.world) + part * self.micro_batch
-        places = np.arange(start, start + self.micro_batch)
+        positions = np.arange(start, start + self.micro_batch)
         different = self.batch // self.repeats
-        return _epoch(self, epoch)[step * different + places % different] + (places // different << 32)
+        return _shuffled(self, epoch)[step * different + positions % different] + (positions // different << 32)
 
-    def place(self, number: int) -> tuple[int, int]:
-        """(epoch, micro) of micro-batch `number` counted from the start of the run."""
-        return divmod(number, self.steps * self.accumulation_steps)
-
-    def replacements(self, epoch: int, keys: Ints, attempt: int) -> Ints:
-        """What stands in for images that cannot be decoded: any others, the same whoever asks."""
-        return (uniforms(self.seed, epoch, keys, attempt + 1, Purpose.REPLACE)[:, attempt] * self.images).astype(
-            np.int64
-        )
+    def replacements(self, number: int, keys: Ints, attempt: int) -> Ints:
+        """Return keys of what stands in for images that cannot be decoded: any others, the same whoever asks."""
+        draws = uniforms(self.seed, self.epoch(number), keys, attempt + 1, Purpose.REPLACE)
+        return (draws[:, attempt] * self.images).astype(np.int64)
 
 
 @lru_cache(maxsize=4)
-def _epoch(order: Order, epoch: int) -> Ints:
-    """[images] keys of an epoch."""
-    shuffled = permutation(order.seed, epoch, order.images)
-    return shuffled if order.balance is None else _take_turns(order, epoch, shuffled, order.balance)
+def _shuffled(sampler: TrainSampler, epoch: int) -> Ints:
+    """Return the keys [images] of an epoch."""
+    shuffled = permutation(sampler.seed, epoch, sampler.images)
+    return shuffled if sampler.balance is None else _take_turns(sampler, epoch, shuffled, sampler.balance)
 
 
-def _take_turns(order: Order, epoch: int, shuffled: Ints, labels: Ints) -> Ints:
-    """In each round every class that has images gives one of its own; one that has given all begins again, with its
+def _take_turns(sampler: TrainSampler, epoch: int, shuffled: Ints, labels: Ints) -> Ints:
+    """Let every class that has images give one of its own in each round; one that has given all begins again, with its
     second copies.
     """
     grouped = shuffled[np.argsort(labels[shuffled], kind="stable")]
     counts = np.bincount(labels)
     counts = counts[counts > 0]
-    rounds = -(-order.images // len(counts))
-    keys = random_keys(order.seed, epoch, rounds * len(counts), Purpose.BALANCE).reshape(rounds, len(counts))
+    rounds = -(-sampler.images // len(counts))
+    keys = random_keys(sampler.seed, epoch, rounds * len(counts), Purpose.BALANCE).reshape(rounds, len(counts))
     turn = keys.argsort(axis=1, kind="stable")
     copy, member = np.divmod(np.arange(rounds)[:, None], counts[turn])
     starts = np.cumsum(counts) - counts
-    return (grouped[starts[turn] + member] + (copy << 32)).reshape(-1)[: order.images]
+    return (grouped[starts[turn] + member] + (copy << 32)).reshape(-1)[: sampler.images]
 
 
-def val_batches(images: int, size: int, rank: int, world: int) -> list[Ints]:
-    """This rank's part of the validation: the batches are the same whatever the world, dealt out in turn."""
-    batches = [np.arange(start, min(start + size, images)) for start in range(0, images, size)]
-    return batches[rank::world]
+class ValSampler:
+    """This rank's batches of a validation, at most `largest` images each. They are the same whatever the world: ranks
+    take them in turn.
+    """
+
+    def __init__(self, images: int, largest: int, rank: int, world: int) -> None:
+        starts = range(0, images, largest)[rank::world]
+        self.largest, self.batches = largest, [np.arange(start, min(start + largest, images)) for start in starts]
+
+    def epoch(self, number: int) -> int:
+        return 0
+
+    def keys(self, number: int) -> Ints:
+        """Return the keys [b] of this rank's batch `number`."""
+        return self.batches[number % len(self.batches)]
+
+
+Sampler = TrainSampler | ValSampler

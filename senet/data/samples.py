@@ -1,18 +1,17 @@
-"""Which part of which image becomes a sample: what both backends of image folders share."""
+"""Which part of which image becomes a sample: what both backends of image files share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
 from senet.config import Folder, crop_at
-from senet.data.philox import Ints
-from senet.data.pixels import Cut, random_cut, val_corner, val_size
+from senet.data.philox import Ints, crops, uniforms
 from senet.data.policy import Choice, choose
-from senet.data.sampler import NUMBER, Order
+from senet.data.sampler import NUMBER, Sampler, TrainSampler
 from senet.data.storage.index import Index
 from senet.errors import RunError
 
@@ -21,54 +20,28 @@ ATTEMPTS = 50  # to find an image that can be decoded
 
 
 @dataclass(frozen=True)
+class Crop:
+    """For each of b images: the box [b, 4] (y, x, height, width) to take, and whether to flip it [b]."""
+
+    boxes: Ints
+    flips: Ints
+
+
+@dataclass(frozen=True)
 class Samples:
-    """Batch `number`, counted from the start of the run, is a pure function of it; validation begins again after its
-    last.
-    """
+    """The batches of image files; batch `number` is a pure function of it."""
 
     index: Index
     data: Folder
-    order: Order | None  # training
-    dealt: tuple[Ints, ...] = ()  # validation: this rank's batches
+    sampler: Sampler
 
     @property
-    def largest(self) -> int:
-        """Images in a batch, at most."""
-        return self.order.micro_batch if self.order else max((len(part) for part in self.dealt), default=0)
-
-    def keys(self, number: int) -> Ints:
-        return self.order.keys(*self.order.place(number)) if self.order else self.dealt[number % len(self.dealt)]
+    def training(self) -> bool:
+        return isinstance(self.sampler, TrainSampler)
 
     def names(self, number: int) -> list[str]:
-        """Of a batch, its images' paths."""
-        return [self.path(key) for key in self.keys(number)]
-
-    def fill(self, number: int, load: Callable[[Ints], Sequence[T | None]]) -> tuple[Ints, list[T]]:
-        """The keys of a batch and what `load` made of them, None for images that it cannot decode.
-
-        Those are left out of a validation. In training others take their places, so that no batch is shorter than the
-        schedule says; which ones depends on (seed, epoch, key) alone, and so does the whole batch, whoever meets it and
-        when.
-        """
-        keys = self.keys(number)
-        loaded = list(load(keys))
-        if self.order is None:
-            return keys[[item is not None for item in loaded]], [item for item in loaded if item is not None]
-        wanted = keys.copy()
-        for attempt in range(ATTEMPTS):
-            empty = [place for place, item in enumerate(loaded) if item is None]
-            if not empty:
-                break
-            keys[empty] = self.order.replacements(self.epoch(number), wanted[empty], attempt)
-            for place, item in zip(empty, load(keys[empty]), strict=True):
-                loaded[place] = item
-        full = [item for item in loaded if item is not None]
-        if len(full) < len(keys):
-            raise RunError(
-                f"{ATTEMPTS} images in a row cannot be decoded, the last one "
-                f"{self.path(keys[empty[0]])}; check the data"
-            )
-        return keys, full
+        """Return the paths of a batch's images."""
+        return [self.path(key) for key in self.sampler.keys(number)]
 
     def path(self, key: int) -> str:
         return self.index.storage.path(int(key) & NUMBER)
@@ -76,26 +49,68 @@ class Samples:
     def labels(self, keys: Ints) -> Ints:
         return self.index.labels[keys & NUMBER]
 
-    def epoch(self, number: int) -> int:
-        return self.order.place(number)[0] if self.order else 0
+    def read(self, key: int) -> bytes:
+        """Return the bytes of an image file.
+
+        Raises ValueError if the archive that it is in is damaged. Raises RunError if the file cannot be read: that
+        tells nothing about the image, and the next start may read it, so another must not take its place.
+        """
+        try:
+            return self.index.storage.read(int(key) & NUMBER)
+        except OSError as error:
+            raise RunError(
+                f"{self.path(key)}: cannot be read: {error.strerror or error}; mend that and start again"
+            ) from None
+
+    def fill(
+        self, number: int, load: Callable[[Ints], Sequence[T | None]], reasons: Mapping[str, str]
+    ) -> tuple[Ints, list[T]]:
+        """Return the keys of a batch and what `load` made of them: None for images that cannot be decoded, for
+        `reasons` by path.
+
+        Those are left out of a validation. In training others take their places, so that no batch is shorter than the
+        schedule says; which ones depends on (seed, epoch, key) alone, and so does the whole batch, whoever meets it and
+        when. Raises RunError if none of many others can be decoded either.
+        """
+        keys = self.sampler.keys(number)
+        loaded = list(load(keys))
+        if not isinstance(self.sampler, TrainSampler):
+            return keys[[item is not None for item in loaded]], [item for item in loaded if item is not None]
+        wanted, keys = keys, keys.copy()
+        for attempt in range(ATTEMPTS):
+            empty = [position for position, item in enumerate(loaded) if item is None]
+            if not empty:
+                return keys, [item for item in loaded if item is not None]
+            keys[empty] = self.sampler.replacements(number, wanted[empty], attempt)
+            for position, item in zip(empty, load(keys[empty]), strict=True):
+                loaded[position] = item
+        path = self.path(keys[empty[-1]])
+        raise RunError(
+            f"{ATTEMPTS} images in a row cannot be decoded, the last one {path}: {reasons.get(path, 'as before')}; "
+            "mend the data, or list all such images: python -m launch.prepare audit DIR"
+        )
 
     def crop(self, number: int) -> int:
-        """The side of the images of a batch."""
-        return crop_at(self.data, self.epoch(number)) if self.order else self.data.crop
+        """Return the side of the images of a batch, in pixels."""
+        return crop_at(self.data, self.sampler.epoch(number)) if self.training else self.data.crop
 
     def choose(self, number: int, keys: Ints) -> Choice | None:
-        """The operations of an augmentation policy, if there is one."""
+        """Return the operations of an augmentation policy, if there is one."""
         policy = self.data.augment.policy
-        if self.order is None or policy is None:
+        if not isinstance(self.sampler, TrainSampler) or policy is None:
             return None
-        return choose(policy, self.order.seed, self.epoch(number), keys)
+        return choose(policy, self.sampler.seed, self.sampler.epoch(number), keys)
 
-    def random_cut(self, number: int, keys: Ints, sizes: Ints) -> Cut:
-        assert self.order is not None
-        return random_cut(self.data, self.order.seed, self.epoch(number), keys, sizes)
+    def random_crop(self, number: int, keys: Ints, sizes: Ints) -> Crop:
+        """Return the paper's random crop and flip (section 5.1) of images of `sizes` [b, 2] (height, width)."""
+        assert isinstance(self.sampler, TrainSampler)
+        draws = uniforms(self.sampler.seed, self.sampler.epoch(number), keys, 23)
+        boxes = crops(draws, sizes[:, 0], sizes[:, 1], self.data.area, self.data.aspect)
+        return Crop(boxes, ((draws[:, 22] < 0.5) & self.data.flip).astype(np.int64))
 
-    def centre_cut(self, sizes: Ints) -> tuple[Ints, Ints]:
-        """[b, 2] sizes to resize validation images of `sizes` to, and [b, 2] corners of their crops, as (y, x)."""
-        resized = [val_size(self.data, int(h), int(w)) for h, w in sizes]
-        corners = [val_corner(self.data, *size) for size in resized]
-        return np.array(resized, np.int64).reshape(-1, 2), np.array(corners, np.int64).reshape(-1, 2)
+    def centre_crop(self, sizes: Ints) -> tuple[Ints, Ints]:
+        """Return the sizes [b, 2] to resize validation images of `sizes` to, so that their shorter sides become
+        `data.resize`, and the corners [b, 2] of their centre crops, as (y, x). Both are rounded as torchvision does.
+        """
+        resized = (self.data.resize * sizes / sizes.min(1, keepdims=True)).astype(np.int64)
+        return resized, np.rint((resized - self.data.crop) / 2).astype(np.int64)

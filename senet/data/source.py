@@ -1,30 +1,29 @@
-"""Where images come from: `train_loader` and `val_loader` make a Loader for a config's data set."""
+"""Where images come from: `train_loader` and `val_loader` make a loader for the data set of a config."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from senet.config import Data
+from senet.config import Data, Folder, Synthetic
 from senet.data import cifar
 from senet.data.augment import Augmentation
 from senet.data.device import DevicePipeline
 from senet.data.loader import BadImages, Batch, Raw, TrainLoader, ValLoader
 from senet.data.memory import InMemory, synthetic
 from senet.data.philox import Ints
-from senet.data.sampler import Order, val_batches
+from senet.data.sampler import Sampler, TrainSampler, ValSampler
 from senet.data.samples import Samples
 from senet.data.storage.find import find
 from senet.errors import UsageError
+from senet.system.processes import allow_open_files
 
 
 @dataclass(frozen=True)
@@ -34,14 +33,47 @@ class Source:
     """
 
     root: Path | None = None
-    backend: str = "auto"  # of image folders: dali, pillow, or auto: DALI where it is installed
+    backend: str = "auto"  # of image files: dali, pillow, or auto: DALI if it is installed
     workers: int | None = None  # decoding threads (dali) or processes (pillow) of a rank; None: its share of the cores
     val_batch: int = 128
     max_bad: int | None = None  # undecodable images to put up with; None: 100, or one in a thousand if that is more
     checksum: bool = True
 
+    @property
+    def folder(self) -> Path:
+        """The root. Raises UsageError if there is none."""
+        if self.root is None:
+            raise UsageError(
+                "--data DIR is needed: the folder of the data set (python -m launch.prepare demo DIR makes one to try)"
+            )
+        return self.root
+
+    @property
+    def uses_dali(self) -> bool:
+        """Whether DALI decodes image files. Raises UsageError if it is asked for and not installed."""
+        if self.backend == "dali" and not has_dali():
+            raise UsageError(
+                "--backend dali: nvidia-dali-cuda130 is not installed; pip install -r requirements.txt, "
+                "or use --backend pillow"
+            )
+        return self.backend != "pillow" and has_dali()
+
+    @property
+    def workers_per_rank(self) -> int:
+        """The number of decoding threads or processes. Raises UsageError for fewer than one."""
+        if self.workers is not None and self.workers < 1:
+            raise UsageError(f"--workers {self.workers}: must be at least 1")
+        return self.workers or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def has_dali() -> bool:
+    """Tell whether DALI is installed, without importing it."""
+    return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
+
 
 class Backend(Protocol):
+    """What makes raw batches, numbered as its sampler numbers them."""
+
     @property
     def description(self) -> dict[str, Any]: ...
     def batches(self, first: int, count: int) -> Iterator[Raw]: ...
@@ -49,48 +81,48 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True)
+class _Split:
+    labels: Ints
+    fingerprint: str
+    classes: tuple[str, ...]
+    bad: BadImages
+    backend: Callable[[Sampler], Backend]
+
+
 class _Loader:
-    def __init__(
-        self,
-        data: Data,
-        images: int,
-        fingerprint: str,
-        classes: tuple[str, ...],
-        backend: Backend,
-        bad: BadImages,
-        finish: DevicePipeline,
-    ):
-        self.images, self.fingerprint, self.classes = images, fingerprint, classes
-        self.backend, self.bad, self.finish = backend, bad, finish
+    def __init__(self, data: Data, split: _Split, sampler: Sampler, pipeline: DevicePipeline) -> None:
+        self.images, self.fingerprint, self.classes = len(split.labels), split.fingerprint, split.classes
+        self.backend, self.bad, self.pipeline = split.backend(sampler), split.bad, pipeline
         shown = {"crop": data.crop, "mean": list(data.mean), "std": list(data.std)}
-        if data.set == "folder":
+        if isinstance(data, Folder):
             shown["resize"] = data.resize
-        self.description = backend.description | shown
+        self.description = self.backend.description | shown
 
     @property
     def waited(self) -> float:
-        return self.finish.waited
+        return self.pipeline.waited
 
     @property
     def memory_format(self) -> torch.memory_format:
-        return self.finish.memory_format
+        return self.pipeline.memory_format
 
     @memory_format.setter
     def memory_format(self, value: torch.memory_format) -> None:
-        self.finish.memory_format = value
+        self.pipeline.memory_format = value
 
     def close(self) -> None:
         self.backend.close()
 
 
 class _Train(_Loader):
-    def __init__(self, order: Order, *common: Any) -> None:
-        super().__init__(*common)
-        self.steps, self.accumulation_steps = order.steps, order.accumulation_steps
+    def __init__(self, data: Data, split: _Split, sampler: TrainSampler, pipeline: DevicePipeline) -> None:
+        super().__init__(data, split, sampler, pipeline)
+        self.steps, self.accumulation_steps = sampler.steps, sampler.accumulation_steps
 
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
         first = (epoch * self.steps + step) * self.accumulation_steps
-        return self.finish(lambda: self.backend.batches(first, (self.steps - step) * self.accumulation_steps))
+        return self.pipeline(lambda: self.backend.batches(first, (self.steps - step) * self.accumulation_steps))
 
     def names(self, step: int) -> list[str]:
         first = step * self.accumulation_steps
@@ -98,12 +130,12 @@ class _Train(_Loader):
 
 
 class _Val(_Loader):
-    def __init__(self, count: int, *common: Any) -> None:
-        super().__init__(*common)
-        self.count = count
+    def __init__(self, data: Data, split: _Split, sampler: ValSampler, pipeline: DevicePipeline) -> None:
+        super().__init__(data, split, sampler, pipeline)
+        self.count = len(sampler.batches)
 
     def batches(self) -> Iterator[Batch]:
-        return self.finish(lambda: self.backend.batches(0, self.count))
+        return self.pipeline(lambda: self.backend.batches(0, self.count))
 
 
 def train_loader(
@@ -117,119 +149,61 @@ def train_loader(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
 ) -> TrainLoader:
-    """The training images: global batches of `batch`, of which this rank sees its part, `micro_batch` images at a time.
+    """Make a loader of training images: global batches of `batch`, of which this rank sees its part, `micro_batch`
+    images at a time.
 
-    `dtype` is what the net computes in (see DevicePipeline).
-
-    Raises UsageError for what is wrong with the data set, its path or the flags.
+    `dtype` is what the net computes in (see DevicePipeline). Raises UsageError for what is wrong with the data set, its
+    path or the flags.
     """
     augment = data.augment
     if (augment.mixup or augment.cutmix) and micro_batch % 2:
         raise UsageError(
             f"data.augment: mixup and cutmix need pairs, but a rank takes {micro_batch} images at once; change batch"
         )
-    finish = DevicePipeline(data, device, Augmentation(data, seed) if augment.active else None, dtype)
-    if data.set == "folder":
-        index = find(_root(source), "train", data.classes)
-        order = Order(
-            len(index),
-            batch,
-            micro_batch,
-            seed,
-            rank,
-            world,
-            augment.repeats,
-            index.labels if augment.balance else None,
-        )
-        bad = _bad(source, len(index))
-        backend = _decoder(Samples(index, data, order), source, device, bad)
-        return _Train(order, data, len(index), index.fingerprint, index.classes, backend, bad, finish)
-    pixels, labels = _in_memory(data, source, "train", seed)
-    order = Order(
-        len(labels), batch, micro_batch, seed, rank, world, augment.repeats, labels if augment.balance else None
-    )
-    backend = InMemory(pixels, labels, data, order, [], device)
-    return _Train(order, data, len(labels), _fingerprint(pixels, labels), (), backend, BadImages(0), finish)
+    split = _open(data, source, "train", seed, device)
+    balance = split.labels if augment.balance else None
+    sampler = TrainSampler(len(split.labels), batch, micro_batch, seed, rank, world, augment.repeats, balance)
+    augmentation = Augmentation(data, seed) if augment.active else None
+    return _Train(data, split, sampler, DevicePipeline(data, device, augmentation, dtype))
 
 
 def val_loader(
     data: Data, source: Source, rank: int, world: int, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> ValLoader:
-    """The validation images (CIFAR: the test set), this rank's part of them. Raises UsageError likewise."""
+    """Make a loader of this rank's part of the validation images (CIFAR: the test set). Raises UsageError likewise."""
     if source.val_batch < 1:
         raise UsageError(f"--val-batch {source.val_batch}: must be at least 1")
-    if data.set == "folder":
-        index = find(_root(source), "val", data.classes)
-        dealt = val_batches(len(index), source.val_batch, rank, world)
-        bad = _bad(source, len(index))
-        backend = _decoder(Samples(index, data, None, tuple(dealt)), source, device, bad)
-        return _Val(
-            len(dealt),
-            data,
-            len(index),
-            index.fingerprint,
-            index.classes,
-            backend,
-            bad,
-            DevicePipeline(data, device, None, dtype),
-        )
-    pixels, labels = _in_memory(data, source, "test", 1)
-    dealt = val_batches(len(labels), source.val_batch, rank, world)
-    backend = InMemory(pixels, labels, data, None, dealt, device)
-    return _Val(
-        len(dealt),
-        data,
-        len(labels),
-        _fingerprint(pixels, labels),
-        (),
-        backend,
-        BadImages(0),
-        DevicePipeline(data, device, None, dtype),
-    )
+    split = _open(data, source, "val", 1, device)
+    sampler = ValSampler(len(split.labels), source.val_batch, rank, world)
+    return _Val(data, split, sampler, DevicePipeline(data, device, None, dtype))
 
 
-def _bad(source: Source, images: int) -> BadImages:
-    return BadImages(max(100, images // 1000) if source.max_bad is None else source.max_bad)
+def _open(data: Data, source: Source, split: str, seed: int, device: torch.device) -> _Split:
+    if isinstance(data, Folder):
+        allow_open_files()
+        index = find(source.folder, split, data.classes)
+        bad = BadImages(max(100, len(index) // 1000) if source.max_bad is None else source.max_bad)
 
+        def decoder(sampler: Sampler) -> Backend:
+            samples = Samples(index, data, sampler)
+            if source.uses_dali:
+                from senet.data.dali import Dali
 
-def _fingerprint(pixels: NDArray[np.uint8], labels: Ints) -> str:
-    return hashlib.sha256(labels.astype("<i8").tobytes() + pixels[::101].tobytes()).hexdigest()[:16]
+                return Dali(samples, device, source.workers_per_rank, bad)
+            from senet.data.pillow import Pillow
 
+            return Pillow(samples, source.workers_per_rank, bad)
 
-def _root(source: Source) -> Path:
-    if source.root is None:
-        raise UsageError(
-            "--data DIR is needed: the folder of the data set (python -m launch.prepare demo DIR makes one to try)"
-        )
-    return source.root
-
-
-def _in_memory(data: Data, source: Source, split: str, seed: int) -> Any:
+        return _Split(index.labels, index.fingerprint, index.classes, bad, decoder)
     if source.backend != "auto":
         raise UsageError(f"--backend {source.backend} would have no effect: {data.set} is held in memory; leave it out")
-    if data.set == "synthetic":
-        return synthetic(data, data.train_images if split == "train" else data.val_images, seed)
-    return cifar.read(_root(source), data.set, split, source.checksum)
-
-
-def has_dali() -> bool:
-    """Whether DALI is installed; it is not imported."""
-    return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
-
-
-def _decoder(samples: Samples, source: Source, device: torch.device, bad: BadImages) -> Backend:
-    if source.workers is not None and source.workers < 1:
-        raise UsageError(f"--workers {source.workers}: must be at least 1")
-    workers = source.workers or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    if source.backend == "dali" and not has_dali():
-        raise UsageError(
-            "--backend dali: nvidia-dali-cuda130 is not installed; pip install -r requirements.txt, "
-            "or use --backend pillow"
-        )
-    if source.backend != "pillow" and has_dali():
-        from senet.data.dali import Dali
-
-        return Dali(samples, device, workers, bad)
-    from senet.data.pillow import Pillow
-
-    return Pillow(samples, workers, bad)
+    classes: tuple[str, ...] = ()
+    if isinstance(data, Synthetic):
+        pixels, labels = synthetic(data, data.train_images if split == "train" else data.val_images, seed)
+    else:
+        pixels, labels = cifar.read(source.folder, data.set, "train" if split == "train" else "test", source.checksum)
+        classes = cifar.class_names(source.folder, data.set)
+    fingerprint = hashlib.sha256(labels.astype("<i8").tobytes() + pixels[::101].tobytes()).hexdigest()[:16]
+    return _Split(
+        labels, fingerprint, classes, BadImages(0), lambda sampler: InMemory(pixels, labels, data, sampler, device)
+    )

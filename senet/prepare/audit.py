@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from senet.data.imagenet import classes
+from senet.data.pixels import head
 from senet.data.source import has_dali
 from senet.data.storage.find import AUDIT, form_of, splits
 from senet.data.storage.folders import ENDINGS, Folders, class_folders
-from senet.data.storage.index import Index, index_file
+from senet.data.storage.index import Index, index_file, split_folder
 from senet.errors import UsageError
-from senet.prepare import wnids
 from senet.prepare.findings import FINDING, Findings, duplicates, examine
 from senet.prepare.page import page
 from senet.prepare.pool import each
@@ -74,15 +75,15 @@ def _list(root: Path, split: str) -> Findings:
 
 def _unused(root: Path, split: str) -> list[str]:
     """Return what lies in the folders and is not used: what is hidden, and what is no image by its ending."""
-    base = root / split
-    classes = class_folders(base)
-    names = [entry.name for entry in os.scandir(base) if entry.name not in classes]
-    for folder, folders, inside in (part for name in classes for part in os.walk(base / name, followlinks=True)):
+    base = split_folder(root, split)
+    known = class_folders(root, base)
+    names = [entry.name for entry in os.scandir(base) if entry.name not in known]
+    for folder, folders, inside in (part for name in known for part in os.walk(base / name, followlinks=True)):
         names += [f"{folder[len(str(base)) + 1 :]}/{name}" for name in folders if name.startswith(".")]
         folders[:] = [name for name in folders if not name.startswith(".")]
         unused = (name for name in inside if name.startswith(".") or not name.lower().endswith(ENDINGS))
         names += [f"{folder[len(str(base)) + 1 :]}/{name}" for name in unused]
-    return sorted(f"{split}/{name}" for name in names)
+    return sorted(f"{base.name}/{name}" for name in names)
 
 
 def _examine_all(split: str, findings: Findings, processes: int | None) -> None:
@@ -111,7 +112,7 @@ def _examine(job: Job) -> Result:
             rows[image], reason = examine(content, name)
             if reason:
                 reasons[image] = [reason]
-            if rows[image]["height"]:
+            if rows[image]["height"] and head(content).alike:
                 contents[image] = content
         for image in _dali_failures(contents, rows) if with_dali else ():
             reasons.setdefault(image, []).append("DALI cannot decode it")
@@ -142,7 +143,7 @@ def _entry(images: Index, image: int, reason: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _probe() -> Any:
-    from senet.prepare.dali_probe import Probe
+    from senet.data.dali import Probe
 
     return Probe()
 
@@ -185,7 +186,7 @@ def _result(found: dict[str, Findings]) -> dict[str, Any]:
 def _dali_version() -> str | None:
     if not has_dali():
         return None
-    from senet.prepare.dali_probe import VERSION
+    from senet.data.dali import VERSION
 
     return str(VERSION)
 
@@ -196,5 +197,5 @@ def _class_list(findings: Findings) -> dict[str, Any]:
     return {
         "count": len(findings.classes()),
         "sha256": hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest() if names else None,
-        "is_imagenet": set(names) == set(wnids.classes()),
+        "is_imagenet": set(names) == set(classes()),
     }

@@ -1,7 +1,7 @@
 """The pictures of the demo set: five shapes times two textures, so that a net must see both form and detail.
 
-Everything else about a picture (size, colours, light, place, scale, turn, clutter, noise, JPEG quality) is drawn alike
-for all classes: colour tells nothing. No class changes under a horizontal flip.
+Everything else about a picture (size, colours, light, position, scale, turn, clutter, noise, JPEG quality) is drawn
+alike for all classes: colour tells nothing. No class changes under a horizontal flip.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from senet.data.pixels import decode, kind, opened, size
+from senet.data.pixels import ORIENTATION, decode, head, kind, opened
 from senet.data.storage.index import Index
 
 TRAITS = ("truncated", "empty", "cmyk", "sixteen_bit", "exif_rotated", "tiny", "misnamed", "grey", "palette", "alpha")
@@ -23,16 +23,15 @@ KINDS = ("unknown", "empty", "jpeg", "png", "gif", "webp", "bmp", "tiff", "ppm")
 TINY = 32  # pixels of the shorter side
 SIDES = (1, 32, 64, 128, 224, 256, 384, 512, 1024)  # where the bins of the shorter side begin
 LISTED = 1000  # names, at most, of each sort of finding
-ORIENTATION = 0x0112  # a tag of EXIF
 
 
 def examine(content: bytes, name: str) -> tuple[Any, str]:
-    """The finding of an image file, and why PIL cannot decode it, or neither decoder is asked to; empty if it can."""
+    """Return the finding of an image file, and why it cannot be decoded; nothing if it can."""
     form = kind(content)
     traits = {"empty": not content}
     height, width, reason = 0, 0, ""
     try:
-        height, width = size(content)
+        height, width, _ = head(content)
         with opened(content) as image:
             traits |= _look(image, content)
         decode(content)
@@ -51,7 +50,7 @@ def _claimed(name: str) -> str:
 
 
 def _look(image: Image.Image, content: bytes) -> dict[str, bool]:
-    # Only where there is some: PIL decodes the whole of a PNG in search of EXIF.
+    # Only if there is some: PIL decodes the whole of a PNG in search of EXIF.
     turned = ("exif" in image.info or image.format == "TIFF") and image.getexif().get(ORIENTATION, 1) != 1
     return {
         "cmyk": image.mode == "CMYK",

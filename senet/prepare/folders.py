@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from senet.data.philox import Ints
-from senet.data.storage.folders import Folders, times
+from senet.data.storage.folders import Folders, stamp_of
 from senet.data.storage.index import Index, index_file
 from senet.errors import UsageError
 from senet.prepare.encoding import Encoding
@@ -57,7 +57,7 @@ def fill(
             raise UsageError(
                 f"{folder}: holds other files than its {len(images)} images; remove this folder and run it again"
             )
-    written = Folders(base, index.storage.names, times(base, index.classes))
+    written = Folders(base, index.storage.names, stamp_of(to, base, index.classes))
     Index(written, index.labels, index.classes).save(index_file(to, split))
 
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from senet.data.storage.index import Index, Names, Storage, order
-from senet.data.storage.tars import Tars, contents, read_classes
+from senet.data.imagenet import classes
+from senet.data.storage.index import Index, Names, Storage, order, read_classes
+from senet.data.storage.tars import Tars, stamp_of
 from senet.errors import UsageError
 from senet.prepare import archive, wnids
 from senet.prepare.archive import Member
@@ -131,7 +132,7 @@ def _labelled(
 
     shown = {split: _wnids(images.names, split, tars[split], val_wnids) for split, images in lists.items()}
     for split, own in shown.items():
-        if len(own) != IMAGES[split] or set(own) != set(wnids.classes()):
+        if len(own) != IMAGES[split] or set(own) != set(classes()):
             doubt(
                 f"{tars[split]}: {len(own):,} images of {len(set(own)):,} classes, not the {IMAGES[split]:,} "
                 "of 1,000 of ILSVRC2012"
@@ -165,8 +166,8 @@ def _wnids(names: Names, split: str, tar: Path, val_wnids: Mapping[str, str]) ->
         ) from None
 
 
-def _ordered(images: Storage, shown: list[str], classes: tuple[str, ...]) -> Index:
-    labels = {name: label for label, name in enumerate(classes)}
+def _ordered(images: Storage, shown: list[str], names: tuple[str, ...]) -> Index:
+    labels = {name: label for label, name in enumerate(names)}
     rows = [
         (labels[wnid], f"{wnid}/{name}", image)
         for image, (wnid, name) in enumerate(zip(shown, images.names, strict=True))
@@ -175,12 +176,12 @@ def _ordered(images: Storage, shown: list[str], classes: tuple[str, ...]) -> Ind
     rows.sort(key=lambda row: (row[0], order(row[1])))
     chosen = images.subset(np.array([image for _, _, image in rows], np.int64))
     storage = replace(chosen, names=Names.of(name for _, name, _ in rows))
-    return Index(storage, np.array([label for label, _, _ in rows], np.int64), classes)
+    return Index(storage, np.array([label for label, _, _ in rows], np.int64), names)
 
 
 def _survey(tar: Path, saved: Path, split: str, processes: int | None) -> Storage:
     """Return what is where in a tar of images, from the list in `saved` if that is up to date."""
-    stamp = contents(tar.parent, [tar])
+    stamp = stamp_of(tar.parent, [tar])
     if (known := Index.load(saved, Tars, lambda listed: listed == stamp)) is not None:
         return replace(known.storage, root=tar.parent)
     size = tar.stat().st_size

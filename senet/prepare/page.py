@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from senet.system import table
+
 SHOWN = 5  # names, at most, of each sort of finding
 REMARKS = {
     "cmyk": "CMYK, used as RGB",
@@ -19,7 +21,7 @@ REMARKS = {
 
 
 def page(root: Path, result: dict[str, Any]) -> str:
-    """The text of audit.txt."""
+    """Return the text of audit.txt."""
     splits: dict[str, dict[str, Any]] = result["splits"]
     images = sum(found["images"] for found in splits.values())
     with_dali = f" and DALI {result['decoders']['dali']} (CPU)" if result["decoders"]["dali"] else ""
@@ -28,7 +30,7 @@ def page(root: Path, result: dict[str, Any]) -> str:
         f"{images:,} images read and decoded by PIL {result['decoders']['pil']}{with_dali} "
         f"in {result['seconds']:.0f} s, {images / max(result['seconds'], 0.1):,.0f} a second",
         "",
-        *_table(splits),
+        _table(splits),
         "",
         _classes(result["class_list"]),
     ]
@@ -44,37 +46,33 @@ def page(root: Path, result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *_advice(root, splits)]) + "\n"
 
 
-def _table(splits: dict[str, dict[str, Any]]) -> list[str]:
-    rows = [["", *splits]]
+def _table(splits: dict[str, dict[str, Any]]) -> str:
+    rows: list[list[str]] = []
     for what, cell in {
-        "images": lambda found: f"{found['images']:,}",
-        "classes": lambda found: f"{len(found['classes']):,}",
-        "images in a class": lambda found: f"{min(found['classes'].values()):,} to {max(found['classes'].values()):,}",
-        "formats": lambda found: ", ".join(f"{kind} {n:,}" for kind, n in found["formats"].items()),
-        "width: min, median, max": lambda found: ", ".join(map(str, found["sizes"].get("width", ["-"]))),
-        "height: min, median, max": lambda found: ", ".join(map(str, found["sizes"].get("height", ["-"]))),
-        "largest, megapixels": lambda found: str(found["sizes"].get("megapixels_max", "-")),
-        "grey, palette, alpha": lambda found: f"{found['grey']:,}, {found['palette']:,}, {found['alpha']:,}",
-        "undecodable": lambda found: f"{len(found['undecodable']):,}",
-        "- empty, truncated": lambda found: f"{found['empty']['count']:,}, {found['truncated']['count']:,}",
+        "images": lambda of: f"{of['images']:,}",
+        "classes": lambda of: f"{len(of['classes']):,}",
+        "images in a class": lambda of: f"{min(of['classes'].values()):,} to {max(of['classes'].values()):,}",
+        "formats": lambda of: ", ".join(f"{kind} {n:,}" for kind, n in of["formats"].items()),
+        "width: min, median, max": lambda of: ", ".join(map(str, of["sizes"].get("width", ["-"]))),
+        "height: min, median, max": lambda of: ", ".join(map(str, of["sizes"].get("height", ["-"]))),
+        "largest, megapixels": lambda of: str(of["sizes"].get("megapixels_max", "-")),
+        "grey, palette, alpha": lambda of: f"{of['grey']:,}, {of['palette']:,}, {of['alpha']:,}",
+        "undecodable": lambda of: f"{len(of['undecodable']):,}",
+        "- empty, truncated": lambda of: f"{of['empty']['count']:,}, {of['truncated']['count']:,}",
     }.items():
-        rows.append([what, *(cell(found) for found in splits.values())])
+        rows.append([what, *map(cell, splits.values())])
     for side in next(iter(splits.values()))["sizes"].get("shorter_side", ()):
-        counts = [found["sizes"].get("shorter_side", {}).get(side, 0) for found in splits.values()]
+        counts = [of["sizes"].get("shorter_side", {}).get(side, 0) for of in splits.values()]
         if any(counts):
             rows.append([f"shorter side {side}", *(f"{count:,}" for count in counts)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
-        for row in rows
-    ]
+    return table.text(["", *splits], rows)
 
 
-def _classes(found: dict[str, Any]) -> str:
-    if found["sha256"] is None:
-        return f"{found['count']:,} classes without names (no classes.txt)"
-    kind = "ImageNet's" if found["is_imagenet"] else "not ImageNet's 1000"
-    return f"{found['count']:,} classes, {kind}; SHA-256 of their names {found['sha256'][:16]}"
+def _classes(listed: dict[str, Any]) -> str:
+    if listed["sha256"] is None:
+        return f"{listed['count']:,} classes without names (no classes.txt)"
+    kind = "ImageNet's" if listed["is_imagenet"] else "not ImageNet's 1000"
+    return f"{listed['count']:,} classes, {kind}; SHA-256 of their names {listed['sha256'][:16]}"
 
 
 def _one(name: str | list[str]) -> str:
@@ -96,5 +94,5 @@ def _advice(root: Path, splits: dict[str, dict[str, Any]]) -> list[str]:
     )
     return [
         f"Training will leave out {left_out} by name ({root}/audit.json lists all).",
-        "To use them, put good files in their places: those count at once. Audit again after other changes.",
+        "To use them, replace these files by good ones: those count at once. Audit again after other changes.",
     ]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from senet.data.cifar import class_names, read
+from senet.data.cifar import LAYOUTS, class_names, read
 from senet.data.philox import Ints
 from senet.data.storage.folders import Folders
 from senet.data.storage.index import Index, Names
@@ -27,8 +27,10 @@ def export(name: str, folder: Path, to: Path, checksum: bool = True, processes: 
     What is there is kept, and an interrupted call completed by the next. Raises UsageError for a damaged set, and if
     something else is in `to`.
     """
-    classes = class_names(folder, name)
-    notes = []
+    classes, notes = class_names(folder, name), []
+    if not classes:
+        lacking = ", ".join(f"{layout.folder}/{layout.names[0]}" for layout in LAYOUTS[name])
+        raise UsageError(f"{folder}: has none of {lacking}: no names of classes; unpack the archive again")
     for split, theirs in (("train", "train"), ("val", "test")):
         pixels, labels = read(folder, name, theirs, checksum)
         content = hashlib.sha256(pixels.tobytes()).hexdigest()[:16]

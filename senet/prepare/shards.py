@@ -21,7 +21,7 @@ from senet.data.philox import Ints, permutation
 from senet.data.pixels import kind
 from senet.data.storage.find import listing, splits
 from senet.data.storage.index import Index, Names, index_file, key
-from senet.data.storage.tars import Tars, contents, find_shards
+from senet.data.storage.tars import Tars, find_shards, stamp_of
 from senet.errors import UsageError
 from senet.prepare.encoding import Encoding
 from senet.prepare.folders import clear, read
@@ -192,5 +192,5 @@ def _listed(index: Index, to: Path, split: str, stems: list[str], parts: list[ND
                 spans[image] = number, int(start), int(size)
         except (OSError, ValueError):
             raise UsageError(f"{file}: missing or damaged; remove {to / split} and run it again") from None
-    stamp = contents(to, [to / split / f"{stem}.tar" for stem in stems])
+    stamp = stamp_of(to, [to / split / f"{stem}.tar" for stem in stems])
     return Index(Tars(to, Names.of(names), stamp, {"spans": spans}), index.labels, index.classes)

@@ -1,4 +1,4 @@
-"""ImageNet's 1,000 classes, and which class each validation image shows.
+"""Which of ImageNet's classes each validation image shows.
 
 A label is the position of a class's wnid (n01440764) among the sorted wnids, as everywhere in PyTorch. The devkit
 numbers the classes otherwise; its numbers are translated here by way of the wnids, and nowhere else met.
@@ -6,7 +6,6 @@ numbers the classes otherwise; its numbers are translated here by way of the wni
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from pathlib import Path
@@ -18,12 +17,6 @@ HERE = Path(__file__).parent
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 LARGEST_DEVKIT = 64 << 20  # bytes
 VAL = "ILSVRC2012_val_{:08}"
-
-
-def classes() -> dict[str, str]:
-    """Return the classes in order of label: wnid -> what people call it."""
-    listed = json.loads((HERE / "imagenet_class_index.json").read_text())
-    return dict(listed[str(label)] for label in range(len(listed)))
 
 
 def devkit_labels(devkit: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ from torch import nn
 from senet.config import Config
 from senet.config import warnings as config_warnings
 from senet.data.loader import AHEAD
-from senet.data.source import Source, has_dali
+from senet.data.source import Source
 from senet.distributed import World
 from senet.errors import UsageError
 from senet.run import provenance
@@ -108,11 +108,9 @@ def shared_bytes(config: Config, source: Source, micro_batch: int) -> int:
     """Return the bytes of shared memory that the loaders of one rank take at most: PIL's worker processes hand batches
     over in it. 0 for DALI's threads.
     """
-    if config.data.set != "folder" or (source.backend != "pillow" and has_dali()):
+    if config.data.set != "folder" or source.uses_dali:
         return 0
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    workers = source.workers or max(1, len(os.sched_getaffinity(0)) // local)
-    batches = 2 * workers + AHEAD + 1  # torch's workers are two ahead each, and more wait for the device
+    batches = 2 * source.workers_per_rank + AHEAD + 1  # workers are two ahead each, and more wait for the device
     return batches * (micro_batch + source.val_batch) * 3 * config.data.crop**2
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import tempfile
 import threading
 from multiprocessing import get_context, util
@@ -22,6 +23,12 @@ def family(number: int) -> list[int]:
     while more := {child for child, parent in parents.items() if parent in found} - found:
         found |= more
     return sorted(found)
+
+
+def allow_open_files() -> None:
+    """Let this process open as many files as its hard limit allows; the soft one is often 1,024, or 256."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def fork_server(*modules: str) -> Any:

@@ -60,6 +60,31 @@ def deep_png(pixels: Any) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+def tiff(pixels: Any, photometric: int, planar: bool = False) -> bytes:
+    """An uncompressed TIFF of kinds that PIL cannot write; pixels [height, width, channels] of 8 or 16 bits."""
+    height, width, channels = pixels.shape
+    planes = [pixels.transpose(2, 0, 1)[n].tobytes() for n in range(channels)] if planar else [pixels.tobytes()]
+    tags = [(256, [width]), (257, [height]), (258, [8 * pixels.itemsize] * channels), (259, [1]), (262, [photometric])]
+    tags += [(273, [0] * len(planes)), (277, [channels]), (278, [height]), (279, [len(plane) for plane in planes])]
+    tags += [(284, [1 + planar])] + ([(338, [2])] if channels == 4 else [])
+    at = 14 + 12 * len(tags)
+    tables = {tag: at + 16 * n for n, (tag, values) in enumerate(tags)}  # of values that do not fit in their entries
+    starts = [at + 16 * len(tags) + sum(map(len, planes[:n])) for n in range(len(planes))]
+    head, rest = struct.pack("<2sHIH", b"II", 42, 8, len(tags)), b""
+    for tag, values in tags:
+        packed = struct.pack(f"<{len(values)}I", *(starts if tag == 273 else values)).ljust(16, b"\0")
+        head += struct.pack("<HHI", tag, 4, len(values))
+        head += packed[:4] if len(values) == 1 else struct.pack("<I", tables[tag])
+        rest += packed
+    return head + b"\0" * 4 + rest + b"".join(planes)
+
+
+def without_adobe(content: bytes) -> bytes:
+    """A JPEG without the marker that says whether CMYK is inverted."""
+    at = content.index(b"\xff\xee")
+    return content[:at] + content[at + 2 + int.from_bytes(content[at + 2 : at + 4], "big") :]
+
+
 def flipped(content: bytes) -> bytes:
     middle = len(content) // 2
     return content[:middle] + bytes(byte ^ 0x55 for byte in content[middle : middle + 40]) + content[middle + 40 :]
@@ -106,6 +131,16 @@ USED = {
     "black_and_white": Kind("png", lambda: encoded(picture().convert("1"), "PNG"), train=(1.5, 40)),
     "png_16_bit": Kind("png", lambda: encoded(Image.fromarray(RAMP), "PNG"), "ramp"),
     "tiff_16_bit": Kind("tif", lambda: encoded(Image.fromarray(RAMP), "TIFF"), "ramp"),
+    "tiff_g4": Kind(
+        "tif",
+        lambda: encoded(picture().convert("1"), "TIFF", compression="group4"),
+        "black_and_white",
+        train=(1.5, 40),
+    ),
+    "tiff_planar": Kind("tif", lambda: tiff(np.asarray(picture()), 2, planar=True), "rgb"),
+    "tiff_16_bit_rgba": Kind("tif", lambda: tiff(np.stack([RAMP] * 3 + [RAMP * 0 + 65535], 2), 2), "ramp"),
+    "tiff_lab": Kind("tif", lambda: tiff(np.asarray(picture()), 8)),
+    "jpeg_cmyk_bare": Kind("JPEG", lambda: without_adobe(encoded(picture().convert("CMYK")))),
     "png_16_bit_rgb": Kind("png", lambda: deep_png(np.stack([RAMP] * 3, 2)), "ramp"),
     "1x1": Kind("JPEG", lambda: encoded(Image.new("RGB", (1, 1), (200, 30, 90)))),
     "500x3": Kind("JPEG", lambda: encoded(picture(3, 500))),
@@ -117,6 +152,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {  # with what the reason 
     "head_only": (lambda: encoded(picture())[:300], "truncated"),
     "empty": (lambda: b"", "an empty file"),
     "text": (lambda: b"a text, not an image", "begins with b'a text,"),
+    "postscript": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "begins with b'%!PS"),
     "gif": (lambda: encoded(picture().convert("P"), "GIF"), "not one of JPEG.*begins with b'GIF8"),
 }
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -14,9 +17,10 @@ import torch
 
 from senet.config import Folder
 from senet.data.source import Source, train_loader, val_loader
-from senet.data.storage.find import find, listing
+from senet.data.storage.find import find, listing, saved_listing
 from senet.data.storage.index import Index, index_file
 from senet.errors import UsageError
+from tests.helpers import ROOT
 
 CPU = torch.device("cpu")
 DATA = Folder(classes=3, crop=32, resize=40)
@@ -76,6 +80,107 @@ def test_a_saved_index_is_used_until_images_change(few_images: Path) -> None:
     assert len(listing(few_images, "train")) == 26
     index_file(few_images, "train").write_bytes(b"PK damaged")
     assert len(listing(few_images, "train")) == 26
+
+
+def test_shards_copied_with_new_times_keep_their_index(shards: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(shards, root, copy_function=shutil.copyfile)
+    listing(root, "train").subset(np.arange(7)).save(index_file(root, "train"))
+    for path in (root / "train").iterdir():
+        os.utime(path, ns=(0, 0))
+    assert len(listing(root, "train")) == 7
+    content = (root / "train/0.tar").read_bytes()
+    (root / "train/0.tar").write_bytes(content[:1000] + b"X" + content[1001:])  # as long as before
+    assert len(listing(root, "train")) == 62
+    assert saved_listing(root, "train") is not None  # it was kept, so that others need not list the images again
+
+
+def test_names_that_begin_anew_in_each_shard(images: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        for shard in range(2):
+            with tarfile.open(tmp_path / split / f"part-{shard}.tar", "w") as archive:
+                for number, path in enumerate(sorted((images / split).glob(f"class{shard}/*"))[:5]):
+                    for name, content in ((f"{number:04}.jpg", path.read_bytes()), (f"{number:04}.cls", b"%d" % shard)):
+                        member = tarfile.TarInfo(name)
+                        member.size = len(content)
+                        archive.addfile(member, io.BytesIO(content))
+    index = listing(tmp_path, "train")
+    assert len(set(index.storage.names)) == 10
+    assert index.storage.path(7) == f"{tmp_path}/train/part-1.tar:0002.jpg"
+    assert index.storage.read(7) == sorted((images / "train/class1").iterdir())[2].read_bytes()
+    state = (tmp_path / "train/part-1.tar").stat()
+    entry = {"reason": "bad", "file": "train/part-1.tar", "bytes": state.st_size, "modified_ns": state.st_mtime_ns}
+    audit = {"format": 2, "splits": {"train": {"undecodable": {"train/part-1.tar:0002.jpg": entry}}}}
+    (tmp_path / "audit.json").write_text(json.dumps(audit))
+    kept = find(tmp_path, "train", 2)
+    assert [kept.storage.path(i)[-8:-4] for i in range(9)] == [f"{n:04}" for n in (0, 1, 2, 3, 4, 0, 1, 3, 4)]
+
+
+def test_more_shards_than_files_that_may_be_open(images: Path, tmp_path: Path) -> None:
+    root = pack(images, tmp_path / "shards", 60)
+    code = """
+import sys
+from pathlib import Path
+from senet.data.storage.find import listing
+for split in ("train", "val"):
+    storage = listing(Path(sys.argv[1]), split).storage
+    print(sum(storage.read(image)[:2] == b"\\xff\\xd8" for image in range(len(storage.names))))
+"""
+    limited = f"ulimit -n 40; exec {sys.executable} -c '{code}' {root}"
+    done = subprocess.run(["bash", "-c", limited], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout.split(), done.stderr) == (["62", "203"], "")
+
+
+def test_images_in_sub_folders_of_a_class_are_read(few_images: Path) -> None:
+    deep = few_images / "train/class1/a/b"
+    deep.mkdir(parents=True)
+    (few_images / "train/class1/001.JPEG").rename(deep / "001.JPEG")
+    (few_images / "train/class1/.hidden").mkdir()
+    (few_images / "train/class1/.hidden/no.JPEG").write_bytes(b"")
+    index = listing(few_images, "train")
+    assert len(index) == 27
+    assert index.storage.names[17] == "class1/a/b/001.JPEG"
+    index.save(index_file(few_images, "train"))
+    (deep / "more.JPEG").write_bytes((deep / "001.JPEG").read_bytes())
+    assert len(listing(few_images, "train")) == 28
+
+
+def test_what_stands_beside_the_images_does_no_harm(few_images: Path) -> None:
+    before = listing(few_images, "train").fingerprint
+    for name in ("train.tar", "train/images.tar", "val/ILSVRC2012_img_val.tar", "train/notes.txt", "val/class0/a.tar"):
+        (few_images / name).write_bytes(b"no matter what")
+    assert listing(few_images, "train").fingerprint == before
+    assert len(listing(few_images, "val")) == 9
+
+
+@pytest.mark.parametrize("name", ["validation", "valid", "test"])
+def test_other_names_of_the_validation_set(few_images: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    before = listing(few_images, "val").fingerprint
+    (few_images / "val").rename(few_images / name)
+    assert listing(few_images, "val").fingerprint == before
+    assert f"has no val/; {name}/ is used for it" in caplog.text
+
+
+def test_numbers_as_names_are_warned_of_and_classes_txt_gives_their_order(
+    few_images: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for split in ("train", "val"):
+        for old, new in (("class0", "1"), ("class1", "2"), ("class2", "10")):
+            (few_images / split / old).rename(few_images / split / new)
+    assert listing(few_images, "train").classes == ("1", "10", "2")
+    assert "class folders are numbers" in caplog.text
+    command = caplog.text.partition("timm uses: ")[2].splitlines()[0]
+    subprocess.run(command, shell=True, check=True)  # noqa: S602
+    assert listing(few_images, "train").classes == ("1", "2", "10")
+    for ending in ("", "\r\n\r\n"):
+        (few_images / "classes.txt").write_text("1\n2\n10" + ending)
+        index = listing(few_images, "val")
+        assert index.classes == ("1", "2", "10")
+        assert Path(index.storage.names[8]).parent.name == "10"
+    index.save(index_file(few_images, "val"))
+    (few_images / "classes.txt").unlink()
+    assert listing(few_images, "val").classes == ("1", "10", "2")
 
 
 def test_a_fingerprint_tells_sets_apart(images: Path, few_images: Path) -> None:

@@ -162,6 +162,33 @@ def test_too_many_bad_images_stop_with_a_list(few_images: Path, backend: str) ->
     loader.close()
 
 
+@pytest.mark.parametrize("backend", ["dali", "pillow"])
+def test_a_file_that_cannot_be_read_stops_the_run_and_is_no_bad_image(few_images: Path, backend: str) -> None:
+    loaders = [
+        train_loader(FOLDER, Source(few_images, backend, workers=1), 9, 9, 0, 0, 1, CPU),
+        val_loader(FOLDER, Source(few_images, backend, workers=1), 0, 1, CPU),
+    ]
+    for path, loader in zip(("train/class1/004.JPEG", "val/class1/004.JPEG"), loaders, strict=True):
+        (few_images / path).unlink()
+        (few_images / path).symlink_to(few_images / path)  # whoever runs the tests may read all files, but not this one
+        with pytest.raises(RunError, match=rf"{path}: cannot be read: Too many levels of symbolic links; mend that"):
+            list(loader.batches(*[0, 0][: 2 * (loader is loaders[0])]))
+        assert not loader.bad
+        loader.close()
+
+
+@pytest.mark.parametrize("backend", ["dali", "pillow"])
+def test_a_set_of_bad_images_stops_with_the_reason(few_images: Path, backend: str) -> None:
+    for path in (few_images / "train").glob("*/*.JPEG"):
+        path.write_bytes(path.read_bytes()[:300])
+    loader = train_loader(FOLDER, Source(few_images, backend, workers=1), 9, 9, 0, 0, 1, CPU)
+    with pytest.raises(
+        RunError, match=r"50 images in a row cannot be decoded, the last one .*JPEG: a JPEG .*truncated"
+    ):
+        list(loader.batches(0, 0))
+    loader.close()
+
+
 def test_folder_errors(few_images: Path) -> None:
     def refused(root: Path | None, message: str, data: Data = FOLDER) -> None:
         with pytest.raises(UsageError, match=message):

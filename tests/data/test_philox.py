@@ -3,7 +3,7 @@
 import numpy as np
 
 from senet.data.philox import crops, permutation, philox, uniforms
-from senet.data.sampler import NUMBER, Order, val_batches
+from senet.data.sampler import NUMBER, TrainSampler, ValSampler
 
 
 def test_philox_known_answers() -> None:
@@ -54,12 +54,10 @@ def test_crops_that_never_fit_fall_back_to_the_centre_as_in_torchvision() -> Non
 
 def test_global_batches_are_the_same_on_any_number_of_ranks() -> None:
     def batches(world: int, micro_batch: int) -> list[list[int]]:
-        orders = [Order(100, 24, micro_batch, 5, rank, world) for rank in range(world)]
-        micro = orders[0].accumulation_steps
-        return [
-            [int(i) for o in orders for m in range(micro) for i in o.keys(3, step * micro + m)]
-            for step in range(orders[0].steps)
-        ]
+        samplers = [TrainSampler(100, 24, micro_batch, 5, rank, world) for rank in range(world)]
+        steps, micro = samplers[0].steps, samplers[0].accumulation_steps
+        numbers = [range((3 * steps + step) * micro, (3 * steps + step + 1) * micro) for step in range(steps)]
+        return [[int(i) for sampler in samplers for m in part for i in sampler.keys(m)] for part in numbers]
 
     alone = batches(1, 24)
     assert len(alone) == 4
@@ -68,8 +66,8 @@ def test_global_batches_are_the_same_on_any_number_of_ranks() -> None:
 
 
 def test_repeats_give_each_batch_copies_of_fewer_images() -> None:
-    orders = [Order(100, 24, 6, 5, rank, 2, repeats=3) for rank in range(2)]
-    batches = [np.concatenate([o.keys(3, step * 2 + m) for o in orders for m in range(2)]) for step in range(4)]
+    samplers = [TrainSampler(100, 24, 6, 5, rank, 2, repeats=3) for rank in range(2)]
+    batches = [np.concatenate([s.keys((12 + step) * 2 + m) for s in samplers for m in range(2)]) for step in range(4)]
     for batch in batches:
         assert sorted(np.unique(batch & NUMBER, return_counts=True)[1].tolist()) == [3] * 8
         assert len(set(batch.tolist())) == 24
@@ -78,27 +76,27 @@ def test_repeats_give_each_batch_copies_of_fewer_images() -> None:
 
 def test_balance_gives_classes_turns() -> None:
     labels = np.repeat([0, 1, 3], [70, 25, 5])
-    order = Order(100, 30, 30, 5, 0, 1, balance=labels)
-    keys = np.concatenate([order.keys(0, step) for step in range(3)])
+    sampler = TrainSampler(100, 30, 30, 5, 0, 1, balance=labels)
+    keys = np.concatenate([sampler.keys(step) for step in range(3)])
     assert np.bincount(labels[keys & NUMBER]).tolist() == [30, 30, 0, 30]
     assert len(set(keys.tolist())) == 90
     for start in range(0, 90, 3):
         assert set(labels[keys[start : start + 3] & NUMBER]) == {0, 1, 3}
     rare = keys[labels[keys & NUMBER] == 3]
     assert np.bincount((rare & NUMBER) - 95).tolist() == [6] * 5
-    assert (order.keys(1, 0) != order.keys(0, 0)).mean() > 0.6
+    assert (sampler.keys(3) != sampler.keys(0)).mean() > 0.6
 
 
 def test_replacements_are_any_images() -> None:
-    order = Order(100, 20, 20, 5, 0, 1)
-    first = order.replacements(0, np.arange(1000), 0)
+    sampler = TrainSampler(100, 20, 20, 5, 0, 1)
+    first = sampler.replacements(0, np.arange(1000), 0)
     assert first.min() >= 0
     assert first.max() == 99
-    assert (first != order.replacements(0, np.arange(1000), 1)).mean() > 0.9
-    assert np.array_equal(first[:7], order.replacements(0, np.arange(7), 0))
+    assert (first != sampler.replacements(0, np.arange(1000), 1)).mean() > 0.9
+    assert np.array_equal(first[:7], sampler.replacements(0, np.arange(7), 0))
 
 
 def test_validation_deals_out_each_image_once() -> None:
     for world in (1, 2, 3, 5):
-        dealt = [np.concatenate([*val_batches(203, 100, rank, world), []]) for rank in range(world)]
-        assert sorted(np.concatenate(dealt).tolist()) == list(range(203))
+        parts = [np.concatenate([*ValSampler(203, 100, rank, world).batches, []]) for rank in range(world)]
+        assert sorted(np.concatenate(parts).tolist()) == list(range(203))

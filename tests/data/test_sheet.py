@@ -38,6 +38,8 @@ def test_a_sheet_is_asked_for_on_the_command_line(images: Path, tmp_path: Path, 
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 500
+    large = Config(data=Folder(classes=3, crop=32, augment=FolderAugment(repeats=3)), batch=1024)
+    assert "first 32 images" in draw(large, Source(images), tmp_path / "large.png")  # though the set has but 62
     with pytest.raises(UsageError, match="cannot be written"):
         draw(Config(data=Folder(classes=3, crop=32), batch=12), Source(images), tmp_path / "nowhere/sheet.png")
     done = run("launch.show", ROOT / "configs/debug/tiny.yaml", "--data", images)

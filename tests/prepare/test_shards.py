@@ -21,8 +21,10 @@ from senet.data.storage.index import key
 from senet.data.storage.tars import Tars, find_shards
 from senet.errors import UsageError
 from senet.prepare import imagenet
+from senet.prepare.encoding import Encoding
+from senet.prepare.findings import examine
 from senet.prepare.shards import Packing, convert
-from tests.helpers import draw
+from tests.helpers import ROOT, draw
 from tests.prepare.test_imagenet import Archives, archives, contents
 
 __all__ = ["archives"]  # a fixture
@@ -211,8 +213,22 @@ def test_what_cannot_be_packed_is_named(few_images: Path, tmp_path: Path) -> Non
         convert(few_images, tmp_path / "to", SMALL, processes=1)
 
 
+def test_only_known_formats_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PIL would start ghostscript for what calls itself PostScript, whatever its name."""
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n%%EndComments\nshowpage\n%%EOF\n"
+    assert Encoding(short_side=8)(content) == content
+    assert examine(content, "a.JPEG")[1].startswith("not one of JPEG")
+    assert not (tmp_path / "started").exists()
+    opening = [path for path in (ROOT / "senet").rglob("*.py") if "Image.open(" in path.read_text()]
+    assert opening == [ROOT / "senet/data/pixels.py"]
+
+
 def test_names_of_any_kind(tmp_path: Path) -> None:
-    folder = tmp_path / "set" / "train" / "größer als 1.5"
+    folder = tmp_path / "set" / "train" / os.fsdecode("größer als 1.5".encode("latin-1"))
     folder.mkdir(parents=True)
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "JPEG")
@@ -222,4 +238,5 @@ def test_names_of_any_kind(tmp_path: Path) -> None:
     saved, found = listing(tmp_path / "shards", "train"), Tars.scan(tmp_path / "shards", "train")
     assert samples(tmp_path / "shards", "train") == samples(tmp_path / "set", "train")
     assert list(saved.storage.names) == list(found.storage.names)
-    assert saved.classes == ("größer als 1.5",)
+    assert saved.classes == (folder.name,)
+    assert listing(tmp_path / "shards", "train").fingerprint == listing(tmp_path / "set", "train").fingerprint

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from senet.data.storage.folders import LAYOUT, Folders
-from senet.data.storage.index import Index, Storage, index_file
+from senet.data.storage.index import Index, Storage, index_file, split_folder
 from senet.data.storage.tars import Tars
 from senet.errors import UsageError
 
@@ -43,6 +43,9 @@ def find(root: Path, split: str, classes: int) -> Index:
 
 def listing(root: Path, split: str) -> Index:
     """Return all images of a split, from its saved index if that is up to date. Raises UsageError as `find`."""
+    folder = split_folder(root, split).name
+    if folder != split:
+        log.warning("%s: has no %s/; %s/ is used for it", root, split, folder)
     if (saved := saved_listing(root, split)) is not None:
         return saved
     form, file, began = form_of(root, split), index_file(root, split), time.monotonic()
@@ -72,7 +75,7 @@ def form_of(root: Path, split: str) -> type[Storage]:
     for form in FORMATS:
         if form.holds(root, split):
             return form
-    if (root / split).is_dir():
+    if split_folder(root, split).is_dir():
         raise UsageError(f"{root / split}: no class folders and no shards in it; {LAYOUT}")
     raise UsageError(f"--data {root}: has neither a folder {split}/ nor shards of that name; {LAYOUT}")
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from senet.data.philox import Ints
-from senet.data.storage.index import Index, Names, Storage, order
+from senet.data.storage.index import Index, Names, Storage, order, read_classes, split_folder
 from senet.errors import UsageError
 
 ENDINGS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
@@ -20,42 +20,42 @@ log = logging.getLogger(__name__)
 
 
 class Folders(Storage):
-    """A file for each image; the stamp has the times of all folders."""
+    """A file for each image."""
 
     @classmethod
     def holds(cls, root: Path, split: str) -> bool:
-        return (root / split).is_dir() and bool(class_folders(root / split))
+        base = split_folder(root, split)
+        return base.is_dir() and bool(_folders(base))
 
     @classmethod
     def scan(cls, root: Path, split: str) -> Index:
         """List ROOT/SPLIT/CLASS/**. Raises UsageError for an empty class, or other classes than in the other split."""
-        base = root / split
-        classes = class_folders(base)
-        if hidden := [name for name in _folders(base) if name.startswith(".")]:
-            log.warning("%s: hidden folders are no classes and are ignored: %s", base, ", ".join(hidden))
+        base = split_folder(root, split)
+        classes = class_folders(root, base, warn=True)
         names: list[str] = []
         labels: list[int] = []
-        stamp: dict[str, int] = {}
+        times: dict[str, int] = {}
         for label, name in enumerate(classes):
-            found = sorted(_walk(base, name, stamp), key=order)
+            found = sorted(_walk(base, name, times), key=order)
             if not found:
                 raise UsageError(
                     f"{base / name}: an empty class folder: no {', '.join(ENDINGS)} in it; add images or remove it"
                 )
             names += found
             labels += [label] * len(found)
-        other = root / ("val" if split == "train" else "train")
-        if other.is_dir() and (differ := sorted(set(class_folders(other)) ^ set(classes))):
+        other = split_folder(root, "val" if split == "train" else "train")
+        if other.is_dir() and (differ := sorted(set(_folders(other)) ^ set(classes))):
             raise UsageError(
-                f"{root}: train/ and val/ have other classes: "
+                f"{root}: {base.name}/ and {other.name}/ have other classes: "
                 f"{', '.join(differ[:5])}{' ...' if len(differ) > 5 else ''}; make them alike"
             )
-        return Index(cls(base, Names.of(names), stamp), np.array(labels, np.int64), classes)
+        storage = cls(base, Names.of(names), {"classes": classes, "times": times})
+        return Index(storage, np.array(labels, np.int64), tuple(classes))
 
     @classmethod
     def unchanged(cls, root: Path, split: str, stamp: Mapping[str, Any]) -> bool:
         try:
-            return times(root / split, {*class_folders(root / split), *stamp}) == stamp
+            return stamp_of(root, split_folder(root, split), stamp["times"]) == stamp
         except FileNotFoundError:
             return False
 
@@ -70,30 +70,53 @@ class Folders(Storage):
         return np.array([os.stat(f"{self.root}/{name}").st_size for name in self.names], np.int64)
 
 
-def class_folders(base: Path) -> tuple[str, ...]:
-    """Return the names of the class folders in `base`, in order of label. Hidden ones are no classes."""
-    return tuple(name for name in _folders(base) if not name.startswith("."))
+def stamp_of(root: Path, base: Path, folders: Iterable[str]) -> dict[str, Any]:
+    """Return the classes by label, and when something was last added to or removed from `folders`, in nanoseconds."""
+    return {"classes": class_folders(root, base), "times": {name: _time(base / name) for name in folders}}
 
 
-def times(base: Path, folders: Iterable[str]) -> dict[str, int]:
-    """Return when something was last added to or removed from each of the `folders` below `base`, in nanoseconds."""
-    return {name: (base / name).stat().st_mtime_ns for name in folders}
+def class_folders(root: Path, base: Path, warn: bool = False) -> list[str]:
+    """Return the class folders in `base`, in order of label: that of ROOT/classes.txt if it lists them, otherwise of
+    their names.
+    """
+    names, listed = _folders(base), list(read_classes(root))
+    if sorted(listed) == names:
+        return listed
+    if not warn:
+        return names
+    if listed:
+        log.warning("%s: classes.txt lists other classes than %s has; it is not used", root, base)
+    with os.scandir(base) as entries:
+        hidden = sorted(entry.name for entry in entries if entry.is_dir() and entry.name.startswith("."))
+    if hidden:
+        log.warning("%s: hidden folders are no classes and are ignored: %s", base, ", ".join(hidden))
+    if all(name.isdecimal() for name in names) and sorted(names, key=int) != names:
+        log.warning(
+            "%s: its class folders are numbers, and labels follow them as text (%s ...), as in torchvision; "
+            "for the order of numbers, which timm uses: ls %s | sort -n > %s",
+            base, ", ".join(names[:3]), base, root / "classes.txt",
+        )  # fmt: skip
+    return names
 
 
 def _folders(base: Path) -> list[str]:
     with os.scandir(base) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir())
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _walk(base: Path, folder: str, stamp: dict[str, int]) -> Iterable[str]:
-    """Yield the images in a folder and its sub-folders, hidden ones aside, and enter their times in `stamp`."""
-    stamp.update(times(base, [folder]))  # first: what is added in the meantime must not go unnoticed
+def _time(folder: Path) -> int:
+    return folder.stat().st_mtime_ns
+
+
+def _walk(base: Path, folder: str, times: dict[str, int]) -> Iterable[str]:
+    """Yield the images in a folder and its sub-folders, hidden ones aside, and enter these folders in `times`."""
+    times[folder] = _time(base / folder)  # first: what is added in the meantime must not go unnoticed
     with os.scandir(base / folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             # Whether a link is a folder takes a question to the file system: none for what is called an image.
             if entry.is_dir(follow_symlinks=not entry.name.lower().endswith(ENDINGS)):
-                yield from _walk(base, f"{folder}/{entry.name}", stamp)
+                yield from _walk(base, f"{folder}/{entry.name}", times)
             elif entry.name.lower().endswith(ENDINGS):
                 yield f"{folder}/{entry.name}"

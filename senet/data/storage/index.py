@@ -169,6 +169,18 @@ class Index:
             return None
 
 
+def split_folder(root: Path, split: str) -> Path:
+    """Return the folder of a split, train or val: of the names that are in use for it, the first that is there."""
+    names = {"train": ("train",), "val": ("val", "validation", "valid", "test")}[split]
+    return root / next((name for name in names if (root / name).is_dir()), split)
+
+
+def read_classes(root: Path) -> tuple[str, ...]:
+    """Return the names in ROOT/classes.txt, a line each in order of label, or none without that file."""
+    file = root / "classes.txt"
+    return tuple(os.fsdecode(file.read_bytes()).rstrip("\r\n").splitlines()) if file.exists() else ()
+
+
 def index_file(root: Path, split: str) -> Path:
     return root / f"index-{split}.npz"
 

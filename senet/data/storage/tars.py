@@ -15,7 +15,7 @@ import numpy as np
 
 from senet.data.philox import Ints
 from senet.data.storage.folders import ENDINGS
-from senet.data.storage.index import Index, Names, Storage, order
+from senet.data.storage.index import Index, Names, Storage, order, read_classes, split_folder
 from senet.errors import UsageError
 
 SAMPLE = 4096  # bytes
@@ -23,7 +23,7 @@ Found = tuple[int, str, int, int, int]  # label, name, archive, first byte, byte
 
 
 class Tars(Storage):
-    """Images in archives, which are the keys of the stamp; `spans` [n, 3] has their archive, first byte and bytes."""
+    """Images in archives, whose names are in the stamp; `spans` [n, 3] has their archive, first byte and bytes."""
 
     @classmethod
     def holds(cls, root: Path, split: str) -> bool:
@@ -33,7 +33,7 @@ class Tars(Storage):
     def scan(cls, root: Path, split: str) -> Index:
         """List the shards of a split. Raises UsageError for a tar that is not one."""
         shards = find_shards(root, split)
-        stamp = contents(root, shards)
+        stamp = stamp_of(root, shards)
         found = [image for number, path in enumerate(shards) for image in _members(path, number)]
         if not found:
             raise UsageError(
@@ -46,11 +46,11 @@ class Tars(Storage):
             raise UsageError(f"{root}: {found[0][1]}: label {found[0][0]} in a .cls; labels start at 0")
         numbers = np.array([image[:1] + image[2:] for image in found], np.int64)
         storage = cls(root, Names.of(image[1] for image in found), stamp, {"spans": numbers[:, 1:].copy()})
-        return Index(storage, numbers[:, 0].copy(), read_classes(root))
+        return Index(storage, numbers[:, 0].copy(), tuple(stamp["classes"]))
 
     @classmethod
     def unchanged(cls, root: Path, split: str, stamp: Mapping[str, Any]) -> bool:
-        return contents(root, find_shards(root, split)) == stamp
+        return stamp_of(root, find_shards(root, split)) == stamp
 
     def read(self, image: int) -> bytes:
         _, start, size = (int(number) for number in self.columns["spans"][image])
@@ -73,18 +73,21 @@ class Tars(Storage):
 
     @property
     def archives(self) -> list[str]:
-        return list(self.stamp)
+        return list(self.stamp["archives"])
 
 
 def find_shards(root: Path, split: str) -> list[Path]:
-    """Return the paths of ROOT/train/*.tar, otherwise of ROOT/*train*.tar; `val` is also found in `validation`."""
-    inside = sorted((root / split).glob("[!.]*.tar")) if (root / split).is_dir() else []
+    """Return the paths of ROOT/train/*.tar, otherwise of ROOT/*train*.tar."""
+    inside = sorted(split_folder(root, split).glob("[!.]*.tar"))
     return inside or sorted(path for path in root.glob("[!.]*.tar") if split in path.name)
 
 
-def contents(root: Path, paths: list[Path]) -> dict[str, Any]:
-    """Return what tells large files apart, copied or not: by their paths below ROOT, bytes and a sample of these."""
-    return {str(path.relative_to(root)): _sampled(path) for path in paths}
+def stamp_of(root: Path, archives: list[Path]) -> dict[str, Any]:
+    """Return what tells archives apart, copied or not: their paths below ROOT with their bytes and a sample of these;
+    and the names of the classes.
+    """
+    sampled = {str(path.relative_to(root)): _sampled(path) for path in archives}
+    return {"archives": sampled, "classes": list(read_classes(root))}
 
 
 def _sampled(path: Path) -> list[Any]:
@@ -92,12 +95,6 @@ def _sampled(path: Path) -> list[Any]:
         size = os.fstat(file.fileno()).st_size
         parts = (os.pread(file.fileno(), SAMPLE, start) for start in (0, size // 2, max(0, size - 3 * SAMPLE)))
         return [size, hashlib.sha256(b"".join(parts)).hexdigest()[:16]]
-
-
-def read_classes(root: Path) -> tuple[str, ...]:
-    """Return the names in ROOT/classes.txt, a line each in order of label, or none without that file."""
-    file = root / "classes.txt"
-    return tuple(os.fsdecode(file.read_bytes()).split("\n")[:-1]) if file.exists() else ()
 
 
 def _members(path: Path, number: int) -> list[Found]:

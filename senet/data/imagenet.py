@@ -1,0 +1,19 @@
+"""ImageNet's 1,000 classes: their wnids in order of label, and what people call them."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+
+
+@lru_cache(maxsize=1)
+def classes() -> dict[str, str]:
+    """Return the classes in order of label: wnid -> name, as n01440764 -> tench."""
+    listed = json.loads(Path(__file__).with_name("imagenet_class_index.json").read_text())
+    return dict(listed[str(label)] for label in range(len(listed)))
+
+
+def readable(name: str) -> str:
+    """Return what people call a class: of a wnid its name, otherwise the name itself."""
+    return classes().get(name, name)
