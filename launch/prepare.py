@@ -4,6 +4,7 @@
     python -m launch.prepare cifar10 data/cifar10 [--archive cifar-10-python.tar.gz] [--to-png data/cifar10-png]
     python -m launch.prepare imagenet data/imagenet --train-tar ILSVRC2012_img_train.tar \\
         --val-tar ILSVRC2012_img_val.tar --devkit ILSVRC2012_devkit_t12.tar.gz
+    python -m launch.prepare imagenet data/imagenet --kaggle imagenet-object-localization-challenge.zip
     python -m launch.prepare shards data/imagenet data/shards
     python -m launch.prepare audit data/imagenet
 
@@ -43,28 +44,40 @@ def main(argv: list[str] | None = None) -> int:
         )
         _processes(cifar)
     imagenet = commands.add_parser(
-        "imagenet", help="folders or shards from the archives of ILSVRC2012; either tar alone will do"
+        "imagenet", help="folders or shards from ILSVRC2012 as published, unpacked or from Kaggle; one split will do"
     )
     imagenet.add_argument("folder", type=Path, metavar="DIR")
-    imagenet.add_argument("--train-tar", type=Path, metavar="FILE", help="ILSVRC2012_img_train.tar")
     imagenet.add_argument(
-        "--val-tar", type=Path, metavar="FILE", help="ILSVRC2012_img_val.tar, with --devkit or --val-labels"
-    )
+        "--train-tar", "--train", type=Path, metavar="PATH",
+        help="ILSVRC2012_img_train.tar, or a folder with class tars, class folders or both",
+    )  # fmt: skip
+    imagenet.add_argument(
+        "--val-tar", "--val", type=Path, metavar="PATH",
+        help="ILSVRC2012_img_val.tar, or a folder with its images; with --devkit or --val-labels",
+    )  # fmt: skip
     imagenet.add_argument("--devkit", type=Path, metavar="PATH", help="ILSVRC2012_devkit_t12.tar.gz, or its folder")
     imagenet.add_argument(
-        "--val-labels", type=Path, metavar="FILE", help="a wnid per line in order of file names, or FILENAME WNID"
-    )
+        "--val-labels", type=Path, metavar="FILE",
+        help="a wnid per line in order of names, FILENAME WNID, FILENAME NUMBER (Caffe's val.txt), or Kaggle's CSV",
+    )  # fmt: skip
+    imagenet.add_argument("--kaggle", type=Path, metavar="PATH", help="Kaggle's download: the zip, or its folder")
     imagenet.add_argument("--shards", action="store_true", help="write shards (WebDataset tars) instead of folders")
-    imagenet.add_argument(
-        "--short-side", type=int, metavar="N", help="make images smaller whose shorter side has more pixels"
-    )
-    imagenet.add_argument("--quality", type=int, default=90, metavar="Q", help="of those, as JPEG (default 90)")
-    imagenet.add_argument("--partial", action="store_true", help="only warn where images or classes are missing")
-    shards = commands.add_parser("shards", help="WebDataset tars from image folders, or from other shards")
-    shards.add_argument("source", type=Path, metavar="FROM")
-    shards.add_argument("folder", type=Path, metavar="TO")
+    imagenet.add_argument("--partial", action="store_true", help="only warn if images or classes are missing")
+    shards = commands.add_parser("shards", help="WebDataset tars from a set in any form: folders, shards, Parquet ...")
+    folders = commands.add_parser("folders", help="image folders from a set in any form")
+    for maker in (shards, folders):
+        maker.add_argument("source", type=Path, metavar="FROM")
+        maker.add_argument("folder", type=Path, metavar="TO")
     for maker in (imagenet, shards):
         maker.add_argument("--shard-mb", type=int, default=256, metavar="MB", help="size of a shard (default 256)")
+    for maker in (imagenet, shards, folders):
+        maker.add_argument(
+            "--short-side", type=int, metavar="N", help="make training images smaller whose shorter side is longer"
+        )
+        maker.add_argument("--quality", type=int, default=90, metavar="Q", help="of those, as JPEG (default 90)")
+        maker.add_argument(
+            "--shrink-val", action="store_true", help="make validation images smaller too: errors change by it"
+        )
         _processes(maker)
     audit = commands.add_parser("audit", help="decode every image of a data set; training leaves out what cannot be")
     audit.add_argument("folder", type=Path, metavar="DIR")
@@ -91,19 +104,19 @@ def _prepare(args: argparse.Namespace) -> list[str]:
         from senet.prepare.demo import Demo, prepare
 
         return [prepare(args.folder, Demo(args.train, args.val, args.seed), args.processes)]
-    if args.command == "imagenet":
+    if args.command in ("imagenet", "shards", "folders"):
         from senet.prepare import imagenet
+        from senet.prepare.convert import convert
         from senet.prepare.encoding import Encoding
         from senet.prepare.shards import Packing
 
-        sources = imagenet.Sources(args.train_tar, args.val_tar, args.devkit, args.val_labels)
-        encoding = Encoding(args.short_side, args.quality)
-        output = Packing(args.shard_mb, encoding=encoding) if args.shards else encoding
+        encoding = Encoding(args.short_side, args.quality, args.shrink_val)
+        in_shards = args.command == "shards" or (args.command == "imagenet" and args.shards)
+        output = Packing(args.shard_mb, encoding=encoding) if in_shards else encoding
+        if args.command != "imagenet":
+            return convert(args.source, args.folder, output, args.processes)
+        sources = imagenet.Sources(args.train_tar, args.val_tar, args.devkit, args.val_labels, args.kaggle)
         return imagenet.prepare(args.folder, sources, output, args.partial, args.processes)
-    if args.command == "shards":
-        from senet.prepare.shards import Packing, convert
-
-        return convert(args.source, args.folder, Packing(args.shard_mb), args.processes)
     from senet.prepare import cifar
 
     done = [cifar.prepare(args.command, args.folder, args.archive, checksum=not args.no_checksum)]

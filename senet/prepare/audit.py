@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from senet.data.imagenet import classes
 from senet.data.pixels import head
 from senet.data.source import has_dali
-from senet.data.storage.find import AUDIT, form_of, splits
+from senet.data.storage.find import AUDIT, scan, splits
 from senet.data.storage.folders import ENDINGS, Folders, class_folders
 from senet.data.storage.index import Index, index_file, split_folder
 from senet.errors import UsageError
@@ -65,7 +65,7 @@ def audit(root: Path, processes: int | None = None) -> int:
 
 def _list(root: Path, split: str) -> Findings:
     """Return a split with nothing found yet; its list is kept for training."""
-    index = form_of(root, split).scan(root, split)
+    index = scan(root, split)
     index.save(index_file(root, split))
     unused = _unused(root, split) if isinstance(index.storage, Folders) else []
     hidden = [name for name in unused if "/." in name]

@@ -13,22 +13,50 @@ from typing import TypeVar
 import numpy as np
 
 from senet.data.philox import Ints
-from senet.data.storage.folders import Folders, stamp_of
-from senet.data.storage.index import Index, index_file
+from senet.data.storage.folders import Folders, images_below
+from senet.data.storage.index import Index, Names, index_file, key
 from senet.errors import UsageError
 from senet.prepare.encoding import Encoding
 from senet.prepare.plan import require_space
 from senet.prepare.pool import each
+from senet.system import files
 
 Job = TypeVar("Job")
 
 
-def write_folders(index: Index, to: Path, split: str, encoding: Encoding, processes: int | None = None) -> None:
-    """Write an `index`, whose names are CLASS/FILE, as image folders below `to`. Raises UsageError as `fill`."""
-    absent = np.array([not (to / split / name).is_dir() for name in index.classes])[index.labels]
+def write_folders(index: Index, to: Path, split: str, encoding: Encoding, processes: int | None = None) -> int:
+    """Write the images of a split as image folders below `to`; returns the number of classes. Raises UsageError as
+    `fill`, and if the disk is too small.
+
+    Classes without a name are called by their numbers. Names in shards that begin anew in each one make sub-folders.
+    """
+    named = tuple(name.replace("/", "_").lstrip(".") for name in index.classes)
+    classes = named if len(set(named)) == len(named) > 0 else tuple(f"{n:05}" for n in range(index.labels.max() + 1))
+    absent = np.array([not (to / split / name).is_dir() for name in classes])[index.labels]
     needed = int((-(-index.storage.sizes()[absent] // 4096) * 4096).sum())
     require_space(to, needed, encoding.short_side is not None)
-    fill(index, to, split, lambda folder, images: (folder, encoding, index.subset(images)), _write_class, processes)
+    starts = [{name, key(f"{name}.")} for name in classes]  # what a name may begin with, to be left out
+
+    def target(name: str, label: int) -> str:
+        first, _, rest = name.partition("/")
+        return f"{classes[label]}/{rest if rest and first in starts[label] else name}"
+
+    names = Names.of(map(target, index.storage.names, index.labels))
+    written = Index(Folders(to / split, names, {}), index.labels, classes)
+
+    def job(folder: Path, images: Ints) -> tuple[Path, Encoding, Index, Names]:
+        return folder, encoding, index.subset(images), names.subset(images)
+
+    write_classes(to, classes)
+    fill(written, to, split, job, _write_class, processes)
+    return len(classes)
+
+
+def write_classes(folder: Path, classes: tuple[str, ...]) -> None:
+    """Write FOLDER/classes.txt, a name per line in order of label. Raises OSError."""
+    content = os.fsencode("".join(f"{name}\n" for name in classes))
+    folder.mkdir(parents=True, exist_ok=True)
+    files.replace(folder / "classes.txt", lambda target: target.write_bytes(content))
 
 
 def fill(
@@ -52,13 +80,14 @@ def fill(
     for _ in each(task, jobs, processes, f"writing {split}", sum(map(len, missing.values())), int):
         pass
     clear(base)
+    times: dict[str, int] = {}
     for folder, images in parts.items():
-        if len(os.listdir(folder)) != len(images):
+        if sum(1 for _ in images_below(base, times, folder.name)) != len(images):
             raise UsageError(
                 f"{folder}: holds other files than its {len(images)} images; remove this folder and run it again"
             )
-    written = Folders(base, index.storage.names, stamp_of(to, base, index.classes))
-    Index(written, index.labels, index.classes).save(index_file(to, split))
+    storage = Folders(base, index.storage.names, {"classes": list(index.classes), "times": times})
+    Index(storage, index.labels, index.classes).save(index_file(to, split))
 
 
 @contextmanager
@@ -96,9 +125,13 @@ def read(index: Index, image: int) -> bytes:
         ) from None
 
 
-def _write_class(job: tuple[Path, Encoding, Index]) -> int:
-    folder, encoding, images = job
+def _write_class(job: tuple[Path, Encoding, Index, Names]) -> int:
+    folder, encoding, images, names = job
     with appearing(folder) as part:
-        for image, name in enumerate(images.storage.names):
-            (part / name.rpartition("/")[2]).write_bytes(encoding(read(images, image)))
+        for image, name in enumerate(names):
+            target = part / name.partition("/")[2]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                raise UsageError(f"{images.storage.path(image)}: another image would be {name}, too; rename one")
+            target.write_bytes(encoding(read(images, image)))
     return len(images)

@@ -1,8 +1,4 @@
-"""ImageNet (ILSVRC2012) from the archives as published: into folders of classes, or straight into shards.
-
-The archives are not unpacked first: the tars within the training tar are listed where they lie, and images read from
-there.
-"""
+"""ImageNet (ILSVRC2012) from the archives as published, or from what was unpacked: into class folders or shards."""
 
 from __future__ import annotations
 
@@ -17,128 +13,134 @@ from typing import Any
 import numpy as np
 
 from senet.data.imagenet import classes
+from senet.data.storage.find import listing
 from senet.data.storage.index import Index, Names, Storage, order, read_classes
-from senet.data.storage.tars import Tars, stamp_of
 from senet.errors import UsageError
-from senet.prepare import archive, wnids
-from senet.prepare.archive import Member
-from senet.prepare.encoding import Encoding
-from senet.prepare.folders import write_folders
-from senet.prepare.plan import is_complete, record
-from senet.prepare.pool import each
-from senet.prepare.shards import Packing, write_classes, write_shards
+from senet.prepare import published, wnids
+from senet.prepare.convert import Output, plan_of, write
+from senet.prepare.plan import is_complete
 
 IMAGES = {"train": 1_281_167, "val": 50_000}
-LARGEST_IMAGE = 64 << 20  # bytes; the largest of the real ones has 16 MB
-LARGEST_CLASS = 4 << 30
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Either tar alone will do; validation labels come from the devkit (.tar.gz or folder) or from a list."""
+    """What to prepare. Either split alone will do, each a tar or a folder; validation labels come from the devkit
+    (.tar.gz or folder) or from a list, unless its images lie in class folders. Kaggle's download has all in one, a zip
+    or a folder.
+    """
 
     train: Path | None = None
     val: Path | None = None
     devkit: Path | None = None
     labels: Path | None = None
+    kaggle: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.train is None and self.val is None:
-            raise UsageError("nothing to prepare: give --train-tar, --val-tar or both")
-        if self.val is not None and (self.devkit is None) == (self.labels is None):
-            raise UsageError("--val-tar has no labels in it: give either --devkit or --val-labels")
-        if self.val is None and (self.devkit or self.labels):
-            raise UsageError("--devkit and --val-labels are of no use without --val-tar")
-        for path in (self.train, self.val, self.devkit, self.labels):
+        for path in (self.train, self.val, self.devkit, self.labels, self.kaggle):
             if path is not None and not path.exists():
                 raise UsageError(f"{path}: no such file")
+        if self.kaggle is not None and (self.train or self.val or self.devkit or self.labels):
+            raise UsageError("--kaggle has images and labels: leave out --train, --val, --devkit and --val-labels")
+        if self.train is None and self.val is None and self.kaggle is None:
+            raise UsageError("nothing to prepare: give --train-tar, --val-tar or both, or --kaggle")
+        flat = self.val is not None and (self.val.is_file() or not any(path.is_dir() for path in self.val.iterdir()))
+        if flat and (self.devkit is None) == (self.labels is None):
+            raise UsageError("--val-tar has no labels in it: give either --devkit or --val-labels")
+        if not flat and (self.devkit or self.labels):
+            raise UsageError("--devkit and --val-labels are of no use without --val-tar")
 
     @property
-    def tars(self) -> dict[str, Path]:
-        return {split: path for split, path in (("train", self.train), ("val", self.val)) if path is not None}
+    def paths(self) -> dict[str, Path]:
+        """Where each split is."""
+        both = {"train": self.train or self.kaggle, "val": self.val or self.kaggle}
+        return {split: path for split, path in both.items() if path is not None}
 
     def val_wnids(self) -> dict[str, str]:
-        """Return the wnid of each validation image by its name without ending."""
+        """Return the wnid of each validation image by its name without ending, as far as --devkit or a list say it."""
         if self.labels is not None:
             return wnids.listed_labels(self.labels)
         return {} if self.devkit is None else wnids.devkit_labels(self.devkit)
 
 
 def prepare(
-    folder: Path, sources: Sources, output: Packing | Encoding, partial: bool = False, processes: int | None = None
+    folder: Path, sources: Sources, output: Output, partial: bool = False, processes: int | None = None
 ) -> list[str]:
-    """Write `folder`/train/WNID/*.JPEG and val likewise, or shards for a Packing; returns what was done, a sentence for
-    each split.
+    """Write `folder`/train/WNID/*.JPEG and val likewise, or shards; returns what was done, a sentence for each split.
 
     What is there is kept, and an interrupted call completed by the next. Raises UsageError for archives that are not
     the published ones by what they hold (a warning if `partial`), or not safe, for labels that do not fit, and if
     something else is in `folder`.
     """
     val_wnids = sources.val_wnids()
-    plans = {split: _plan(split, path, output, val_wnids) for split, path in sources.tars.items()}
+    facts = {split: _facts(split, path, val_wnids) for split, path in sources.paths.items()}
+    plans = {split: plan_of(output, split) | facts[split] for split in facts}
     pending = [split for split in plans if not is_complete(folder, split, plans[split])]
     notes = [f"{folder / split}: all images are there already" for split in plans if split not in pending]
     if not pending:
         return notes
+    saved = folder / ".train-tar.npz"  # what the tar holds, for the next call of an interrupted one
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lists = {
-            split: _survey(path, _list_file(folder, split), split, processes) for split, path in sources.tars.items()
-        }
-        for split, index in _labelled(folder, lists, sources.tars, val_wnids, partial).items():
-            if split not in pending:
-                continue
-            plan = plans[split] | {"fingerprint": index.fingerprint}
-            is_complete(folder, split, plan)  # refuses one of other images
-            record(folder, split, plan)
-            write_classes(folder, index.classes)
-            if isinstance(output, Packing):
-                write_shards(index, folder, split, output, processes)
-            else:
-                write_folders(index, folder, split, output, processes)
-            record(folder, split, plan, complete=True)
-            notes.append(f"{folder / split}: {len(index)} images of {len(index.classes)} classes")
-        for split in lists:
-            _list_file(folder, split).unlink(missing_ok=True)
+        images = _find(sources, saved, val_wnids, processes)
+        for split, index in _labelled(folder, images, sources.paths, val_wnids, partial).items():
+            if split in pending:
+                notes.append(write(index, folder, split, output, facts[split], processes))
+        saved.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written: {error.strerror or error}") from None
     return notes
 
 
-def _plan(split: str, tar: Path, output: Packing | Encoding, val_wnids: Mapping[str, str]) -> dict[str, Any]:
-    plan = {"tar_bytes": tar.stat().st_size} | (
-        output.plan if isinstance(output, Packing) else {"form": "folders", **output.plan}
-    )
-    if split == "val":
-        plan["labels"] = hashlib.sha256(json.dumps(val_wnids, sort_keys=True).encode()).hexdigest()[:16]
-    return plan
+def _facts(split: str, path: Path, val_wnids: Mapping[str, str]) -> dict[str, Any]:
+    """Return what tells the sources of a split apart before they are looked into."""
+    facts: dict[str, Any] = {"tar_bytes": path.stat().st_size} if path.is_file() else {}
+    if split == "val" and val_wnids:
+        facts["labels"] = hashlib.sha256(json.dumps(val_wnids, sort_keys=True).encode()).hexdigest()[:16]
+    return facts
 
 
-def _list_file(folder: Path, split: str) -> Path:
-    """What an archive holds, for the next call of an interrupted one."""
-    return folder / f".{split}-tar.npz"
+def _find(sources: Sources, saved: Path, val_wnids: dict[str, str], processes: int | None) -> dict[str, Storage]:
+    """Return the images of each split, and enter what Kaggle's zip tells in `val_wnids`."""
+    if sources.kaggle is None:
+        found = {} if sources.train is None else {"train": published.train_images(sources.train, saved, processes)}
+        return found if sources.val is None else found | {"val": published.val_images(sources.val)}
+    if sources.kaggle.is_file():
+        found, listed = published.kaggle_images(sources.kaggle)
+        val_wnids |= wnids.table(listed.splitlines(), sources.kaggle)
+        return found
+    found = {}
+    for split in ("train", "val"):
+        index = listing(sources.kaggle, split)
+        names = (Path(name).name for name in index.storage.names)
+        named = Names.of(f"{index.classes[label]}/{name}" for label, name in zip(index.labels, names, strict=True))
+        found[split] = published.joined([index.storage], named)
+    return found
 
 
 def _labelled(
-    folder: Path, lists: Mapping[str, Storage], tars: Mapping[str, Path], val_wnids: Mapping[str, str], partial: bool
+    folder: Path, images: Mapping[str, Storage], paths: Mapping[str, Path], val_wnids: Mapping[str, str], partial: bool
 ) -> dict[str, Index]:
-    """Return the images of each tar with their labels, in order of label and name."""
+    """Return the images of each split with their labels, in order of label and name."""
 
     def doubt(problem: str) -> None:
         if not partial:
             raise UsageError(f"{problem}; fetch it again, or pass --partial to take what is there")
         log.warning("%s", problem)
 
-    shown = {split: _wnids(images.names, split, tars[split], val_wnids) for split, images in lists.items()}
+    shown = {split: _wnids(storage.names, paths[split], val_wnids) for split, storage in images.items()}
+    known = classes()
     for split, own in shown.items():
-        if len(own) != IMAGES[split] or set(own) != set(classes()):
+        if len(own) != IMAGES[split] or set(own) != set(known):
             doubt(
-                f"{tars[split]}: {len(own):,} images of {len(set(own)):,} classes, not the {IMAGES[split]:,} "
+                f"{paths[split]}: {len(own):,} images of {len(set(own)):,} classes, not the {IMAGES[split]:,} "
                 "of 1,000 of ILSVRC2012"
             )
-        if split == "val" and len(val_wnids) != len(own):
-            doubt(f"{tars[split]}: {len(own):,} images, but labels for {len(val_wnids):,}")
+        if unknown := sorted(set(own) - set(known)):
+            doubt(f"{paths[split]}: no classes of ILSVRC2012: {', '.join(unknown[:5])}{' ...' * (len(unknown) > 5)}")
+        if split == "val" and val_wnids and len(val_wnids) != len(own):
+            doubt(f"{paths[split]}: {len(own):,} images, but labels for {len(val_wnids):,}")
     before = read_classes(folder)
     common = set.intersection(*map(set, shown.values()), *([set(before)] if before else []))
     if not common or (before and common != set(before)):
@@ -149,27 +151,26 @@ def _labelled(
     for split, own in shown.items():
         if surplus := sorted(set(own) - common):
             doubt(
-                f"{tars[split]}: {len(surplus):,} classes that the rest lacks are left out: "
+                f"{paths[split]}: {len(surplus):,} classes that the rest lacks are left out: "
                 f"{', '.join(surplus[:3])} ..."
             )
-    return {split: _ordered(images, shown[split], tuple(sorted(common))) for split, images in lists.items()}
+    return {split: _ordered(storage, shown[split], tuple(sorted(common))) for split, storage in images.items()}
 
 
-def _wnids(names: Names, split: str, tar: Path, val_wnids: Mapping[str, str]) -> list[str]:
-    if split == "train":
-        return [name.partition("_")[0] for name in names]
+def _wnids(names: Names, path: Path, val_wnids: Mapping[str, str]) -> list[str]:
+    """Return what each image shows: the class in its name, otherwise what the labels say."""
     try:
-        return [val_wnids[name.partition(".")[0]] for name in names]
+        return [name.partition("/")[0] if "/" in name else val_wnids[name.partition(".")[0]] for name in names]
     except KeyError as error:
         raise UsageError(
-            f"{tar}: {error.args[0]} has no label in --devkit or --val-labels; give the one that belongs to it"
+            f"{path}: {error.args[0]} has no label in --devkit or --val-labels; give the one that belongs to it"
         ) from None
 
 
 def _ordered(images: Storage, shown: list[str], names: tuple[str, ...]) -> Index:
     labels = {name: label for label, name in enumerate(names)}
     rows = [
-        (labels[wnid], f"{wnid}/{name}", image)
+        (labels[wnid], f"{wnid}/{name.rpartition('/')[2]}", image)
         for image, (wnid, name) in enumerate(zip(shown, images.names, strict=True))
         if wnid in labels
     ]
@@ -177,29 +178,3 @@ def _ordered(images: Storage, shown: list[str], names: tuple[str, ...]) -> Index
     chosen = images.subset(np.array([image for _, _, image in rows], np.int64))
     storage = replace(chosen, names=Names.of(name for _, name, _ in rows))
     return Index(storage, np.array([label for label, _, _ in rows], np.int64), names)
-
-
-def _survey(tar: Path, saved: Path, split: str, processes: int | None) -> Storage:
-    """Return what is where in a tar of images, from the list in `saved` if that is up to date."""
-    stamp = stamp_of(tar.parent, [tar])
-    if (known := Index.load(saved, Tars, lambda listed: listed == stamp)) is not None:
-        return replace(known.storage, root=tar.parent)
-    size = tar.stat().st_size
-    if split == "train":
-        inner = archive.members(tar, 0, size, r"n\d{8}\.tar", LARGEST_CLASS)
-        jobs = [
-            (tar, start, size, rf"{name.partition('.')[0]}_\d+\.JPEG", LARGEST_IMAGE) for name, start, size in inner
-        ]
-    else:
-        jobs = [(tar, 0, size, r"ILSVRC2012_val_\d{8}\.JPEG", LARGEST_IMAGE)]
-    workers = processes if len(jobs) > 1 else 1
-    listed = each(_list, jobs, workers, f"listing {split}", len(jobs), lambda images: 1, "tar")
-    images = sorted(image for part in listed for image in part)
-    spans = np.array([(0, start, size) for _, start, size in images], np.int64).reshape(-1, 3)
-    storage = Tars(tar.parent, Names.of(name for name, _, _ in images), stamp, {"spans": spans})
-    Index(storage, np.zeros(len(images), np.int64), ()).save(saved)
-    return storage
-
-
-def _list(job: tuple[Path, int, int, str, int]) -> list[Member]:
-    return archive.members(*job)

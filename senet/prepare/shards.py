@@ -17,15 +17,15 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from senet.data.philox import Ints, permutation
+from senet.data.philox import Ints
 from senet.data.pixels import kind
-from senet.data.storage.find import listing, splits
+from senet.data.storage.archives import stamp_of
 from senet.data.storage.index import Index, Names, index_file, key
-from senet.data.storage.tars import Tars, find_shards, stamp_of
+from senet.data.storage.tars import Tars
 from senet.errors import UsageError
 from senet.prepare.encoding import Encoding
-from senet.prepare.folders import clear, read
-from senet.prepare.plan import is_complete, record, require_space
+from senet.prepare.folders import clear, read, write_classes
+from senet.prepare.plan import require_space
 from senet.prepare.pool import each
 from senet.system import files
 
@@ -45,33 +45,6 @@ class Packing:
         if self.shard_mb < 1:
             raise UsageError(f"--shard-mb {self.shard_mb}: must be at least 1")
 
-    @property
-    def plan(self) -> dict[str, Any]:
-        return {"form": "shards", "shard_mb": self.shard_mb, "seed": self.seed, **self.encoding.plan}
-
-
-def convert(source: Path, to: Path, packing: Packing, processes: int | None = None) -> list[str]:
-    """Make shards in `to` of the images in `source`, whatever their format; returns what was done, a sentence for each
-    split. Raises UsageError.
-    """
-    if source.resolve() == to.resolve():
-        raise UsageError(f"{to}: is what the shards are to be made of; name another folder")
-    notes = []
-    for split in splits(source):
-        index = listing(source, split)
-        plan = packing.plan | {"fingerprint": index.fingerprint}
-        if is_complete(to, split, plan):
-            notes.append(f"{to / split}: {len(index)} images are there already")
-            continue
-        try:
-            record(to, split, plan)
-            count = write_shards(index, to, split, packing, processes)
-            record(to, split, plan, complete=True)
-        except OSError as error:
-            raise UsageError(f"{to}: cannot be written: {error.strerror or error}") from None
-        notes.append(f"{to / split}: {len(index)} images in {count} shards")
-    return notes
-
 
 def write_shards(index: Index, to: Path, split: str, packing: Packing, processes: int | None = None) -> int:
     """Write `index` as shards of a `split`; returns their number. Finished ones are kept; all of them appear at once in
@@ -83,20 +56,21 @@ def write_shards(index: Index, to: Path, split: str, packing: Packing, processes
     sizes = _sizes(index, processes)
     needed = int((-(-sizes // BLOCK) * BLOCK).sum()) + 3 * BLOCK * len(index)
     count = max(1, -(-needed // (packing.shard_mb << 20)))
-    parts = np.array_split(permutation(packing.seed, 0, len(index)), count)
+    parts = np.array_split(index.storage.packing_order(packing.seed), count)
     stems = [f"{split}-{number:06}" for number in range(count)]
     if not (to / split).is_dir():
         aside = to / f".{split}.unfinished"
         aside.mkdir(parents=True, exist_ok=True)
         missing = [number for number in range(count) if not (aside / f"{stems[number]}.tar").exists()]
-        require_space(to, needed * len(missing) // count, packing.encoding.short_side is not None)
-        jobs = ((aside / stems[number], packing.encoding, index.subset(parts[number])) for number in missing)
+        encoding = packing.encoding.of(split)
+        require_space(to, needed * len(missing) // count, encoding.short_side is not None)
+        jobs = ((aside / stems[number], encoding, index.subset(parts[number])) for number in missing)
         images = sum(len(parts[number]) for number in missing)
         for _ in each(_write_shard, jobs, processes, f"packing {split}", images, int):
             pass
         clear(aside)
         aside.rename(to / split)
-    if len(find_shards(to, split)) != count:
+    if len(Tars.find(to, split)) != count:
         raise UsageError(
             f"{to / split}: holds other files than its {count} shards; remove this folder and run it again"
         )
@@ -104,12 +78,6 @@ def write_shards(index: Index, to: Path, split: str, packing: Packing, processes
         write_classes(to, index.classes)
     _listed(index, to, split, stems, parts).save(index_file(to, split))
     return count
-
-
-def write_classes(folder: Path, classes: tuple[str, ...]) -> None:
-    """Write FOLDER/classes.txt, a name per line in order of label. Raises OSError."""
-    content = os.fsencode("".join(f"{name}\n" for name in classes))
-    files.replace(folder / "classes.txt", lambda target: target.write_bytes(content))
 
 
 def _require_keys(index: Index) -> None:

@@ -10,6 +10,7 @@ import re
 import tempfile
 from pathlib import Path
 
+from senet.data.imagenet import classes
 from senet.errors import UsageError
 from senet.prepare import archive
 
@@ -40,16 +41,31 @@ def devkit_labels(devkit: Path) -> dict[str, str]:
 
 
 def listed_labels(file: Path) -> dict[str, str]:
-    """Return the same from a list: a wnid per line in order of the images' names, or lines of FILENAME WNID.
+    """Return the same from a list: see `table`. Raises UsageError."""
+    return table(_lines(file), file)
 
-    Raises UsageError.
+
+def table(lines: list[str], where: Path) -> dict[str, str]:
+    """Return the same from the lines of a list: a wnid each in order of the images' names; FILENAME WNID; FILENAME
+    NUMBER, as in Caffe's val.txt, whose numbers are labels, that is positions in the sorted wnids; or Kaggle's
+    LOC_val_solution.csv. Raises UsageError.
     """
     found: dict[str, str] = {}
-    for number, line in enumerate(_lines(file), 1):
-        *name, wnid = line.split() or [""]
-        if not re.fullmatch(r"n\d{8}", wnid) or len(name) > 1:
-            raise UsageError(f"{file}: line {number}: {line[:40]!r} is neither a wnid nor FILENAME WNID")
-        found[Path(name[0]).stem if name else VAL.format(number)] = wnid
+    known = list(classes())
+    numbers: list[int] = []
+    for line in (line for line in lines if not line.startswith("ImageId,")):
+        *name, shown = line.replace(",", " ", 1).split()[: 2 if "," in line else None] or [""]
+        if name and shown.isdecimal() and int(shown) <= len(known):
+            numbers.append(int(shown))
+            shown = known[min(int(shown), len(known) - 1)]
+        if not re.fullmatch(r"n\d{8}", shown) or len(name) > 1:
+            raise UsageError(
+                f"{where}: line {lines.index(line) + 1}: {line[:40]!r} is neither a wnid, nor FILENAME WNID, nor "
+                "FILENAME NUMBER (0 to 999)"
+            )
+        found[Path(name[0]).stem if name else VAL.format(len(found) + 1)] = shown
+    if len(known) in numbers:
+        raise UsageError(f"{where}: its numbers go to 1000, as the devkit's, which are in another order; give --devkit")
     return found
 
 

@@ -26,6 +26,12 @@ CPU = torch.device("cpu")
 DATA = Folder(classes=3, crop=32, resize=40)
 
 
+def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
 def pack(root: Path, into: Path, shards: int, ending: str = "jpg") -> Path:
     """WebDataset shards of a folder, as other people's tools write them: in any order, with folders in their keys or
     without.
@@ -40,10 +46,8 @@ def pack(root: Path, into: Path, shards: int, ending: str = "jpg") -> Path:
                     file = files[place]
                     key = f"{file.parent.name}/{file.stem}" if split == "train" else file.stem
                     label = str(sorted(os.listdir(root / split)).index(file.parent.name))
-                    for name, content in ((f"{key}.{ending}", file.read_bytes()), (f"{key}.cls", label.encode())):
-                        member = tarfile.TarInfo(name)
-                        member.size = len(content)
-                        archive.addfile(member, io.BytesIO(content))
+                    add(archive, f"{key}.{ending}", file.read_bytes())
+                    add(archive, f"{key}.cls", label.encode())
     return into
 
 
@@ -101,10 +105,8 @@ def test_names_that_begin_anew_in_each_shard(images: Path, tmp_path: Path) -> No
         for shard in range(2):
             with tarfile.open(tmp_path / split / f"part-{shard}.tar", "w") as archive:
                 for number, path in enumerate(sorted((images / split).glob(f"class{shard}/*"))[:5]):
-                    for name, content in ((f"{number:04}.jpg", path.read_bytes()), (f"{number:04}.cls", b"%d" % shard)):
-                        member = tarfile.TarInfo(name)
-                        member.size = len(content)
-                        archive.addfile(member, io.BytesIO(content))
+                    add(archive, f"{number:04}.jpg", path.read_bytes())
+                    add(archive, f"{number:04}.cls", b"%d" % shard)
     index = listing(tmp_path, "train")
     assert len(set(index.storage.names)) == 10
     assert index.storage.path(7) == f"{tmp_path}/train/part-1.tar:0002.jpg"
@@ -220,11 +222,13 @@ def test_shard_errors(shards: Path, tmp_path: Path) -> None:
         find(tmp_path, "train", 3)
     with tarfile.open(tmp_path / "train/0.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("a.jpg"))
+        archive.addfile(tarfile.TarInfo("b.jpg"))
+        add(archive, "b.cls", b"1")
     with pytest.raises(UsageError, match=r"a\b.*without a label"):
         find(tmp_path, "train", 3)
     with tarfile.open(tmp_path / "train/0.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("a.txt"))
-    with pytest.raises(UsageError, match="no images in its 1 shards"):
+    with pytest.raises(UsageError, match="no labelled images in its 1 files; expected tars of KEY"):
         find(tmp_path, "train", 3)
 
 

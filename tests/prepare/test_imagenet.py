@@ -12,6 +12,7 @@ import signal
 import subprocess
 import tarfile
 import time
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,18 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.JpegImagePlugin import get_sampling
 
 from launch.prepare import main
 from senet.data.imagenet import classes
 from senet.data.storage.find import listing, saved_listing
 from senet.data.storage.folders import Folders
 from senet.errors import UsageError
-from senet.prepare import imagenet, wnids
+from senet.prepare import published, wnids
 from senet.prepare.encoding import Encoding
 from senet.prepare.imagenet import Sources, prepare
 from senet.prepare.plan import require_space
+from senet.prepare.shards import Packing
 from tests.helpers import ROOT, command, environment
 
 WNIDS = ("n01440764", "n01443537", "n02119789", "n07742313")
@@ -122,6 +125,14 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Archives:
     (made.folder / "names.txt").write_text(
         "".join(f"{name} {wnid}\n" for name, wnid in sorted(zip(images, answers, strict=True), reverse=True))
     )
+    listed = list(classes())
+    (made.folder / "caffe.txt").write_text(
+        "".join(f"val/{name} {listed.index(wnid)}\n" for name, wnid in zip(images, answers, strict=True))
+    )
+    (made.folder / "kaggle.csv").write_text(
+        "ImageId,PredictionString\n"
+        + "".join(f"{name[:-5]},{wnid} 1 2 3 4 {wnid} 5 6 7 8 \n" for name, wnid in zip(images, answers, strict=True))
+    )
     return made
 
 
@@ -140,7 +151,14 @@ def images(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     "labels",
-    [("--devkit", "devkit.tar.gz"), ("--devkit", ""), ("--val-labels", "synsets.txt"), ("--val-labels", "names.txt")],
+    [
+        ("--devkit", "devkit.tar.gz"),
+        ("--devkit", ""),
+        ("--val-labels", "synsets.txt"),
+        ("--val-labels", "names.txt"),
+        ("--val-labels", "caffe.txt"),
+        ("--val-labels", "kaggle.csv"),
+    ],
 )
 def test_every_source_of_labels_gives_the_same_folders(
     archives: Archives, tmp_path: Path, labels: tuple[str, str]
@@ -235,17 +253,75 @@ def members(group: int) -> list[int]:
     return found
 
 
-def test_large_images_alone_are_made_smaller(archives: Archives, tmp_path: Path) -> None:
-    prepare(tmp_path, archives.both, Encoding(short_side=64, quality=80), partial=True, processes=1)
+@pytest.mark.parametrize("val", [False, True])
+def test_large_images_alone_are_made_smaller(archives: Archives, tmp_path: Path, val: bool) -> None:
+    prepare(tmp_path, archives.both, Encoding(short_side=39, quality=80, val=val), partial=True, processes=1)
+    smaller = 0
     for name, content in images(tmp_path).items():
         original = (archives.train | archives.val)[name.partition("/")[2]]
-        with Image.open(io.BytesIO(content)) as image:
-            if name.endswith("_100.JPEG"):
-                assert (image.format, image.size) == ("JPEG", (82, 64))
-                with Image.open(io.BytesIO(original)) as large:
-                    assert abs(np.asarray(image).mean() - np.asarray(large).mean()) < 2
+        with Image.open(io.BytesIO(original)) as large, Image.open(io.BytesIO(content)) as image:
+            if min(large.size) > 39 and (val or name.startswith("train")):
+                assert (image.format, min(image.size)) == ("JPEG", 39)
+                assert get_sampling(image) == 0  # colours are not made coarser
+                assert abs(np.asarray(image).mean() - np.asarray(large).mean()) < 3
+                smaller += 1
             else:
                 assert content == original
+    assert smaller >= 5 + 8 * val
+
+
+@pytest.mark.parametrize("form", ["zip", "folder"])
+def test_kaggles_download(archives: Archives, tmp_path: Path, form: str) -> None:
+    lines = ["ImageId,PredictionString\n"]
+    source = tmp_path / "kaggle.zip"
+    with zipfile.ZipFile(source, "w") as file:
+        for number, (name, content) in enumerate(archives.train.items()):
+            how = zipfile.ZIP_DEFLATED if number % 2 else zipfile.ZIP_STORED
+            file.writestr(f"ILSVRC/Data/CLS-LOC/train/{name}", content, how)
+        for name, content in archives.val.items():
+            file.writestr(f"ILSVRC/Data/CLS-LOC/val/{name.partition('/')[2]}", content)
+            lines.append(f"{Path(name).stem},{name.partition('/')[0]} 1 2 3 4 \n")
+        file.writestr("ILSVRC/Data/CLS-LOC/test/ILSVRC2012_test_00000001.JPEG", b"no label")
+        file.writestr("LOC_val_solution.csv", "".join(lines))
+    if form == "folder":
+        with zipfile.ZipFile(source) as file:
+            file.extractall(tmp_path / "kaggle")  # noqa: S202
+        source = tmp_path / "kaggle"
+    words = ["imagenet", str(tmp_path / "set"), "--kaggle", str(source), "--partial", "--processes", "1"]
+    assert main(words) == 0
+    wanted = {f"train/{name}": content for name, content in archives.train.items()}
+    wanted |= {f"val/{name}": content for name, content in archives.val.items()}
+    assert images(tmp_path / "set") == wanted
+    assert main(["imagenet", str(tmp_path / "shards"), *words[2:], "--shards"]) == 0
+    for split in ("train", "val"):
+        assert listing(tmp_path / "shards", split).fingerprint == listing(tmp_path / "set", split).fingerprint
+    with pytest.raises(UsageError, match="leave out --train"):
+        main([*words, "--train", str(tmp_path)])
+    with pytest.raises(UsageError, match=r"train\.tar: not Kaggle's archive"):
+        main(["imagenet", str(tmp_path / "other"), "--kaggle", archives.path("train.tar")])
+
+
+@pytest.mark.parametrize("output", [PLAIN, Packing(shard_mb=1)], ids=["folders", "shards"])
+def test_what_half_finished_unpacking_leaves(archives: Archives, tmp_path: Path, output: Encoding | Packing) -> None:
+    train, val = tmp_path / "train", tmp_path / "val"
+    for name, content in archives.train.items():
+        if not name.startswith(WNIDS[1]):  # still a tar only
+            (train / name).parent.mkdir(parents=True, exist_ok=True)
+            (train / name).write_bytes(content)
+    for wnid in WNIDS[:2]:
+        files = {name.partition("/")[2]: content for name, content in archives.train.items() if name.startswith(wnid)}
+        (train / f"{wnid}.tar").write_bytes(packed(files))
+    (train / WNIDS[0] / f"{WNIDS[0]}_7.JPEG").write_bytes(b"half")  # its tar is still there, and counts
+    val.mkdir()
+    for name, content in archives.val.items():
+        (val / Path(name).name).write_bytes(content)
+    whole = prepare(tmp_path / "whole", archives.both, output, partial=True, processes=1)
+    sources = Sources(train, val, labels=archives.folder / "names.txt")
+    assert len(prepare(tmp_path / "made", sources, output, partial=True, processes=2)) == len(whole)
+    made, expected = contents(tmp_path / "made"), contents(tmp_path / "whole")
+    assert {name: made[name] for name in made if name != "plan.json"} == {
+        name: expected[name] for name in expected if name != "plan.json"
+    }
 
 
 def test_another_plan_is_refused(archives: Archives, tmp_path: Path) -> None:
@@ -329,7 +405,7 @@ def odd(name: str, kind: bytes = tarfile.REGTYPE, content: bytes = b"content") -
 def test_hostile_and_damaged_archives_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: bytes, reason: str
 ) -> None:
-    monkeypatch.setattr(imagenet, "LARGEST_IMAGE", 4999)
+    monkeypatch.setattr(published, "LARGEST_IMAGE", 4999)
     tar = pack(tmp_path / "train.tar", {f"{WNIDS[0]}.tar": inner})
     with pytest.raises(UsageError, match=reason) as caught:
         prepare(tmp_path / "set", Sources(train=tar), PLAIN, partial=True, processes=1)
@@ -372,6 +448,16 @@ def test_mistaken_flags_are_named(
     monkeypatch.chdir(archives.folder)
     with pytest.raises(UsageError, match=reason):
         main(["imagenet", str(tmp_path), *words])
+
+
+def test_labels_of_another_numbering_are_refused(archives: Archives, tmp_path: Path) -> None:
+    file = tmp_path / "devkit.txt"
+    file.write_text("ILSVRC2012_val_00000001.JPEG 490\nILSVRC2012_val_00000002.JPEG 1000\n")
+    with pytest.raises(UsageError, match=r"numbers go to 1000, as the devkit's.*--devkit"):
+        wnids.listed_labels(file)
+    file.write_text("ILSVRC2012_val_00000001.JPEG 490\nILSVRC2012_val_00000002.JPEG 1001\n")
+    with pytest.raises(UsageError, match=r"line 2: .* is neither a wnid, nor"):
+        wnids.listed_labels(file)
 
 
 def test_missing_labels_are_named(archives: Archives, tmp_path: Path) -> None:

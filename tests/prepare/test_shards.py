@@ -18,12 +18,14 @@ from PIL import Image
 from launch.prepare import main
 from senet.data.storage.find import find, listing, saved_listing
 from senet.data.storage.index import key
-from senet.data.storage.tars import Tars, find_shards
+from senet.data.storage.tars import Tars
 from senet.errors import UsageError
 from senet.prepare import imagenet
+from senet.prepare.convert import convert
 from senet.prepare.encoding import Encoding
 from senet.prepare.findings import examine
-from senet.prepare.shards import Packing, convert
+from senet.prepare.shards import Packing
+from tests.data.test_index import pack
 from tests.helpers import ROOT, draw
 from tests.prepare.test_imagenet import Archives, archives, contents
 
@@ -80,7 +82,7 @@ def test_images_and_labels_are_those_of_the_folders(folders: Path, shards: Path)
 
 
 def test_shards_are_alike_mixed_and_anonymous(shards: Path) -> None:
-    paths = find_shards(shards, "train")
+    paths = Tars.find(shards, "train")
     sizes = [path.stat().st_size for path in paths]
     assert [path.name for path in paths] == [f"train-{number:06}.tar" for number in range(len(paths))]
     assert len(sizes) >= 3
@@ -105,7 +107,7 @@ def test_the_saved_list_is_what_the_shards_hold(shards: Path) -> None:
 
 
 def test_the_index_is_that_of_wds2idx(shards: Path, tmp_path: Path) -> None:
-    for path in find_shards(shards, "train"):
+    for path in Tars.find(shards, "train"):
         subprocess.run(
             [Path(sys.executable).with_name("wds2idx"), path, tmp_path / "idx"], check=True, capture_output=True
         )
@@ -115,7 +117,7 @@ def test_the_index_is_that_of_wds2idx(shards: Path, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it does not close its files
 def test_the_webdataset_package_reads_them(folders: Path, shards: Path) -> None:
     for split in ("train", "val"):
-        paths = [str(path) for path in find_shards(shards, split)]
+        paths = [str(path) for path in Tars.find(shards, split)]
         found = {}
         for sample in webdataset.WebDataset(paths, shardshuffle=False):
             (content,) = [
@@ -129,7 +131,7 @@ def test_the_webdataset_package_reads_them(folders: Path, shards: Path) -> None:
 def test_dali_reads_them(folders: Path, shards: Path) -> None:
     from nvidia.dali import fn, pipeline_def
 
-    paths = find_shards(shards, "train")
+    paths = Tars.find(shards, "train")
 
     @pipeline_def(batch_size=1, num_threads=1, device_id=None)
     def pipeline(indexed: bool):
@@ -163,6 +165,25 @@ def test_archives_folders_and_shards_give_the_same_bytes(archives: Archives, tmp
     ]
     assert len(plain[0]) > 6
     assert plain[0] == plain[1] == plain[2]
+
+
+def test_shards_go_back_to_folders(folders: Path, shards: Path, tmp_path: Path) -> None:
+    assert main(["folders", str(shards), str(tmp_path / "made"), "--processes", "2"]) == 0
+    for split in ("train", "val"):
+        made, whole = listing(tmp_path / "made", split), listing(folders, split)
+        assert samples(tmp_path / "made", split) == samples(folders, split)
+        assert (made.fingerprint, made.classes) == (whole.fingerprint, whole.classes)
+        assert saved_listing(tmp_path / "made", split) is not None
+    assert (tmp_path / "made/train/cat/with_dots_and_blanks.jpg").exists()
+
+
+def test_shards_of_others_without_names_make_numbered_folders(few_images: Path, tmp_path: Path) -> None:
+    pack(few_images, tmp_path / "shards", 2)
+    convert(tmp_path / "shards", tmp_path / "made", Encoding(), processes=1)
+    assert sorted(path.name for path in (tmp_path / "made/train").iterdir()) == ["00000", "00001", "00002"]
+    made, theirs = listing(tmp_path / "made", "val"), listing(tmp_path / "shards", "val")
+    assert [made.storage.read(i) for i in range(9)] == [theirs.storage.read(i) for i in range(9)]
+    assert made.labels.tolist() == theirs.labels.tolist()
 
 
 def test_interrupted_work_is_gone_on_with(folders: Path, shards: Path, tmp_path: Path) -> None:

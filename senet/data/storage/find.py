@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from senet.data.storage.folders import LAYOUT, Folders
-from senet.data.storage.index import Index, Storage, index_file, split_folder
+from senet.data.storage.folders import LAYOUT, Folders, class_folders
+from senet.data.storage.index import Format, Index, index_file, split_folder
+from senet.data.storage.lists import Listed
+from senet.data.storage.parquet import Parquet
 from senet.data.storage.tars import Tars
+from senet.data.storage.tfrecords import TFRecords
 from senet.errors import UsageError
 
-FORMATS: tuple[type[Storage], ...] = (Folders, Tars)  # the first that holds a split is used
+FORMATS: tuple[type[Format], ...] = (Listed, Folders, Tars, TFRecords, Parquet)  # the first that holds a split is used
 AUDIT = 2  # the format of audit.json
 SLOW = 5.0  # seconds of listing after which the list is kept
 log = logging.getLogger(__name__)
@@ -43,17 +46,13 @@ def find(root: Path, split: str, classes: int) -> Index:
 
 def listing(root: Path, split: str) -> Index:
     """Return all images of a split, from its saved index if that is up to date. Raises UsageError as `find`."""
-    folder = split_folder(root, split).name
-    if folder != split:
-        log.warning("%s: has no %s/; %s/ is used for it", root, split, folder)
+    folder = split_folder(root, split)
+    if folder.is_dir() and folder != root / split:
+        log.warning("%s: has no %s/; %s/ is used for it", root, split, folder.relative_to(root))
     if (saved := saved_listing(root, split)) is not None:
         return saved
-    form, file, began = form_of(root, split), index_file(root, split), time.monotonic()
-    stale = file.exists()
-    try:
-        index = form.scan(root, split)
-    except OSError as error:
-        raise UsageError(f"{error.filename or root}: cannot be read: {error.strerror or error}; mend that") from None
+    file, began = index_file(root, split), time.monotonic()
+    stale, index = file.exists(), scan(root, split)
     if stale or time.monotonic() - began > SLOW:
         try:
             index.save(file)
@@ -62,13 +61,28 @@ def listing(root: Path, split: str) -> Index:
     return index
 
 
+def scan(root: Path, split: str) -> Index:
+    """Look for the images of a split, and save nothing. Raises UsageError as `find`."""
+    both = {part: split_folder(root, part) for part in splits(root) if form_of(root, part) is Folders}
+    classes = [set(class_folders(root, folder)) for folder in both.values()]
+    if len(both) == 2 and (differ := sorted(classes[0] ^ classes[1])):
+        raise UsageError(
+            f"{root}: {' and '.join(folder.name + '/' for folder in both.values())} have other classes: "
+            f"{', '.join(differ[:5])}{' ...' if len(differ) > 5 else ''}; make them alike"
+        )
+    try:
+        return form_of(root, split).scan(root, split)
+    except OSError as error:
+        raise UsageError(f"{error.filename or root}: cannot be read: {error.strerror or error}; mend that") from None
+
+
 def saved_listing(root: Path, split: str) -> Index | None:
     """Return the saved index of a split, or None if there is none that is up to date. Raises UsageError likewise."""
     form = form_of(root, split)
     return Index.load(index_file(root, split), form, partial(form.unchanged, root, split))
 
 
-def form_of(root: Path, split: str) -> type[Storage]:
+def form_of(root: Path, split: str) -> type[Format]:
     """Return the format of a split. Raises UsageError if ROOT has it in none."""
     if not root.is_dir():
         raise UsageError(f"--data {root}: no such folder; {LAYOUT}")

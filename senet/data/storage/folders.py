@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from senet.data.philox import Ints
-from senet.data.storage.index import Index, Names, Storage, order, read_classes, split_folder
+from senet.data.storage.index import Format, Index, Names, order, read_classes, split_folder
 from senet.errors import UsageError
 
 ENDINGS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
@@ -19,7 +19,7 @@ LAYOUT = "expected DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG, or shards DI
 log = logging.getLogger(__name__)
 
 
-class Folders(Storage):
+class Folders(Format):
     """A file for each image."""
 
     @classmethod
@@ -29,26 +29,20 @@ class Folders(Storage):
 
     @classmethod
     def scan(cls, root: Path, split: str) -> Index:
-        """List ROOT/SPLIT/CLASS/**. Raises UsageError for an empty class, or other classes than in the other split."""
+        """List ROOT/SPLIT/CLASS/**. Raises UsageError for an empty class."""
         base = split_folder(root, split)
         classes = class_folders(root, base, warn=True)
         names: list[str] = []
         labels: list[int] = []
         times: dict[str, int] = {}
         for label, name in enumerate(classes):
-            found = sorted(_walk(base, name, times), key=order)
+            found = sorted(images_below(base, times, name), key=order)
             if not found:
                 raise UsageError(
                     f"{base / name}: an empty class folder: no {', '.join(ENDINGS)} in it; add images or remove it"
                 )
             names += found
             labels += [label] * len(found)
-        other = split_folder(root, "val" if split == "train" else "train")
-        if other.is_dir() and (differ := sorted(set(_folders(other)) ^ set(classes))):
-            raise UsageError(
-                f"{root}: {base.name}/ and {other.name}/ have other classes: "
-                f"{', '.join(differ[:5])}{' ...' if len(differ) > 5 else ''}; make them alike"
-            )
         storage = cls(base, Names.of(names), {"classes": classes, "times": times})
         return Index(storage, np.array(labels, np.int64), tuple(classes))
 
@@ -108,15 +102,18 @@ def _time(folder: Path) -> int:
     return folder.stat().st_mtime_ns
 
 
-def _walk(base: Path, folder: str, times: dict[str, int]) -> Iterable[str]:
-    """Yield the images in a folder and its sub-folders, hidden ones aside, and enter these folders in `times`."""
+def images_below(base: Path, times: dict[str, int], folder: str = "") -> Iterator[str]:
+    """Yield the images in a folder of `base` and its sub-folders, hidden ones aside, by their paths below `base`, and
+    enter the folders in `times`.
+    """
     times[folder] = _time(base / folder)  # first: what is added in the meantime must not go unnoticed
     with os.scandir(base / folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
+            path, is_image = os.path.join(folder, entry.name), entry.name.lower().endswith(ENDINGS)
             # Whether a link is a folder takes a question to the file system: none for what is called an image.
-            if entry.is_dir(follow_symlinks=not entry.name.lower().endswith(ENDINGS)):
-                yield from _walk(base, f"{folder}/{entry.name}", times)
-            elif entry.name.lower().endswith(ENDINGS):
-                yield f"{folder}/{entry.name}"
+            if entry.is_dir(follow_symlinks=not is_image):
+                yield from images_below(base, times, path)
+            elif is_image:
+                yield path

@@ -1,6 +1,6 @@
 """The list of a split's images: where the bytes of each are and what its label is, whatever the format.
 
-A format (folders, tars, ...) is a `Storage` in a file of its own, and a line in `find.FORMATS`. Images are always in
+A format (folders, tars, ...) is a class in a file of its own, and a name in `find.FORMATS`. Images are always in
 order of label and name, so a data set gives the same batches from each of them.
 
 Listing 1.28 million images takes a while on a network file system. `Index.save` keeps the list in ROOT/index-train.npz;
@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from senet.data.philox import Ints
+from senet.data.philox import Ints, permutation
 from senet.system import files
 
 _AWKWARD = re.compile(r"[.\s]")
@@ -64,27 +64,12 @@ class Names(Sequence[str]):
 
 @dataclass(frozen=True)
 class Storage(ABC):
-    """Where the bytes of n images are. A format defines `holds`, `scan`, `unchanged`, `read`, `file` and `sizes`."""
+    """Where the bytes of n images are."""
 
     root: Path
     names: Names  # [n] CLASS/FILE or, of shards that others made, anything that names each image once
     stamp: dict[str, Any]  # what changes when images are added, removed or replaced; as JSON gives it back
     columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # [n, ...] what else it takes to find an image
-
-    @classmethod
-    @abstractmethod
-    def holds(cls, root: Path, split: str) -> bool:
-        """Tell whether ROOT keeps a split, train or val, in this format."""
-
-    @classmethod
-    @abstractmethod
-    def scan(cls, root: Path, split: str) -> Index:
-        """List the images of a split. Raises UsageError, OSError."""
-
-    @classmethod
-    @abstractmethod
-    def unchanged(cls, root: Path, split: str, stamp: Mapping[str, Any]) -> bool:
-        """Tell whether a list with this stamp still holds. Raises OSError."""
 
     @abstractmethod
     def read(self, image: int) -> bytes:
@@ -102,9 +87,32 @@ class Storage(ABC):
         """Return what messages call an image: its file, and its name in there if the file has several."""
         return str(self.file(image))
 
+    def packing_order(self, seed: int) -> Ints:
+        """Return the images in the order in which shards take them: a random one that is cheap to read."""
+        return permutation(seed, 0, len(self.names))
+
     def subset(self: S, images: NDArray[Any]) -> S:
         columns = {name: column[images] for name, column in self.columns.items()}
         return replace(self, names=self.names.subset(images), columns=columns)
+
+
+class Format(Storage):
+    """A storage that a data set may be kept in."""
+
+    @classmethod
+    @abstractmethod
+    def holds(cls, root: Path, split: str) -> bool:
+        """Tell whether ROOT keeps a split, train or val, in this format."""
+
+    @classmethod
+    @abstractmethod
+    def scan(cls, root: Path, split: str) -> Index:
+        """List the images of a split. Raises UsageError, OSError."""
+
+    @classmethod
+    @abstractmethod
+    def unchanged(cls, root: Path, split: str, stamp: Mapping[str, Any]) -> bool:
+        """Tell whether a list with this stamp still holds. Raises OSError."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +158,7 @@ class Index:
         files.replace(file, fill, shared=True)
 
     @classmethod
-    def load(cls, file: Path, form: type[Storage], fresh: Callable[[Mapping[str, Any]], bool]) -> Index | None:
+    def load(cls, file: Path, form: type[Format], fresh: Callable[[Mapping[str, Any]], bool]) -> Index | None:
         """Return the list in `file`, or None if there is none, it is of another format, or its stamp is not `fresh`."""
         try:
             with np.load(file, allow_pickle=False) as stored:
@@ -171,7 +179,8 @@ class Index:
 
 def split_folder(root: Path, split: str) -> Path:
     """Return the folder of a split, train or val: of the names that are in use for it, the first that is there."""
-    names = {"train": ("train",), "val": ("val", "validation", "valid", "test")}[split]
+    kaggle = (f"{folder}/{split}" for folder in ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC"))
+    names = [split, *({"val": ("validation", "valid", "test")}.get(split, ())), *kaggle]
     return root / next((name for name in names if (root / name).is_dir()), split)
 
 

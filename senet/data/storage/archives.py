@@ -1,0 +1,139 @@
+"""Formats that keep many images in a file, each as it is: what tars and TFRecords have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+from abc import abstractmethod
+from collections.abc import Mapping
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from senet.data.philox import Ints
+from senet.data.storage.index import Format, Index, Names, order, read_classes, split_folder
+from senet.errors import UsageError
+
+SAMPLE = 4096  # bytes
+
+
+class Member(NamedTuple):
+    """An image in an archive."""
+
+    label: int | str  # its number, or the name of its class
+    name: str
+    start: int  # its first byte
+    size: int  # bytes
+
+
+class Archives(Format):
+    """Images in the files of the stamp; `spans` [n, 3] has the position of their file, first byte and bytes.
+
+    A format defines `members`, the `patterns` of its files' names, and what to expect in them.
+    """
+
+    patterns: ClassVar[tuple[str, ...]]
+    expected: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def members(cls, path: Path) -> list[Member]:
+        """List the labelled images in a file: none if it is not of this format. Raises UsageError if it is damaged."""
+
+    @classmethod
+    def find(cls, root: Path, split: str) -> list[Path]:
+        """Return the files of a split: those in its folder, otherwise those in ROOT with its name in theirs."""
+
+        def matching(folder: Path) -> list[Path]:
+            return sorted({path for pattern in cls.patterns for path in folder.glob(f"[!.]{pattern}")})
+
+        return matching(split_folder(root, split)) or [path for path in matching(root) if split in path.name]
+
+    @classmethod
+    def holds(cls, root: Path, split: str) -> bool:
+        return bool(cls.find(root, split))
+
+    @classmethod
+    def scan(cls, root: Path, split: str) -> Index:
+        """List the files of a split. Raises UsageError for one that is damaged, and if none has labelled images."""
+        paths = cls.find(root, split)
+        stamp = stamp_of(root, paths)
+        found = [(number, *member) for number, path in enumerate(paths) for member in cls.members(path)]
+        if not found:
+            raise UsageError(
+                f"{paths[0].parent}: no labelled images in its {len(paths)} files; expected {cls.expected}"
+            )
+        classes = read_classes(root)
+        if any(isinstance(row[1], str) for row in found):
+            classes = classes or tuple(sorted({str(row[1]) for row in found}))
+            labels = {name: label for label, name in enumerate(classes)}
+            if unknown := next((row[1] for row in found if row[1] not in labels), None):
+                raise UsageError(f"{root}: {unknown} is not in its classes.txt; mend that list or remove it")
+            found = [(row[0], labels[str(row[1])], *row[2:]) for row in found]
+        if len({row[2] for row in found}) < len(found):  # names begin anew in each file
+            found = [(*row[:2], f"{paths[row[0]].stem}/{row[2]}", *row[3:]) for row in found]
+        found.sort(key=lambda row: (row[1], order(row[2])))
+        if int(found[0][1]) < 0:
+            raise UsageError(f"{root}: {found[0][2]}: label {found[0][1]}; labels start at 0")
+        spans = np.array([(number, start, size) for number, _, _, start, size in found], np.int64)
+        labels_ = np.array([row[1] for row in found], np.int64)
+        return Index(cls(root, Names.of(row[2] for row in found), stamp, {"spans": spans}), labels_, classes)
+
+    @classmethod
+    def unchanged(cls, root: Path, split: str, stamp: Mapping[str, Any]) -> bool:
+        return stamp_of(root, cls.find(root, split)) == stamp
+
+    @cached_property
+    def files(self) -> list[str]:
+        return [f"{self.root}/{name}" for name in self.stamp["archives"]]
+
+    def read(self, image: int) -> bytes:
+        number, start, size = self.columns["spans"][image].tolist()
+        handle = _open(self.files[number])  # by name: it must outlive the read
+        content = os.pread(handle.number, size, start)
+        if len(content) != size:
+            raise ValueError(f"the archive ends before its {size} bytes")
+        return content
+
+    def file(self, image: int) -> Path:
+        return Path(self.files[self.columns["spans"][image, 0]])
+
+    def path(self, image: int) -> str:
+        file = self.file(image)
+        return f"{file}:{self.names[image].removeprefix(file.stem + '/')}"
+
+    def sizes(self) -> Ints:
+        sizes: Ints = self.columns["spans"][:, 2]
+        return sizes
+
+
+def stamp_of(root: Path, archives: list[Path]) -> dict[str, Any]:
+    """Return what tells archives apart, copied or not: their paths below ROOT with their bytes and a sample of these;
+    and the names of the classes.
+    """
+    sampled = {str(path.relative_to(root)): _sampled(path) for path in archives}
+    return {"archives": sampled, "classes": list(read_classes(root))}
+
+
+def _sampled(path: Path) -> list[Any]:
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        parts = (os.pread(file.fileno(), SAMPLE, start) for start in (0, size // 2, max(0, size - 3 * SAMPLE)))
+        return [size, hashlib.sha256(b"".join(parts)).hexdigest()[:16]]
+
+
+class _Handle:
+    """An open file, closed when the last who uses it lets go."""
+
+    def __init__(self, path: str) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
+_open = lru_cache(maxsize=min(256, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))(_Handle)

@@ -1,0 +1,150 @@
+"""Parquet as Hugging Face keeps image sets: a struct `image` (or `img`) of `bytes` and `path`, and an integer `label`.
+
+To read one image is to read its row group, tens of megabytes of a large set: small sets are trained on as they are,
+large ones converted first, which reads every row group once. Needs pyarrow.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from senet.data.philox import Ints, permutation
+from senet.data.storage.archives import stamp_of
+from senet.data.storage.folders import ENDINGS
+from senet.data.storage.index import Format, Index, Names, order, read_classes
+from senet.errors import UsageError
+
+IMAGES, LABELS = ("image", "img", "jpg", "png", "webp"), ("label", "fine_label", "labels", "cls")
+LARGE = 2 << 30  # bytes of a set
+log = logging.getLogger(__name__)
+
+
+class Parquet(Format):
+    """Images in row groups; `rows` [n, 3] has the position of their file among those of the stamp, row group, row."""
+
+    @classmethod
+    def find(cls, root: Path, split: str) -> list[Path]:
+        """Return the files of a split, in ROOT or one folder down: train-00000-of-00294.parquet."""
+        paths = sorted([*root.glob("[!.]*.parquet"), *root.glob("[!.]*/[!.]*.parquet")])
+        for word in ("train",) if split == "train" else ("val", "test"):
+            if found := [path for path in paths if path.name.startswith(word) or path.parent.name.startswith(word)]:
+                return found
+        return []
+
+    @classmethod
+    def holds(cls, root: Path, split: str) -> bool:
+        return bool(cls.find(root, split))
+
+    @classmethod
+    def scan(cls, root: Path, split: str) -> Index:
+        """List the rows of a split. Raises UsageError for files that hold no images, and without pyarrow."""
+        paths = cls.find(root, split)
+        found = [(number, *row) for number, path in enumerate(paths) for row in _rows(path)]  # file, group, row, ...
+        names = [row[4] or "" for row in found]
+        if len(set(names)) < len(names) or not all(name.lower().endswith(ENDINGS) for name in names):
+            names = [f"{paths[row[0]].stem}/{row[1]:04}-{row[2]:06}.jpg" for row in found]
+        ranks = sorted(range(len(found)), key=lambda i: (found[i][3], order(names[i])))
+        rows = np.array([row[:4] for row in found], np.int64)[ranks]
+        if not len(rows) or rows[0, 3] < 0:
+            raise UsageError(f"{paths[0]}: no images with labels in it (a test set?); labels start at 0")
+        if sum(path.stat().st_size for path in paths) > LARGE:
+            log.warning(
+                "%s: single images of Parquet are read slowly; python -m launch.prepare shards %s TO", root, root
+            )
+        stamp = stamp_of(root, paths)
+        storage = cls(root, Names.of(names[i] for i in ranks), stamp, {"rows": rows[:, :3].copy()})
+        return Index(storage, rows[:, 3].copy(), read_classes(root) or _class_names(paths[0]))
+
+    @classmethod
+    def unchanged(cls, root: Path, split: str, stamp: Mapping[str, Any]) -> bool:
+        return stamp_of(root, cls.find(root, split)) == stamp
+
+    def read(self, image: int) -> bytes:
+        _, group, row = self.columns["rows"][image].tolist()
+        content: bytes = _group(str(self.file(image)), group)[row].as_py()
+        return content
+
+    def file(self, image: int) -> Path:
+        return self.root / list(self.stamp["archives"])[self.columns["rows"][image, 0]]
+
+    def path(self, image: int) -> str:
+        return f"{self.file(image)}:{self.names[image]}"
+
+    def sizes(self) -> Ints:
+        """Return the mean bytes of the images in each one's row group: its own are not known before it is read."""
+        rows, sizes = self.columns["rows"], np.zeros(len(self.names), np.int64)
+        for number, name in enumerate(self.stamp["archives"]):
+            means = np.array(_means(self.root / name))
+            here = rows[:, 0] == number
+            sizes[here] = means[rows[here, 1]]
+        return sizes
+
+    def packing_order(self, seed: int) -> Ints:
+        """Return the images row group by row group, these in random order: each is read once then."""
+        rows = self.columns["rows"]
+        _, groups = np.unique(rows[:, :2], axis=0, return_inverse=True)
+        groups = groups.reshape(-1)
+        return np.lexsort((rows[:, 2], permutation(seed, 0, int(groups.max()) + 1)[groups]))
+
+
+def _open(path: Path) -> tuple[Any, str, str]:
+    """Return a file and the names of its columns of images and labels."""
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise UsageError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from None
+    try:
+        file = parquet.ParquetFile(path)
+    except (OSError, ArrowException) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); fetch it again") from None
+    names = file.schema_arrow.names
+    image, label = (next((name for name in known if name in names), None) for known in (IMAGES, LABELS))
+    if image is None or label is None:
+        raise UsageError(f"{path}: its columns are {', '.join(names)}; expected image (bytes, path) and label")
+    return file, image, label
+
+
+def _rows(path: Path) -> list[tuple[int, int, int, str | None]]:
+    """Return row group, row, label and name of each image."""
+    file, image, label = _open(path)
+    found = []
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group, [f"{image}.path", label])
+        structs = table.column(image).to_pylist() if image in table.column_names else [None] * len(table)
+        names = [Path(one["path"]).name if one and one.get("path") else None for one in structs]
+        labels = table.column(label).to_pylist()
+        found += [(group, row, *pair) for row, pair in enumerate(zip(labels, names, strict=True))]
+    return found
+
+
+def _class_names(path: Path) -> tuple[str, ...]:
+    """Return the names that Hugging Face's `datasets` writes into the file; none without them."""
+    file, _, label = _open(path)
+    try:
+        facts = json.loads(file.schema_arrow.metadata[b"huggingface"])
+        return tuple(facts["info"]["features"][label]["names"])
+    except (KeyError, TypeError, ValueError):
+        return ()
+
+
+@lru_cache(maxsize=8)
+def _group(path: str, group: int) -> Any:
+    file, image, _ = _open(Path(path))
+    return file.read_row_group(group, [f"{image}.bytes"]).column(image).combine_chunks().field("bytes")
+
+
+def _means(path: Path) -> list[int]:
+    file, image, _ = _open(path)
+    means = []
+    for group in (file.metadata.row_group(number) for number in range(file.num_row_groups)):
+        columns = (group.column(number) for number in range(group.num_columns))
+        size = next(one.total_uncompressed_size for one in columns if one.path_in_schema == f"{image}.bytes")
+        means.append(size // max(1, group.num_rows))
+    return means
