@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.utils.dlpack
+from numpy.typing import NDArray
 from nvidia.dali import __version__ as VERSION
 from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.auto_aug import augmentations
@@ -188,31 +189,30 @@ class Dali:
 
 
 class Probe:
-    """DALI's CPU decoder for whole images, to learn which it cannot decode: a pipeline that is built anew after each
-    image that kills it. DALI does not say why.
-    """
+    """DALI's CPU decoder for whole images: a pipeline that is built anew after each image that kills it."""
 
     LARGEST = 64  # images at a time
 
     def __init__(self) -> None:
         self.pipe: Any = None
 
-    def failures(self, contents: Sequence[bytes]) -> list[bool]:
-        """Tell which of at most LARGEST image files cannot be decoded."""
-        if self._run(contents):
-            return [False] * len(contents)
-        return [not self._run([content]) for content in contents]
+    def decode(self, contents: Sequence[bytes]) -> list[NDArray[np.uint8] | None]:
+        """Decode at most LARGEST image files to pixels [height, width, 3]; None for those that DALI cannot decode. It
+        does not say why.
+        """
+        whole = self._run(contents)
+        return whole or [next(iter(self._run([content])), None) for content in contents]
 
-    def _run(self, contents: Sequence[bytes]) -> bool:
+    def _run(self, contents: Sequence[bytes]) -> list[NDArray[np.uint8] | None]:
         if self.pipe is None:
             self.pipe = _whole_pipeline(batch_size=self.LARGEST, num_threads=1, device_id=None, **ALONE)
         try:
             self.pipe.feed_input("content", [np.frombuffer(content, np.uint8) for content in contents])
-            self.pipe.run()
+            (images,) = self.pipe.run()
+            return [np.asarray(images.at(number)) for number in range(len(contents))]
         except RuntimeError:
             self.pipe = None
-            return False
-        return True
+            return []
 
 
 @pipeline_def

@@ -29,13 +29,14 @@ from senet.data.storage.find import AUDIT, scan, splits
 from senet.data.storage.folders import ENDINGS, Folders, class_folders
 from senet.data.storage.index import Index, index_file, split_folder
 from senet.errors import UsageError
-from senet.prepare.findings import FINDING, Findings, duplicates, examine
+from senet.prepare.findings import FINDING, TRAITS, Findings, duplicates, examine
 from senet.prepare.page import page
 from senet.prepare.pool import each
 from senet.system import files
 
 CHUNK = 64  # images in a job
-PIXELS = 64 << 20  # decoded at once by DALI, if it is more than one image
+PIXELS = 32 << 20  # after which DALI is given what PIL has decoded
+TOLERANCE = 3  # levels of 255
 Job = tuple[int, Index, bool]  # the first image, its images, whether there is DALI
 Result = tuple[int, NDArray[Any], dict[int, dict[str, Any]]]
 
@@ -100,35 +101,36 @@ def _examine_all(split: str, findings: Findings, processes: int | None) -> None:
 def _examine(job: Job) -> Result:
     start, images, with_dali = job
     rows = np.zeros(len(images), FINDING)
-    reasons: dict[int, list[str]] = {}
-    contents: dict[int, bytes] = {}  # that DALI is asked to decode
+    reasons: dict[int, str] = {}
+    batch: dict[int, tuple[bytes, NDArray[np.uint8] | None]] = {}  # for DALI: contents, and what PIL made of them
     with _quiet():
         for image, name in enumerate(images.storage.names):
             try:
                 content = images.storage.read(image)
             except (OSError, ValueError) as error:
-                reasons[image] = [f"cannot be read: {getattr(error, 'strerror', None) or error}"]
+                reasons[image] = f"cannot be read: {getattr(error, 'strerror', None) or error}"
                 continue
-            rows[image], reason = examine(content, name)
-            if reason:
-                reasons[image] = [reason]
-            if rows[image]["height"] and head(content).alike:
-                contents[image] = content
-        for image in _dali_failures(contents, rows) if with_dali else ():
-            reasons.setdefault(image, []).append("DALI cannot decode it")
-    return start, rows, {start + image: _entry(images, image, "; ".join(why)) for image, why in reasons.items()}
+            rows[image], reasons[image], pixels = examine(content, name)
+            if with_dali and rows[image]["height"] and head(content).alike:
+                batch[image] = content, pixels
+            if sum(rows[i]["height"].astype(np.int64) * rows[i]["width"] for i in batch) > PIXELS:
+                _compare(batch, rows, reasons)
+                batch = {}
+        _compare(batch, rows, reasons)
+    bad = {start + image: _entry(images, image, reason) for image, reason in reasons.items() if reason}
+    return start, rows, bad
 
 
-def _dali_failures(contents: dict[int, bytes], rows: NDArray[Any]) -> Iterator[int]:
-    pixels = rows["height"].astype(np.int64) * rows["width"]
-    batch: list[int] = []
-    for image in [*contents, None]:
-        if batch and (image is None or pixels[[*batch, image]].sum() > PIXELS):
-            fails = _probe().failures([contents[i] for i in batch])
-            yield from (i for i, failed in zip(batch, fails, strict=True) if failed)
-            batch = []
-        if image is not None:
-            batch.append(image)
+def _compare(
+    batch: dict[int, tuple[bytes, NDArray[np.uint8] | None]], rows: NDArray[Any], reasons: dict[int, str]
+) -> None:
+    """Have DALI decode what PIL decoded, and enter what it cannot or does otherwise."""
+    decoded = _probe().decode([content for content, _ in batch.values()]) if batch else []
+    for (image, (_, pixels)), theirs in zip(batch.items(), decoded, strict=True):
+        if theirs is None:
+            reasons[image] = "; ".join(filter(None, [reasons[image], "DALI cannot decode it"]))
+        elif pixels is not None and np.abs(pixels.astype(np.int16) - theirs).max() > TOLERANCE:
+            rows[image]["traits"] |= 1 << TRAITS.index("decoded_differently")
 
 
 def _entry(images: Index, image: int, reason: str) -> dict[str, Any]:

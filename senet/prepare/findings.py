@@ -16,7 +16,10 @@ from PIL import Image
 from senet.data.pixels import ORIENTATION, decode, head, kind, opened
 from senet.data.storage.index import Index
 
-TRAITS = ("truncated", "empty", "cmyk", "sixteen_bit", "exif_rotated", "tiny", "misnamed", "grey", "palette", "alpha")
+TRAITS = (
+    "truncated", "empty", "cmyk", "sixteen_bit", "exif_rotated", "tiny", "misnamed", "decoded_differently",
+    "grey", "palette", "alpha",
+)  # fmt: skip
 COUNTED = ("grey", "palette", "alpha")  # traits that are usual: counted, not listed
 FINDING = np.dtype([("height", "<i4"), ("width", "<i4"), ("kind", "u1"), ("traits", "<u2"), ("digest", "S16")])
 KINDS = ("unknown", "empty", "jpeg", "png", "gif", "webp", "bmp", "tiff", "ppm")
@@ -25,23 +28,24 @@ SIDES = (1, 32, 64, 128, 224, 256, 384, 512, 1024)  # where the bins of the shor
 LISTED = 1000  # names, at most, of each sort of finding
 
 
-def examine(content: bytes, name: str) -> tuple[Any, str]:
-    """Return the finding of an image file, and why it cannot be decoded; nothing if it can."""
+def examine(content: bytes, name: str) -> tuple[Any, str, NDArray[np.uint8] | None]:
+    """Return the finding of an image file, why it cannot be decoded (nothing if it can), and its pixels if it can."""
     form = kind(content)
     traits = {"empty": not content}
-    height, width, reason = 0, 0, ""
+    height, width, reason, pixels = 0, 0, "", None
     try:
         height, width, _ = head(content)
         with opened(content) as image:
             traits |= _look(image, content)
-        decode(content)
+        pixels = np.asarray(decode(content))
     except Exception as error:  # decoders of damaged files raise anything
         reason = _plain(error) if not height else f"PIL cannot decode it: {_plain(error)}"
         traits["truncated"] = "truncated" in reason.lower()
     traits["misnamed"] = height > 0 and form != _claimed(name)
     traits["tiny"] = 0 < min(height, width) < TINY
     bits = sum(1 << bit for bit, trait in enumerate(TRAITS) if traits.get(trait))
-    return (height, width, KINDS.index(form), bits, hashlib.blake2b(content, digest_size=16).digest()), reason
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    return (height, width, KINDS.index(form), bits, digest), reason, pixels
 
 
 def _claimed(name: str) -> str:
@@ -51,7 +55,7 @@ def _claimed(name: str) -> str:
 
 def _look(image: Image.Image, content: bytes) -> dict[str, bool]:
     # Only if there is some: PIL decodes the whole of a PNG in search of EXIF.
-    turned = ("exif" in image.info or image.format == "TIFF") and image.getexif().get(ORIENTATION, 1) != 1
+    turned = ("exif" in image.info or image.format == "TIFF") and image.getexif().get(ORIENTATION) in range(2, 9)
     return {
         "cmyk": image.mode == "CMYK",
         "sixteen_bit": image.mode.startswith("I") or (image.format == "PNG" and content[24] == 16),

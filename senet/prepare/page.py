@@ -14,6 +14,7 @@ REMARKS = {
     "exif_rotated": "turned by EXIF, used as stored",
     "tiny": "shorter side below 32 pixels, used",
     "misnamed": "another format than the name says, used",
+    "decoded_differently": "PIL and DALI differ by more than 3 of 255 levels, used",
     "duplicates": "files that are the same, used each",
     "hidden": "hidden, not used",
     "not_images": "no image by the name, not used",

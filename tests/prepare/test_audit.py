@@ -20,6 +20,7 @@ from senet.config import Folder
 from senet.data.source import Source, train_loader
 from senet.data.storage.find import find, saved_listing
 from senet.errors import UsageError
+from senet.prepare import findings
 from senet.prepare.audit import audit
 from tests.data.test_index import pack
 from tests.helpers import ROOT, command, environment, run
@@ -36,6 +37,7 @@ TRAITS = {
     "exif_rotated": ["class1/turned.JPEG"],
     "tiny": ["class2/tiny.JPEG"],
     "misnamed": ["class1/misnamed.JPEG"],
+    "decoded_differently": [],
     "truncated": ["class0/cut.JPEG", "class2/body.png"],
     "empty": ["class0/empty.JPEG"],
 }
@@ -54,6 +56,9 @@ def odd(few_images: Path) -> Path:
     picture.convert("L").save(train / "class0/grey.JPEG")
     Image.fromarray(np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)).save(train / "class0/deep.png")
     picture.save(train / "class1/turned.JPEG", exif=turned)
+    upright = Image.Exif()
+    upright[0x0112] = 0  # which some cameras write: not turned
+    picture.save(train / "class1/upright.JPEG", exif=upright)
     picture.save(train / "class1/misnamed.JPEG", format="PNG")
     picture.quantize(256).save(train / "class1/palette.png")
     picture.convert("RGBA").save(train / "class2/alpha.png")
@@ -86,9 +91,9 @@ def test_one_of_each_defect_in_folders(odd: Path, capfd: pytest.CaptureFixture[s
     result = audited(odd)
     train, val = result["splits"]["train"], result["splits"]["val"]
 
-    assert (train["images"], val["images"]) == (42, 9)
-    assert train["classes"] == {"class0": 14, "class1": 14, "class2": 14}
-    assert train["formats"] == {"unknown": 2, "empty": 1, "jpeg": 33, "png": 5, "gif": 1}
+    assert (train["images"], val["images"]) == (43, 9)
+    assert train["classes"] == {"class0": 14, "class1": 15, "class2": 14}
+    assert train["formats"] == {"unknown": 2, "empty": 1, "jpeg": 34, "png": 5, "gif": 1}
     for trait, names in TRAITS.items():
         assert train[trait] == {"count": len(names), "names": [f"train/{name}" for name in names]}, trait
         assert val[trait] == {"count": 0, "names": []}
@@ -118,7 +123,7 @@ def test_one_of_each_defect_in_folders(odd: Path, capfd: pytest.CaptureFixture[s
     assert not err
     saved = saved_listing(odd, "train")
     assert saved is not None
-    assert len(saved) == 42
+    assert len(saved) == 43
     assert [name for name in saved.storage.names if f"train/{name}" not in bad] == list(
         find(odd, "train", 3).storage.names
     )
@@ -128,7 +133,7 @@ def test_one_of_each_defect_in_shards(odd: Path, tmp_path: Path) -> None:
     root = pack(odd, tmp_path / "shards", 2)
     result = audited(root)
     train = result["splits"]["train"]
-    assert train["classes"] == {"0": 14, "1": 14, "2": 13}
+    assert train["classes"] == {"0": 14, "1": 15, "2": 13}
     assert result["class_list"] == {"count": 3, "sha256": None, "is_imagenet": False}
     assert train["misnamed"]["count"] == 5  # all are called .jpg
     for trait, names in ((trait, names) for trait, names in TRAITS.items() if trait != "misnamed"):
@@ -142,7 +147,7 @@ def test_one_of_each_defect_in_shards(odd: Path, tmp_path: Path) -> None:
         assert entry["file"] == path.partition(":")[0]
         assert entry["bytes"] == (root / entry["file"]).stat().st_size
     assert set(find(root, "train", 3).storage.names).isdisjoint(bad)
-    assert len(find(root, "train", 3)) == 41 - len(bad)
+    assert len(find(root, "train", 3)) == 42 - len(bad)
 
 
 @pytest.mark.parametrize("backend", ["dali", "pillow"])
@@ -158,10 +163,25 @@ def test_training_after_an_audit_meets_nothing_bad(odd: Path, backend: str) -> N
         1,
         torch.device("cpu"),
     )
-    assert loader.images == 41 - len(BAD)
+    assert loader.images == 42 - len(BAD)
     assert all(len(batch.labels) == 9 for number in range(2) for batch in loader.batches(number, 0))
     assert not loader.bad
     loader.close()
+
+
+def test_images_that_decoders_see_differently_are_listed(few_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real ones agree on all that the catalogue has: here what PIL makes of an image is changed."""
+    real = findings.decode
+
+    def other(content: bytes) -> Image.Image:
+        image = real(content)
+        if content == (few_images / "train/class1/004.JPEG").read_bytes():
+            image.putpixel((3, 5), tuple((level + 4) % 256 for level in image.getpixel((3, 5))))
+        return image
+
+    monkeypatch.setattr(findings, "decode", other)
+    assert audited(few_images)["splits"]["train"]["decoded_differently"]["names"] == ["train/class1/004.JPEG"]
+    assert "differ by more than 3 of 255 levels, used: 1" in (few_images / "audit.txt").read_text()
 
 
 def test_what_was_mended_is_used_at_once_and_a_second_audit_forgets_it(
@@ -171,7 +191,7 @@ def test_what_was_mended_is_used_at_once_and_a_second_audit_forgets_it(
     good = (odd / "train/class0/000.JPEG").read_bytes()
     for name in BAD:
         (odd / "train" / name).write_bytes(good)
-    assert len(find(odd, "train", 3)) == 41
+    assert len(find(odd, "train", 3)) == 42
     result = audited(odd)
     assert not result["splits"]["train"]["undecodable"]
     assert "Nothing to do: every image can be decoded." in capsys.readouterr().out

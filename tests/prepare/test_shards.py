@@ -226,7 +226,7 @@ def test_shards_that_vanish_are_noticed(folders: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_packed_is_named(few_images: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such folder"):
         convert(tmp_path / "absent", tmp_path / "to", SMALL)
-    with pytest.raises(UsageError, match="is what the shards are to be made of"):
+    with pytest.raises(UsageError, match="is what it is to be made of"):
         convert(few_images, few_images, SMALL)
     folder = few_images / "train" / "class0"
     (folder / "000.png").write_bytes((folder / "000.JPEG").read_bytes())

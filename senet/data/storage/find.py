@@ -63,6 +63,10 @@ def listing(root: Path, split: str) -> Index:
 
 def scan(root: Path, split: str) -> Index:
     """Look for the images of a split, and save nothing. Raises UsageError as `find`."""
+    try:
+        index = form_of(root, split).scan(root, split)
+    except OSError as error:
+        raise UsageError(f"{error.filename or root}: cannot be read: {error.strerror or error}; mend that") from None
     both = {part: split_folder(root, part) for part in splits(root) if form_of(root, part) is Folders}
     classes = [set(class_folders(root, folder)) for folder in both.values()]
     if len(both) == 2 and (differ := sorted(classes[0] ^ classes[1])):
@@ -70,10 +74,7 @@ def scan(root: Path, split: str) -> Index:
             f"{root}: {' and '.join(folder.name + '/' for folder in both.values())} have other classes: "
             f"{', '.join(differ[:5])}{' ...' if len(differ) > 5 else ''}; make them alike"
         )
-    try:
-        return form_of(root, split).scan(root, split)
-    except OSError as error:
-        raise UsageError(f"{error.filename or root}: cannot be read: {error.strerror or error}; mend that") from None
+    return index
 
 
 def saved_listing(root: Path, split: str) -> Index | None:
