@@ -101,13 +101,14 @@ def test_tensorboard_is_asked_for_by_name(tmp_path: Path) -> None:
         return
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    figures = {"kind": "train", "epoch": 1, "seconds": 1.0}
+    figures = {"kind": "train", "epoch": 1, "seconds": 1.0, "learning_rate": 0.1}
+    figures |= {"images_per_second": 100.0, "data_wait": 0.25}
     tracker = opened(tmp_path, "tensorboard")
     for step in (1, 2, 3):
         tracker.log({**figures, "step": step, "loss": float(step)})
     tracker.rewind(1)
     tracker.log({**figures, "step": 2, "loss": 7.0})
-    tracker.log({**figures, "kind": "event", "step": 2, "reason": "none"})
+    tracker.log({"kind": "event", "epoch": 1, "seconds": 1.0, "step": 2, "reason": "none"})
     tracker.close(True)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 1.0), (2, 7.0)]
