@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
 
     with distributed.start(args.device) as world, speaking(world, Terminal().say) as voice:
         config, net, pixels, execution = load(args.what, args.weights)
-        view, place = VIEWS["centre"], (world.rank, world.size, world.device)
-        loader = val_loader(view.data(config.data), source(args), *place, DTYPES[config.precision])
+        view, on_rank = VIEWS["centre"], (world.rank, world.size, world.device)
+        loader = val_loader(view.data(config.data), source(args), *on_rank, DTYPES[config.precision])
         loader.memory_format = execution.memory_format
         if pixels is not None:
             warn_of_pixels(pixels, loader.description)

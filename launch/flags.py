@@ -40,7 +40,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         help="data set: train/CLASS/*, val/CLASS/*; shards train/*.tar, val/*.tar; or CIFAR's extracted archive",
     )
     parser.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU where there is one"
+        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU if there is one"
     )
     parser.add_argument(
         "--backend",

@@ -37,8 +37,8 @@ DUMPED = 20  # steps whose images are named
 log = logging.getLogger(__name__)
 
 
-class Wish(IntEnum):
-    """What a rank can ask all others for between two steps; the greatest wish wins."""
+class Request(IntEnum):
+    """What a rank can ask all others for between two steps; the greatest request wins."""
 
     GO_ON = 0
     SAVE = 1
@@ -69,12 +69,14 @@ class Run:
         changes.check_folder(config, flags.out, flags.accept_changes)
         self.watchdog = Watchdog(self.folder, world.rank, world.size, 60 * flags.hang_minutes, stop)
 
-        place = (world.rank, world.size, world.device, DTYPES[config.precision])
-        self.val = val_loader(config.data, flags.source, *place)  # first: what is wrong with --data shows at once
+        on_rank = (world.rank, world.size, world.device, DTYPES[config.precision])
+        self.val = val_loader(config.data, flags.source, *on_rank)  # first: what is wrong with --data shows at once
         self.plan = step_plan.decide(
             config, world, self.folder.execution, execution(flags), flags.largest_batch, flags.tune
         )
-        self.loader = train_loader(config.data, flags.source, config.batch, self.plan.micro_batch, config.seed, *place)
+        self.loader = train_loader(
+            config.data, flags.source, config.batch, self.plan.micro_batch, config.seed, *on_rank
+        )
         self.loader.memory_format = self.val.memory_format = self.plan.execution.memory_format
         self.hosts = preflight.check_alike(world, (self.loader.fingerprint, self.val.fingerprint))
 
@@ -170,10 +172,10 @@ class Run:
         """Train to the end of the epoch, or until the run goes back to an earlier position; return False if asked to
         stop.
 
-        Wishes are exchanged while the device computes the next step: that is when the answer is looked at.
+        Ranks ask each other between two steps, and look at the answer after the next one, so that nobody waits for it.
         """
         state, trainer = self.state, self.trainer
-        answer = self.world.all_reduce_max(Wish.GO_ON)
+        answer = self.world.all_reduce_max(Request.GO_ON)
         for step in trainer.steps(self.loader, state.epoch, state.step, state.interval):
             state.step = step
             if step % self.flags.log_every == 0 or step == self.loader.steps:
@@ -183,11 +185,11 @@ class Run:
                 if self._has_rewound():
                     answer()
                     return True
-            wish, answer = answer(), self.world.all_reduce_max(self._wish())
-            if wish != Wish.GO_ON and step < self.loader.steps:
+            request, answer = answer(), self.world.all_reduce_max(self._request())
+            if request != Request.GO_ON and step < self.loader.steps:
                 self._save({})
-                if wish >= Wish.STOP:
-                    self.orphaned = wish == Wish.STOP_ORPHANED
+                if request >= Request.STOP:
+                    self.orphaned = request == Request.STOP_ORPHANED
                     answer()
                     return False
         answer()
@@ -201,9 +203,9 @@ class Run:
         began = self.report.clock.seconds()
         faults.meet("validate", state.global_step)
         errors = evaluate(self.trainer.net, self.val, self.config, self.world, stop=self._stops_validation)
-        wish = self.world.all_reduce_max(self._wish())()
-        if wish >= Wish.STOP:
-            self.orphaned = wish == Wish.STOP_ORPHANED
+        request = self.world.all_reduce_max(self._request())()
+        if request >= Request.STOP:
+            self.orphaned = request == Request.STOP_ORPHANED
             statistics.unpack(own)
             self._save({})
             return False
@@ -220,10 +222,10 @@ class Run:
         self.report.voice.gather()
         return True
 
-    def _wish(self) -> Wish:
+    def _request(self) -> Request:
         if self.stop.wanted:
-            return Wish.STOP_ORPHANED if self.stop.orphaned else Wish.STOP
-        return Wish.SAVE if self.keeper.is_due else Wish.GO_ON
+            return Request.STOP_ORPHANED if self.stop.orphaned else Request.STOP
+        return Request.SAVE if self.keeper.is_due else Request.GO_ON
 
     def _stops_validation(self) -> bool:
         """Say, after each batch of a validation, whether it is to end early."""

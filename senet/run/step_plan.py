@@ -18,8 +18,9 @@ from senet.distributed import World
 from senet.errors import UsageError
 from senet.execution.execution import Execution
 from senet.system.files import write_text
-from senet.train.autotune import largest_batch, tune
+from senet.train.autotune import tune
 from senet.train.cuda_graph import obstacle
+from senet.train.largest_batch import largest_batch
 
 log = logging.getLogger(__name__)
 

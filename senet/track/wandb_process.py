@@ -1,8 +1,8 @@
 """The process that talks with Weights & Biases, apart from the training. The only importer of wandb.
 
 `python -m senet.track.wandb_process` reads JSON lines: first what `wandb.init` needs, then records, last {"ok": true or
-false}. It prints what the training is to say. wandb writes all it is told to OUT/wandb and sends it from there, so what
-never arrives can be sent later. The end of its input ends this process, if only because the training was killed;
+false}. It prints what the training is to say. wandb writes all that it is given to OUT/wandb and sends it from there, so
+what never arrives can be sent later. The end of its input ends this process, if only because the training was killed;
 signals do not, for schedulers send them to all of a job.
 """
 
@@ -151,7 +151,7 @@ def _start(begin: dict[str, Any], inbox: Inbox, offline: bool) -> Any:
             inbox.again()
     sys.argv = begin["argv"]  # what W&B shows as the run's command
     try:
-        # Its reports about itself go to the same server, and would hold up the end for ten seconds where that hangs.
+        # Its reports about itself go to the same server, and would hold up the end for ten seconds if that hangs.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 

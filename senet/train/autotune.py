@@ -7,7 +7,6 @@ and the winner is remembered.
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import gc
 import hashlib
@@ -24,14 +23,14 @@ from typing import Any
 import torch
 
 from senet.config import Config, to_dict
-from senet.data.loader import Batch
+from senet.data.endless import noise
 from senet.distributed import World
 from senet.errors import RunError, UsageError
 from senet.execution.execution import Execution, choices
 from senet.models import build
 from senet.system.files import write_text
 from senet.system.table import text
-from senet.system.timing import Effort, Timing, interleave, synchronise
+from senet.system.timing import Effort, Timing, interleave
 from senet.train.cuda_graph import obstacle
 from senet.train.meter import Meter
 from senet.train.trainer import DTYPES, Trainer
@@ -40,10 +39,6 @@ WARM_UP = 2  # steps of each choice after its first and before it is timed
 SLICE = 0.25  # seconds of steps between two readings of the clock
 FAR = 1.5  # times the fastest: not worth a second round
 NEAR = 1.02  # times the fastest: not a difference; then the plainest wins
-SPARE = 0.93  # of the GPU's memory that torch may take while the largest batch is looked for
-OUTSIDE = 1 << 30  # bytes, if that is more: what CUDA, cuDNN and NCCL hold beside torch
-WAITING = 2  # batches that the loader has on the device beside the one that is computed
-DECODED = 4 << 20  # bytes on the device for each image that DALI decodes: files, whole images, batches in its pipeline
 
 log = logging.getLogger(__name__)
 
@@ -71,10 +66,10 @@ def tune(
     offered = [choice for choice in choices(net, world.device) if graphs or not choice.graph]
     facts = key(config, world, micro_batch, offered)
     file = cache_folder() / f"execution-{_digest(facts)}.json"
-    found: Execution | None = world.broadcast_object(_remembered(file) if world.is_main else None)
-    if found is not None:
-        say(f"execution: {found}, measured earlier ({file})")
-        return found
+    remembered: Execution | None = world.broadcast_object(_remembered(file) if world.is_main else None)
+    if remembered is not None:
+        say(f"execution: {remembered}, measured earlier ({file})")
+        return remembered
     say(
         f"timing {len(offered)} executions of {micro_batch} images at once for {seconds:.0f} s, besides "
         "what compilation takes"
@@ -85,14 +80,8 @@ def tune(
     for line in table(timings, chosen, micro_batch).splitlines():
         say(line)
     if world.is_main:
-        _remember(
-            file,
-            {
-                **facts,
-                "execution": chosen.to_dict(),
-                "seconds": {str(execution): timing.median for execution, timing in timings.items() if timing.seconds},
-            },
-        )
+        medians = {str(execution): timing.median for execution, timing in timings.items() if timing.seconds}
+        _remember(file, {**facts, "execution": chosen.to_dict(), "seconds": medians})
     return chosen
 
 
@@ -111,20 +100,17 @@ def measure(config: Config, world: World, micro_batch: int, offered: Sequence[Ex
     with torch.random.fork_rng([world.device] if world.device.type == "cuda" else []):
         *_, timings = interleave(makers, effort)
     torch.compiler.reset()
-    _forget()
+    free()
     return {execution: timings[str(execution)] for execution in offered}
 
 
 def stepper(config: Config, alone: World, micro_batch: int, execution: Execution) -> Callable[[], None]:
-    """A function that makes one training step of a fresh net on synthetic images, in the way of the loop."""
-    trainer = Trainer.build(config, alone, execution)
+    """Return a function that makes one step of a fresh net on `micro_batch` made-up images, as the loop does."""
+    trainer, data = Trainer.build(config, alone, execution), config.data
     trainer.net.train()
-    meter = Meter(alone.device)
-    side = config.data.crop
-    images = torch.randn(micro_batch, 3, side, side, device=alone.device, dtype=DTYPES[config.precision])
-    images = images.contiguous(memory_format=execution.memory_format)
-    batch = Batch(images, torch.arange(micro_batch, device=alone.device) % config.data.classes)
-    launch = trainer.graphed or trainer.step
+    dtype, layout = DTYPES[config.precision], execution.memory_format
+    batch = noise(micro_batch, data.crop, data.classes, alone.device, dtype, layout)
+    launch, meter = trainer.graphed or trainer.step, Meter(alone.device)
 
     def step() -> None:
         launch([batch], meter)
@@ -132,8 +118,8 @@ def stepper(config: Config, alone: World, micro_batch: int, execution: Execution
     return step
 
 
-def _forget() -> None:
-    """Free what trainers held on the device: they are in cycles, with their hooks and their graphs."""
+def free() -> None:
+    """Give back the device's memory that trainers held: they are in cycles, with their hooks and their graphs."""
     if torch.cuda.is_initialized():
         gc.collect()
         torch.cuda.empty_cache()
@@ -193,7 +179,7 @@ def cache_folder() -> Path:
 
 
 def key(config: Config, world: World, micro_batch: int, offered: Sequence[Execution]) -> dict[str, Any]:
-    """What a measurement holds for."""
+    """Return all that a measurement depends on."""
     gpu = world.device.type == "cuda"
     return {
         "net": to_dict(dataclasses.replace(Config(), net=config.net))["net"],
@@ -202,9 +188,7 @@ def key(config: Config, world: World, micro_batch: int, offered: Sequence[Execut
         "precision": config.precision,
         "micro_batch": micro_batch,
         "several_ranks": world.size > 1,
-        "device": torch.cuda.get_device_name(world.device)
-        if gpu
-        else f"{_processor()}, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name(world.device) if gpu else _processor(),
         "torch": torch.__version__,
         "cudnn": [torch.backends.cudnn.version(), torch.backends.cudnn.deterministic] if gpu else None,
         "choices": [str(execution) for execution in offered],
@@ -216,7 +200,8 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{next(names, platform.machine())}, {torch.get_num_threads()} threads"
 
 
 def _digest(facts: dict[str, Any]) -> str:
@@ -224,7 +209,7 @@ def _digest(facts: dict[str, Any]) -> str:
 
 
 def _remembered(file: Path) -> Execution | None:
-    """What an earlier measurement chose; None where there is none, or one that cannot be read."""
+    """Return what an earlier measurement chose; None if there is none, or one that cannot be read."""
     try:
         return Execution.from_dict(json.loads(file.read_text())["execution"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError):
@@ -232,85 +217,9 @@ def _remembered(file: Path) -> Execution | None:
 
 
 def _remember(file: Path, result: dict[str, Any]) -> None:
-    """A cache that cannot be written costs the next run its measurement, and no more."""
+    """Keep a measurement for later runs. A cache that cannot be written costs them time, and no more."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(result, indent=1))
     except OSError as error:
         log.warning("%s: not written: %s", file, error.strerror)
-
-
-# -------------------------------------------------------------------------------------------------------- largest batch
-
-
-def largest_batch(config: Config, world: World, execution: Execution) -> int:
-    """The most images of the config's batch that a rank can hold at once: what to give as --largest-batch; the same on
-    all ranks.
-
-    Raises UsageError on a CPU, whose memory swaps before it ends, and where not even one image fits.
-    """
-    if world.device.type != "cuda":
-        raise UsageError("--largest-batch auto: needs a GPU, whose memory ends where it ends; give a number")
-    share = config.batch // world.size
-    total = torch.cuda.get_device_properties(world.device).total_memory
-
-    def fits(size: int) -> bool:
-        try:
-            _probe(config, world, size, execution)
-        except torch.OutOfMemoryError:
-            return False
-        finally:
-            _forget()
-        return True
-
-    torch.cuda.set_per_process_memory_fraction(min(SPARE, max(0.5, 1 - OUTSIDE / total)), world.device)
-    try:
-        with torch.random.fork_rng([world.device]):
-            own = search([size for size in range(1, share + 1) if share % size == 0], fits)
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, world.device)
-    least = min(world.all_gather_object(own))
-    if not least:
-        raise UsageError(
-            "--largest-batch auto: not even one image fits the GPU's memory; use a smaller net or data.crop"
-        )
-    return int(least)
-
-
-def _probe(config: Config, world: World, size: int, execution: Execution) -> None:
-    """Make two steps of `size` images beside all that a run holds on the device at the same time: batches that wait,
-    DALI's buffers, the snapshot of a checkpoint (weights and momenta) and, with several ranks, DDP's buckets.
-    """
-    step = stepper(config, World(0, 1, world.device), size, execution)
-    with torch.device("meta"):
-        weights = sum(p.numel() * p.element_size() for p in build(config.net, config.data.classes).parameters())
-    image = 3 * config.data.crop**2 * (1 + torch.finfo(DTYPES[config.precision]).bits // 8)
-    held = 2 * weights + WAITING * size * image
-    held += size * DECODED if config.data.set == "folder" else 0
-    held += weights + weights // 2 * (config.compress != "none") if world.size > 1 else 0
-    beside = torch.empty(held, dtype=torch.uint8, device=world.device)
-    for _ in range(2):  # the second has the gradients' and libraries' memory of the first beside its own
-        step()
-    synchronise()
-    del beside
-
-
-def search(sizes: Sequence[int], fits: Callable[[int], bool]) -> int:
-    """The largest of rising `sizes` that fits, 0 where none does: doubling until one does not, then halving what is
-    between.
-    """
-    good, bad = 0, len(sizes)  # sizes[:good] fit, sizes[bad:] do not
-    goal = 1
-    while good < bad:
-        place = max(good, min(bisect.bisect_right(sizes, goal) - 1, bad - 1))
-        if not fits(sizes[place]):
-            bad = place
-            break
-        good, goal = place + 1, 2 * sizes[place]
-    while good < bad:
-        place = (good + bad) // 2
-        if fits(sizes[place]):
-            good = place + 1
-        else:
-            bad = place
-    return sizes[good - 1] if good else 0

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from senet import models
 from senet.config import Config
+from senet.data.endless import noise
 from senet.data.loader import Batch, TrainLoader
 from senet.distributed import World
 from senet.execution.execution import Execution, prepare
@@ -144,7 +145,7 @@ class Trainer:
         return finite
 
     def rehearse(self, images: int) -> None:
-        """Compute once, on blank images, what the run will compute for hours, so that what would fail then fails now;
+        """Compute once, on made-up images, what the run will compute for hours, so that what would fail then fails now;
         then undo it. `images` of a micro-batch.
 
         It also settles the order in which DDP reduces gradients, which its first backward pass finds out: without it
@@ -152,10 +153,9 @@ class Trainer:
         """
         device, data = self.world.device, self.config.data
         before = {name: value.clone() for name, value in self.net.state_dict().items()}
-        blank = torch.zeros(images, 3, data.crop, data.crop, device=device, dtype=DTYPES[self.config.precision])
-        labels = torch.arange(images, device=device) % data.classes
+        dtype, layout = DTYPES[self.config.precision], self.execution.memory_format
         self.model.train()
-        self.backward(Batch(blank.contiguous(memory_format=self.execution.memory_format), labels), Meter(device))
+        self.backward(noise(images, data.crop, data.classes, device, dtype, layout), Meter(device))
         self.optimiser.zero_grad(set_to_none=True)
         self.net.load_state_dict(before)
 

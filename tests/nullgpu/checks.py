@@ -29,7 +29,8 @@ from senet.models import build
 from senet.run.saver import Saver, snapshot
 from senet.run.state import State
 from senet.system.run_folder import CheckpointFolder
-from senet.train.autotune import largest_batch, tune
+from senet.train.autotune import tune
+from senet.train.largest_batch import largest_batch
 from senet.train.meter import Meter
 from senet.train.trainer import DTYPES, Trainer
 

@@ -17,7 +17,8 @@ from senet.errors import RunError, UsageError
 from senet.execution.execution import Execution
 from senet.run.voice import speaking
 from senet.system.timing import Timing
-from senet.train.autotune import fastest, largest_batch, measure, search, table, tune
+from senet.train.autotune import fastest, measure, table, tune
+from senet.train.largest_batch import largest_batch, search
 from tests.train.test_step import CONFIG, CPU, on_gpu, on_two_ranks
 
 ALONE = World(0, 1, CPU)
