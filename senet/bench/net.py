@@ -95,23 +95,23 @@ def measure(
     nets = {short(name): settings}
     if plain and getattr(settings.net, "se", None) is not None:
         nets[short(name) + WITHOUT_SE] = replace(settings, net=replace(settings.net, se=None))  # type: ignore[arg-type]
-    keys = [(what, label(how)) for what in nets for how in hows]
-    makers: dict[str, Callable[[], Step]] = {
-        f"{what} {label(how)}": partial(ours, each, world, how) for what, each in nets.items() for how in hows
-    }
+    makers: dict[tuple[str, str], Callable[[], Step]] = {}
+    for number, how in enumerate(hows):
+        makers |= {(what, label(how)): partial(ours, each, world, how) for what, each in nets.items()}
+        if number == 0:  # peers come before further executions of ours, for which there may be no time
+            makers |= {(short(name), WAYS[peer]): maker for peer, maker in _peers(name, settings, world, peers)}
+    for timings in timing.interleave({" ".join(key): maker for key, maker in makers.items()}, effort):
+        for what, way in makers:
+            yield _row(what, way, timings, nets[what], best)
+
+
+def _peers(name: str, settings: Config, world: World, peers: Sequence[str]) -> Iterator[tuple[str, Callable[[], Step]]]:
     theirs = TIMM.get(short(name).rpartition("/")[2])
     for peer in peers:
         if peer == "nvidia":
-            makers[f"{short(name)} {WAYS[peer]}"] = partial(nvidia_style, settings, world)
+            yield peer, partial(nvidia_style, settings, world)
         elif theirs is not None:
-            compiled = peer == "timm-compiled"
-            makers[f"{short(name)} {WAYS[peer]}"] = partial(timm_style, settings, world, theirs, compiled)
-        else:
-            continue
-        keys.append((short(name), WAYS[peer]))
-    for timings in timing.interleave(makers, effort):
-        for what, how in keys:
-            yield _row(what, how, timings, nets[what], best)
+            yield peer, partial(timm_style, settings, world, theirs, peer == "timm-compiled")
 
 
 def _row(what: str, how: str, timings: dict[str, Timing], settings: Config, best: Device) -> Row:

@@ -6,6 +6,7 @@ With `tiny` a part does the same with sizes that any machine can hold, to see th
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -132,12 +133,15 @@ def loop(setup: Setup) -> Iterator[Row]:
 
 def loaders(setup: Setup) -> Iterator[Row]:
     """From JPEGs to a trained step: the loader alone, the net alone, both together."""
-    crop, batch, images = (32, 4, 12) if setup.tiny else (224, 128, 1024)
+    crop, batch, images, copies = (32, 4, 12, 1) if setup.tiny else (224, 128, 256, 32)
     blocks = ["net.blocks=[1,1,1,1]"] if setup.tiny else []
     words = [f"data.crop={crop}", f"data.resize={crop + 4}", "data.classes=10", f"batch={batch}", *blocks]
     settings = config.load(SE50, [*words, f"precision={setup.precision}"])
     with tempfile.TemporaryDirectory() as folder:
         photos = draw_photos(Path(folder) / "photos", images)
+        for file in list(photos.rglob("*.JPEG")):  # an epoch is to be long: each begins with an empty pipeline
+            for number in range(1, copies):
+                os.link(file, file.with_name(f"{file.stem}-{number}.JPEG"))
         for backend in (["dali"] if has_dali() else []) + ["pillow"]:
             try:
                 with until(setup.deadline):
@@ -181,7 +185,8 @@ def train_cifar(setup: Setup) -> Iterator[Row]:
     """CIFAR-10 trained by the real program; stopped by file when time is over, gone on with in the next call."""
     out = setup.out / "cifar"
     words = [sys.executable, "-m", "launch.train", CIFAR, "--out", str(out), "--device", setup.world.device.type]
-    words += ["--track", "none", f"precision={setup.precision}", *(["epochs=1"] if setup.tiny else [])]
+    words += ["--track", "none", f"precision={setup.precision}", *(["--graph"] if setup.gpu else [])]
+    words += ["epochs=1"] if setup.tiny else []
     if setup.data:
         words += ["--data", str(setup.data)]
     else:
@@ -194,7 +199,8 @@ def train_cifar(setup: Setup) -> Iterator[Row]:
         if time.monotonic() > setup.deadline and out.is_dir():
             (out / "stop").touch()
         time.sleep(0.2)
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    log = out / "log.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     speeds = [line["images_per_second"] for line in lines if line["kind"] == "train"]
     if epochs := [line for line in lines if line["kind"] == "val"]:
         facts = {name: epochs[-1].get(name) for name in ("epoch", "train_top1_error", "top1_error")}

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 from senet import distributed
-from senet.bench.contestants import bare, execution, ours, short, synthetic
+from senet.bench.contestants import bare, execution, label, ours, short, synthetic
 from senet.bench.rows import Row
 from senet.config import Config
 from senet.data.source import Source, train_loader
@@ -71,7 +71,7 @@ def compare(what: str, settings: Config, world: World, how: Execution, effort: E
     for timings in interleave(makers, effort):
         failure = timings["bare"].failure or timings["ours"].failure
         for clock, times in (("wall", "seconds"), ("CPU", "cpu")):
-            row = partial(Row, what, f"{how}, {clock} time", unit="% over a bare loop")
+            row = partial(Row, what, f"{label(how)}, {clock} time", unit="% over a bare loop")
             pairs = list(zip(getattr(timings["bare"], times), getattr(timings["ours"], times), strict=False))
             if failure or not pairs:
                 yield row(failure=failure or "no time was left")

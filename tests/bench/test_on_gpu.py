@@ -24,27 +24,6 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA 
 DOUBT = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.01}
 
 
-@pytest.mark.gpu
-@on_gpu
-@pytest.mark.filterwarnings("ignore")  # of the compiler's own
-@pytest.mark.parametrize("precision", DOUBT)
-@pytest.mark.parametrize(
-    "how", ["channels_last", "channels_last+triton", "channels_last+graph", "channels_last+analytic+compile"]
-)
-def test_no_execution_waits_for_the_device_in_a_step(how: str, precision: str) -> None:
-    settings = synthetic("configs/cifar10/se_resnet20.yaml", f"precision={precision}", batch=64)
-    step = ours(settings, World(0, 1, torch.device("cuda", 0)), execution(how))
-    for _ in range(3):
-        step()
-    torch.cuda.synchronize()
-    try:
-        torch.cuda.set_sync_debug_mode("error")
-        for _ in range(10):
-            step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 class Given(nn.Module):
     """Stands for the layers before the tail: gives a tensor whatever comes in."""
 
@@ -136,3 +115,24 @@ def test_fused_tails_are_no_worse_than_the_layers_on_a_gpu(
 ) -> None:
     set_tf32(Config())
     check(Case("cuda", shape, se, shift, precision), ("analytic", "triton"))
+
+
+@pytest.mark.gpu
+@on_gpu
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+@pytest.mark.parametrize("precision", DOUBT)
+@pytest.mark.parametrize(
+    "how", ["channels_last", "channels_last+triton", "channels_last+graph", "channels_last+analytic+compile"]
+)
+def test_no_execution_waits_for_the_device_in_a_step(how: str, precision: str) -> None:
+    settings = synthetic("configs/cifar10/se_resnet20.yaml", f"precision={precision}", batch=64)
+    step = ours(settings, World(0, 1, torch.device("cuda", 0)), execution(how))
+    for _ in range(3):
+        step()
+    torch.cuda.synchronize()
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        for _ in range(10):
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
