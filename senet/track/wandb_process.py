@@ -1,7 +1,7 @@
 """The process that talks with Weights & Biases, apart from the training. The only importer of wandb.
 
 `python -m senet.track.wandb_process` reads JSON lines: first what `wandb.init` needs, then records, last {"ok": true or
-false}. It prints what the training is to say. wandb writes all that it is given to OUT/wandb and sends it from there, so
+false}. It prints what the training is to say. wandb writes all that it is given to OUT/wandb and sends it from there:
 what never arrives can be sent later. The end of its input ends this process, if only because the training was killed;
 signals do not, for schedulers send them to all of a job.
 """
