@@ -15,22 +15,11 @@ from senet.config.json_schema import json_schema
 from senet.config.load import difference, from_dict, load, read, to_dict, variants
 from senet.config.nets import (
     SE,
-    VGG16,
     Basic,
-    BNInception,
     Bottleneck,
     CifarStem,
-    InceptionResNetV2,
-    MobileNet,
-    MobileNetSE,
     Net,
     ResNet,
-    ShakeBasic,
-    ShakeBottleneck,
-    ShakeShake,
-    ShakeShakeSE,
-    ShuffleNet,
-    ShuffleNetSE,
     SqueezeExcitation,
     Stem,
     Timm,
@@ -59,10 +48,10 @@ from senet.config.schema import (
 )
 
 __all__ = [
-    "SE", "VGG16", "Augment", "AutoAugment", "BNInception", "Basic", "Bottleneck", "Cifar", "Cifar10", "Cifar100",
-    "CifarStem", "Config", "ConstantWarmup", "Cosine", "Data", "Folder", "FolderAugment", "Grow", "InceptionResNetV2",
-    "LinearWarmup", "MobileNet", "MobileNetSE", "Net", "Optim", "Policy", "RandAugment", "ResNet", "Schedule",
-    "ShakeBasic", "ShakeBottleneck", "ShakeShake", "ShakeShakeSE", "ShuffleNet", "ShuffleNetSE", "SqueezeExcitation",
+    "SE", "Augment", "AutoAugment", "Basic", "Bottleneck", "Cifar", "Cifar10", "Cifar100",
+    "CifarStem", "Config", "ConstantWarmup", "Cosine", "Data", "Folder", "FolderAugment", "Grow",
+    "LinearWarmup", "Net", "Optim", "Policy", "RandAugment", "ResNet", "Schedule",
+    "SqueezeExcitation",
     "Stem", "Step", "Synthetic", "Timm", "Warmup", "check", "crop_at", "difference", "divide_batch", "find",
     "from_dict", "json_schema", "load", "read", "to_dict", "variants", "warnings",
 ]  # fmt: skip

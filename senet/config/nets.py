@@ -89,10 +89,10 @@ class Timm:
 
 
 @dataclass(frozen=True)
-class BNInception:
-    """BN-Inception with the channels of the released SE model; SE scales the output of each module (figure 2)."""
+class Fixed:
+    """A network of a family whose only setting is SE."""
 
-    family: Literal["bn_inception"] = "bn_inception"
+    family: Literal["bn_inception"]
     se: Annotated[SqueezeExcitation | None, NONE] = None
 
 
@@ -178,7 +178,7 @@ class ShakeBottleneck(ShakeShake):
 Net = (
     Basic
     | Bottleneck
-    | BNInception
+    | Fixed
     | InceptionResNetV2
     | VGG16
     | MobileNet

@@ -1,8 +1,12 @@
-"""Networks: `build` makes one from a config, `summary` counts it."""
+"""Networks: `build` makes one from a config, `summary` counts it.
+
+Another family is a file here, a line in FAMILIES, and its name in `senet.config.nets`: in that of `Fixed` if SE is all
+that can be set, otherwise with a class of its settings.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,28 +16,21 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from senet import config
-from senet.models.bn_inception import BNInception
-from senet.models.inception_resnet_v2 import InceptionResNetV2
-from senet.models.mobilenet import MobileNet
-from senet.models.resnet import ResNet
 from senet.models.se import SEBlock
-from senet.models.shake_shake import ShakeShake
-from senet.models.shufflenet import ShuffleNet
-from senet.models.timm import untrained
-from senet.models.vgg16 import VGG16
 
 __all__ = ["SEBlock", "Summary", "build", "summary"]
 
 
-FAMILIES: dict[str, Callable[[Any, int], nn.Module]] = {  # what `net.family` may be: (settings, classes) -> network
-    "resnet": ResNet,
-    "bn_inception": BNInception,
-    "inception_resnet_v2": InceptionResNetV2,
-    "vgg16": VGG16,
-    "mobilenet": MobileNet,
-    "shufflenet": ShuffleNet,
-    "shake_shake": ShakeShake,
-    "timm": lambda net, classes: untrained(net.timm, classes),
+FAMILIES = {
+    # `net.family`, which is a module here, and what makes a network in it: (settings, classes) -> nn.Module
+    "resnet": "ResNet",
+    "bn_inception": "BNInception",
+    "inception_resnet_v2": "InceptionResNetV2",
+    "vgg16": "VGG16",
+    "mobilenet": "MobileNet",
+    "shufflenet": "ShuffleNet",
+    "shake_shake": "ShakeShake",
+    "timm": "untrained",
 }
 
 
@@ -42,7 +39,10 @@ def build(net: config.Net, classes: int) -> nn.Module:
 
     Raises UsageError for an unknown timm name.
     """
-    return FAMILIES[net.family](net, classes)
+    module = importlib.import_module(f"senet.models.{net.family}")
+    made = getattr(module, FAMILIES[net.family])(net, classes)
+    assert isinstance(made, nn.Module)
+    return made
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from senet import config
+from senet.config import nets
 from senet.models.layers import ConvBN, initialise, se_slot
 from senet.models.network import Staged
 
@@ -45,7 +45,7 @@ STAGES = {
 class Inception(nn.Module):
     """An Inception module, its whole output scaled by an SE block (figure 2): [N, C, H, W] -> [N, outputs, ...]."""
 
-    def __init__(self, inputs: int, widths: Widths, se: config.SqueezeExcitation | None) -> None:
+    def __init__(self, inputs: int, widths: Widths, se: nets.SqueezeExcitation | None) -> None:
         super().__init__()
         stride = 1 if widths.conv1x1 else 2
         if widths.conv1x1:
@@ -72,7 +72,7 @@ class Inception(nn.Module):
 class BNInception(Staged):
     """[N, 3, H, W] -> logits [N, classes]. SE follows all ten modules, the two that stride among them."""
 
-    def __init__(self, net: config.BNInception, classes: int) -> None:
+    def __init__(self, net: nets.Fixed, classes: int) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             ConvBN(3, 64, 7, 2),

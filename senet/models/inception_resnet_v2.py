@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from senet import config
+from senet.config import nets
 from senet.models.layers import ConvBN, initialise, se_slot
 from senet.models.network import Staged
 
@@ -53,7 +53,7 @@ class Block(nn.Module):
         width: int,
         scale: float,
         relu: bool,
-        se: config.SqueezeExcitation | None,
+        se: nets.SqueezeExcitation | None,
     ) -> None:
         super().__init__()
         self.branches, self.scale, self.relu = branches, scale, relu
@@ -65,7 +65,7 @@ class Block(nn.Module):
         return F.relu(x) if self.relu else x
 
 
-def block_a(channels: int, se: config.SqueezeExcitation | None) -> Block:
+def block_a(channels: int, se: nets.SqueezeExcitation | None) -> Block:
     """35x35 pixels."""
     branches = Branches(
         convs(channels, (32, 1)), convs(channels, (32, 1), (32, 3)), convs(channels, (32, 1), (48, 3), (64, 3))
@@ -73,13 +73,13 @@ def block_a(channels: int, se: config.SqueezeExcitation | None) -> Block:
     return Block(channels, branches, 128, 0.17, True, se)
 
 
-def block_b(channels: int, se: config.SqueezeExcitation | None) -> Block:
+def block_b(channels: int, se: nets.SqueezeExcitation | None) -> Block:
     """17x17 pixels."""
     branches = Branches(convs(channels, (192, 1)), convs(channels, (128, 1), (160, (1, 7)), (192, (7, 1))))
     return Block(channels, branches, 384, 0.1, True, se)
 
 
-def block_c(channels: int, se: config.SqueezeExcitation | None, last: bool) -> Block:
+def block_c(channels: int, se: nets.SqueezeExcitation | None, last: bool) -> Block:
     """8x8 pixels; the last of all has neither scale nor ReLU."""
     branches = Branches(convs(channels, (192, 1)), convs(channels, (192, 1), (224, (1, 3)), (256, (3, 1))))
     return Block(channels, branches, 448, 1.0 if last else 0.2, not last, se)
@@ -88,7 +88,7 @@ def block_c(channels: int, se: config.SqueezeExcitation | None, last: bool) -> B
 class InceptionResNetV2(Staged):
     """[N, 3, H, W] -> logits [N, classes], H and W at least 75."""
 
-    def __init__(self, net: config.InceptionResNetV2, classes: int) -> None:
+    def __init__(self, net: nets.InceptionResNetV2, classes: int) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             convs(3, (32, 3), stride=2),

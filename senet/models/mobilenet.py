@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from senet import config
+from senet.config import nets
 from senet.models.layers import ConvBN, initialise, se_slot
 from senet.models.network import Staged
 
@@ -21,7 +21,7 @@ STAGES = {
 class Unit(nn.Sequential):
     """A depthwise separable convolution: 3x3 depthwise, 1x1 pointwise, each with BN and ReLU, and an SE block."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, se: config.MobileNetSE | None) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, se: nets.MobileNetSE | None) -> None:
         super().__init__()
         self.depthwise = ConvBN(inputs, inputs, 3, stride, groups=inputs)
         if se and se.place == "depthwise":
@@ -38,7 +38,7 @@ class MobileNet(Staged):
     numbers (572 MFLOPs, 4.7 M); `place: depthwise` gives 571 and 4.6.
     """
 
-    def __init__(self, net: config.MobileNet, classes: int) -> None:
+    def __init__(self, net: nets.MobileNet, classes: int) -> None:
         super().__init__()
         channels = max(1, int(32 * net.width))
         self.stem = ConvBN(3, channels, 3, 2)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from senet import config
+from senet.config import nets
 from senet.models.layers import ConvBN, initialise, se_slot
 from senet.models.network import Staged
 
@@ -55,7 +55,7 @@ class Halves(nn.Module):
 class Unit(nn.Module):
     """What both kinds of units do with their two branches."""
 
-    def __init__(self, net: config.ShakeShake, branches: list[nn.Module], outputs: int) -> None:
+    def __init__(self, net: nets.ShakeShake, branches: list[nn.Module], outputs: int) -> None:
         super().__init__()
         mixture = net.se is None or net.se.place == "mixture"
         if not mixture:
@@ -76,7 +76,7 @@ class Unit(nn.Module):
 class BasicUnit(Unit):
     """ReLU, 3x3, BN, ReLU, 3x3, BN in each branch, and nothing after the sum."""
 
-    def __init__(self, net: config.ShakeBasic, inputs: int, stage: int, stride: int) -> None:
+    def __init__(self, net: nets.ShakeBasic, inputs: int, stage: int, stride: int) -> None:
         outputs = net.width * 2**stage
         branches: list[nn.Module] = [
             nn.Sequential(ConvBN(inputs, outputs, 3, stride), ConvBN(outputs, outputs, 3, relu=False)) for _ in range(2)
@@ -93,7 +93,7 @@ class BasicUnit(Unit):
 class BottleneckUnit(Unit):
     """1x1, 3x3 of `groups`, 1x1 in each branch, as in ResNeXt, and ReLU after the sum."""
 
-    def __init__(self, net: config.ShakeBottleneck, inputs: int, stage: int, stride: int) -> None:
+    def __init__(self, net: nets.ShakeBottleneck, inputs: int, stage: int, stride: int) -> None:
         width, outputs = net.width * net.groups * 2**stage, 256 * 2**stage
         branches: list[nn.Module] = [
             nn.Sequential(
@@ -120,9 +120,9 @@ class ShakeShake(Staged):
 
     small = True
 
-    def __init__(self, net: config.ShakeBasic | config.ShakeBottleneck, classes: int) -> None:
+    def __init__(self, net: nets.ShakeBasic | nets.ShakeBottleneck, classes: int) -> None:
         super().__init__()
-        basic = isinstance(net, config.ShakeBasic)
+        basic = isinstance(net, nets.ShakeBasic)
         channels = 16 if basic else 64
         self.stem = ConvBN(3, channels, 3, relu=not basic)
         self.stages = nn.Sequential()
@@ -130,7 +130,7 @@ class ShakeShake(Staged):
             units = nn.Sequential()
             for index in range(count):
                 stride = 2 if stage > 0 and index == 0 else 1
-                if isinstance(net, config.ShakeBasic):
+                if isinstance(net, nets.ShakeBasic):
                     units.append(BasicUnit(net, channels, stage, stride))
                     channels = net.width * 2**stage
                 else:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from senet import config
+from senet.config import nets
 from senet.models.layers import ConvBN, initialise, se_slot
 from senet.models.network import Staged
 
@@ -20,9 +20,7 @@ class Unit(nn.Module):
     One that strides concatenates its branch with the averaged input instead. [N, inputs, H, W] -> [N, outputs, ...].
     """
 
-    def __init__(
-        self, inputs: int, outputs: int, groups: int, stride: int, se: config.SqueezeExcitation | None
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, groups: int, stride: int, se: nets.SqueezeExcitation | None) -> None:
         super().__init__()
         self.groups, self.stride, narrow = groups, stride, outputs // 4
         branch = outputs if stride == 1 else outputs - inputs
@@ -47,7 +45,7 @@ class ShuffleNet(Staged):
     2.4 fits less.
     """
 
-    def __init__(self, net: config.ShuffleNet, classes: int) -> None:
+    def __init__(self, net: nets.ShuffleNet, classes: int) -> None:
         super().__init__()
         channels = 24
         self.stem = nn.Sequential(ConvBN(3, channels, 3, 2), nn.MaxPool2d(3, 2, 1))

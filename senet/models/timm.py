@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import nn
 
+from senet import config
 from senet.errors import UsageError
 
 
-def untrained(name: str, classes: int) -> nn.Module:
-    """Return timm's model `name` with fresh weights. Raises UsageError for a name that timm does not know."""
-    return _create(name, pretrained=False, num_classes=classes)
+def untrained(net: config.Timm, classes: int) -> nn.Module:
+    """Return a model of timm with fresh weights. Raises UsageError for a name that timm does not know."""
+    return _create(net.timm, pretrained=False, num_classes=classes)
 
 
 def released(name: str, weights: Path | None = None) -> tuple[nn.Module, dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from senet import config
+from senet.config import nets
 from senet.models.layers import ConvBN, initialise, se_slot
 from senet.models.network import Staged
 
@@ -17,7 +17,7 @@ class VGG16(Staged):
     A map that is not 7x7 (as it is at 224x224) is averaged, or repeated, to 7x7.
     """
 
-    def __init__(self, net: config.VGG16, classes: int) -> None:
+    def __init__(self, net: nets.VGG16, classes: int) -> None:
         super().__init__()
         self.stages = nn.Sequential()
         channels = 3

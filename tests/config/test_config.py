@@ -266,7 +266,8 @@ def test_a_config_is_found_by_the_end_of_its_path(tmp_path: Path, monkeypatch: p
 def test_schedules_that_never_act_are_named() -> None:
     file = ROOT / "configs/imagenet/se_resnet50.yaml"
     assert warnings(load(file)) == []
-    assert "schedule.milestones: 60, 90 are beyond the end of the run (epochs: 50)" in warnings(load(file, ["epochs=50"]))[0]
+    (warning,) = warnings(load(file, ["epochs=50"]))
+    assert "schedule.milestones: 60, 90 are beyond the end of the run (epochs: 50)" in warning
 
 
 def test_unknown_variants_and_overrides_are_refused(tmp_path: Path) -> None:

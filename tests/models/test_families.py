@@ -1,14 +1,16 @@
 """Networks of the paper beyond the residual ones: sizes of tables 2 and 3, where SE stands, and that they learn."""
 
 import json
+import typing
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from senet.config import Config, from_dict
-from senet.models import SEBlock, build
+from senet.config import Config, Net, from_dict
+from senet.config.tagged import tags
+from senet.models import FAMILIES, SEBlock, build
 from senet.models.shake_shake import _Mix
 from tests.helpers import run
 
@@ -36,6 +38,12 @@ def small(name: str, **se: Any) -> Config:
 def make(name: str, **se: Any) -> nn.Module:
     """Build the network of `small`."""
     return build(small(name, **se).net, 10)
+
+
+def test_every_family_can_be_named_in_a_config() -> None:
+    families = {word for kind in typing.get_args(Net) for word in tags(kind, "family")}
+    assert set(FAMILIES) == families
+    assert families - {"resnet", "timm"} == {small(name).net.family for name in SMALL}
 
 
 @pytest.mark.parametrize("name", SMALL)
