@@ -5,15 +5,20 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from senet.errors import explain
+from senet.errors import UsageError, explain
 
 
 def guard(main: Callable[[], int]) -> NoReturn:
     """Run `main` and exit with its code; if it fails, say why: in one line, if a person can mend it."""
     try:
+        _check_environment()
         code = main()
+        sys.stdout.flush()
     except SystemExit:
         raise
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     except BaseException as error:
         code = explain(error)
         if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -21,5 +26,15 @@ def guard(main: Callable[[], int]) -> NoReturn:
             # too, which are busy or dead.
             sys.stdout.flush()
             os._exit(code)
-    sys.stdout.flush()
     sys.exit(code)
+
+
+def _check_environment() -> None:
+    """Refuse what another launcher has left in the environment. Raises UsageError."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
+    given = {name: os.environ[name] for name in names if name in os.environ}
+    odd = [f"{name}={value!r}" for name, value in given.items() if name != "MASTER_ADDR" and not value.isdigit()]
+    if not odd and int(given.get("WORLD_SIZE", 1)) > 1:
+        odd = [f"WORLD_SIZE={given['WORLD_SIZE']} without {name}" for name in names if name not in given]
+    if odd:
+        raise UsageError(f"{odd[0]} in the environment: unset {' '.join(names)}, or start the ranks with torchrun")

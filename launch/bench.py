@@ -11,7 +11,6 @@ Several GPUs: torchrun ... -m launch.doctor --speed. senet/bench/README.md descr
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
 import sys
@@ -19,15 +18,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from launch import guard
+from launch.flags import Parser
 
 COMMANDS = ("loader", "net", "step", "save", "gpu")
 
 
 def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(
-        prog="launch.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("launch.bench", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
     for name in COMMANDS:
         command = commands.add_parser(name)

@@ -14,21 +14,18 @@ Exit codes: 0 fit (perhaps with warnings), 1 something failed, 2 usage or config
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 from launch import guard
-from launch.flags import add_config, add_data_flags, parse_config, run_name, source
+from launch.flags import Parser, add_config, add_data_flags, parse_config, run_name, source
 from senet import config
 from senet.run import flags
 from senet.system.run_folder import RunFolder
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="launch.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("launch.doctor", __doc__)
     add_config(parser)
     add = parser.add_argument
     add("--out", type=Path, help="run folder: where checkpoints will be written (default: runs/CONFIG)")

@@ -1,6 +1,6 @@
 """Top-1 and top-5 error of a checkpoint, each validation image counted once.
 
-    torchrun --standalone --nproc-per-node=8 -m launch.evaluate runs/imagenet/se_resnet50 --data $IMAGENET [--json]
+    python -m launch.evaluate runs/imagenet/se_resnet50 --data DIR --gpus 8 [--json]
 
 WHAT is a checkpoint, the --out folder of a run (its best checkpoint), or timm:NAME: a model of timm with its released
 weights, or with those in --weights.
@@ -8,28 +8,29 @@ weights, or with those in --weights.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
+import sys
 from pathlib import Path
 
-from launch import guard
-from launch.flags import add_data_flags, source
+from launch import guard, ranks
+from launch.flags import Parser, add_data_flags, source
 
 log = logging.getLogger("senet.evaluate")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="launch.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("launch.evaluate", __doc__)
     parser.add_argument("what", metavar="CHECKPOINT|timm:NAME")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="timm:NAME: its weights, instead of a download")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object: images, loss, top1_error, top5_error"
     )
     add_data_flags(parser)
+    parser.add_argument("--gpus", type=int, metavar="N", help="start N ranks on this machine, one a GPU")
     args = parser.parse_args(argv)
+    if ranks.to_start(args.gpus):
+        return ranks.start("launch.evaluate", sys.argv[1:] if argv is None else argv, args.gpus)
 
     from senet import distributed
     from senet.data.source import val_loader

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from senet.config import find
+from senet.errors import UsageError
 
 if TYPE_CHECKING:
     from senet.data.source import Source
+
+
+class Parser(argparse.ArgumentParser):
+    """Describes a program by the text at its head, and says what is wrong with its arguments in one line."""
+
+    def __init__(self, prog: str | None = None, description: str | None = None, **more: Any) -> None:
+        super().__init__(prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError, which one rank says for all."""
+        raise UsageError(f"{message}; {self.prog} --help lists what there is")
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:

@@ -8,19 +8,16 @@ senet/plan/README.md says how a plan is made and how far off it may be.
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 from launch import guard
-from launch.flags import add_config, parse_config, run_name
+from launch.flags import Parser, add_config, parse_config, run_name
 from senet import config
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="launch.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("launch.plan", __doc__)
     add_config(parser)
     parser.add_argument("--gpus", type=int, metavar="N", help="in all")
     known = "h200, h100 (default), a100, ...; an unknown one lists all"

@@ -17,12 +17,11 @@ import argparse
 from pathlib import Path
 
 from launch import guard
+from launch.flags import Parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="launch.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("launch.prepare", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser(
         "demo", help="draw a small data set: ten classes of shapes and textures, in ImageNet's layout"

@@ -13,7 +13,6 @@ configs/README.md.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -23,7 +22,7 @@ from typing import Any
 import yaml
 
 from launch import guard
-from launch.flags import add_config, add_data_flags, parse_config, source
+from launch.flags import Parser, add_config, add_data_flags, parse_config, source
 from senet import config
 from senet.train.schedule import learning_rate
 
@@ -38,9 +37,7 @@ ALWAYS = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="launch.show", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("launch.show", __doc__)
     add_config(parser)
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--full", action="store_true", help="every setting, also those that have their defaults")

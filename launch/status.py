@@ -10,18 +10,16 @@ Exit codes: 0 done, 75 another start goes on, 1 failed for good, 2 nothing there
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from launch import guard
+from launch.flags import Parser
 from senet.run.status import Status, best, newest_step, read, word
 from senet.system import table
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="launch.status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("launch.status", __doc__)
     parser.add_argument("out", type=Path, nargs="?", default=Path("runs"), help="run folder, or a folder of them: runs")
     parser.add_argument("--line", action="store_true", help="one line for scripts, without labels")
     args = parser.parse_args(argv)

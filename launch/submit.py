@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from launch import guard, train
-from launch.flags import add_config, parse_config, run_name
+from launch.flags import Parser, add_config, parse_config, run_name
 from senet import config
 from senet.config import divide_batch
 from senet.errors import UsageError
@@ -52,9 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="launch.submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("launch.submit", __doc__)
     add_config(parser)
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="data set, as all nodes see it (default: the site file's)")

@@ -1,6 +1,7 @@
 """Train a network.
 
-    torchrun --standalone --nproc-per-node=8 -m launch.train configs/imagenet/se_resnet50.yaml --data DIR
+    python -m launch.train configs/imagenet/se_resnet50.yaml --data DIR --gpus 8
+    torchrun --nnodes=2 --nproc-per-node=8 ... -m launch.train configs/imagenet/se_resnet50.yaml --data DIR --out SHARED
 
 The same command goes on from the newest checkpoint in --out. Exit codes: 0 done, 2 usage or config, 75 stopped early, 1
 else.
@@ -10,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
-from launch import guard
-from launch.flags import add_config, add_data_flags, parse_config, run_name, source
+from launch import guard, ranks
+from launch.flags import Parser, add_config, add_data_flags, parse_config, run_name, source
 from senet import config
 from senet.run import flags, status
 from senet.run.stop import RESUMABLE, Stop
@@ -22,10 +24,14 @@ from senet.system.run_folder import RunFolder
 
 def parse(words: list[str] | None) -> argparse.Namespace:
     """Return the command line, its flags checked; `launch.submit` checks with it what it passes on."""
-    parser = argparse.ArgumentParser(
-        prog="launch.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("launch.train", __doc__)
     add_config(parser)
+    parser.add_argument(
+        "--gpus", type=int, metavar="N", help="start N ranks on this machine, one a GPU (instead of torchrun)"
+    )
+    parser.add_argument(
+        "--restarts", type=int, default=0, metavar="N", help="with --gpus: restart ranks that die (default: 0 times)"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/CONFIG)")
     add_data_flags(parser)
     flags.add(parser)
@@ -42,6 +48,10 @@ def main(argv: list[str] | None = None) -> int:
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if restarted and (before := status.read(folder.path)) and before.state == "stopped":
         return RESUMABLE  # torchrun takes every exit for a failure, and would start again what was asked to stop
+    if ranks.to_start(args.gpus):
+        code = ranks.start("launch.train", sys.argv[1:] if argv is None else argv, args.gpus, args.restarts)
+        ended = status.read(folder.path)
+        return RESUMABLE if code and ended and ended.state == "stopped" else code
     stop = Stop(folder.stop)  # before torch, which is slow to import: a stop at that time is a stop
     from senet.run.run import train
 

@@ -5,16 +5,13 @@ python -m launch.variants configs/ablations/ratio.yaml
 
 from __future__ import annotations
 
-import argparse
-
 from launch import guard
+from launch.flags import Parser
 from senet import config
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="launch.variants", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("launch.variants", __doc__)
     parser.add_argument("config", help="FILE.yaml, or the end of its path in configs/")
     for name in config.variants(parser.parse_args(argv).config):
         config.load(name)  # an array must not find out one by one

@@ -22,7 +22,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
 
     folder = tmp_path_factory.mktemp("trained")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    done = run("launch.train", folder / "tiny.yaml", "--data", images, "--out", folder / "out", ranks=2)
+    done = run("launch.train", folder / "tiny.yaml", "--data", images, "--out", folder / "out", "--gpus", 2)
     assert done.returncode == 0, done.stderr
     return folder / "out"
 
@@ -89,6 +89,22 @@ def test_usage_errors_are_one_line_and_change_nothing(tmp_path: Path, tiny: Path
         image.unlink()
     refused(2, "val/class1: an empty class folder", *train, "--data", few_images)
     assert not out.exists()
+
+
+def test_of_several_ranks_one_says_what_is_wrong_and_has_the_last_word(tmp_path: Path, tiny: Path) -> None:
+    words = (tiny, "--data", tmp_path / "nowhere", "--out", tmp_path / "out")
+    own = run("launch.train", *words, "--gpus", 2)
+    assert (own.returncode, own.stderr.count("error"), own.stderr.count("\n")) == (2, 1, 1), own.stderr
+    under_torchrun = run("launch.train", *words, ranks=2)
+    *_, last, _ = under_torchrun.stderr.splitlines()  # below it torchrun draws a line
+    assert "no such folder" in last, under_torchrun.stderr
+    assert under_torchrun.stderr.count("error: --data") == 2  # ours, and torchrun's report of it
+    usage = run("launch.train", tiny, "--keep", "many", ranks=2)
+    assert usage.stderr.count("error: argument --keep") == 2, usage.stderr
+    left_over = run("launch.train", *words, RANK="", WORLD_SIZE="2")
+    assert (left_over.returncode, left_over.stderr.count("\n")) == (2, 1)
+    assert "unset RANK" in left_over.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_run_in_the_folder_is_not_overwritten(trained: Path, images: Path, tiny: Path) -> None:
