@@ -1,7 +1,7 @@
 """Faults on purpose, for tests and drills: SENET_FAULTS="kill@1:5 kill@0:6/rename nan@0:7", ACT@RANK:STEP[/PHASE].
 
-Steps are counted over the whole run. Acts: kill (SIGKILL), term (TERM to itself), hang, slow (a second's delay, in every
-step from then on), clock (the wall clock jumps ahead by a day), nan (in the images of a step). Phases: data (the
+Steps are counted over the whole run. Acts: kill (SIGKILL), term (TERM to itself), hang, slow (a second of delay, in
+every step from then on), clock (the wall clock jumps ahead by a day), nan (in the images of a step). Phases: data (the
 default: before the images of a step), validate (of the epoch that ends with the step), and write, sync, rename and
 manifest of the step's checkpoint, when each is done.
 
