@@ -8,7 +8,7 @@ from tests.helpers import ROOT
 ONLY_IN = {
     "wandb": {"senet/track/wandb_process.py"},
     "nvidia.dali": {"senet/data/dali.py", "senet/bench/loader.py"},
-    "torch.distributed": {"senet/distributed.py"},
+    "torch.distributed": {"senet/distributed.py", "launch/ranks.py"},
     "timm": {"senet/models/timm.py"},
     "triton": {"senet/execution/kernels.py"},
     "matplotlib": {"senet/plots.py"},
