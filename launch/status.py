@@ -16,6 +16,7 @@ from launch import guard
 from launch.flags import Parser
 from senet.run.status import Status, best, newest_step, read, word
 from senet.system import table
+from senet.system.run_folder import RunFolder
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--line", action="store_true", help="one line for scripts, without labels")
     args = parser.parse_args(argv)
     out = args.out
-    runs = [out] if args.line or read(out) else sorted(file.parent for file in out.rglob("status.json"))
+    runs = [out] if args.line or read(out) else sorted(file.parent for file in out.rglob(RunFolder(out).status.name))
     found = {run: status for run in runs if (status := read(run))}
     if not found:
         print(f"{'nothing 0 ' if args.line else ''}no run has begun in {out}")

@@ -24,6 +24,7 @@ from senet.errors import UsageError
 from senet.run.changes import check_folder
 from senet.run.status import newest_step, read
 from senet.slurm import EARLY, ROOT, Job, alive, need, read_site, script, seconds, send
+from senet.system.run_folder import RunFolder
 
 SITE = ("partition", "account", "qos", "cpus", "mem", "gpu")  # what a flag says before the site file
 
@@ -158,12 +159,12 @@ def _epochs_done(out: Path) -> float:
 
 
 def _submit(args: argparse.Namespace, job: Job, text: str, command: str) -> None:
-    folder = args.out / "slurm"
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / ("sweep.sbatch" if args.array else "train.sbatch")
+    folder = RunFolder(args.out)
+    folder.slurm.mkdir(parents=True, exist_ok=True)
+    file = folder.slurm / ("sweep.sbatch" if args.array else "train.sbatch")
     file.write_text(text)
     number = send(file)
-    (folder / "job").write_text(f"{number}\n")
+    folder.slurm_job.write_text(f"{number}\n")
     log = job.log.replace("%%", "%").replace("%j", number).replace("%A", number).replace("%a", "TASK")
     where = f"{job.nodes} x {job.gpus} GPUs" if job.gpus else f"{job.nodes} x {job.processes} processes on the CPU"
     step = newest_step(args.out)

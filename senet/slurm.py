@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from senet.errors import UsageError
+from senet.system.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 EARLY = 60  # seconds by which Slurm may send a signal before its time
@@ -49,7 +50,7 @@ class Job:
     @property
     def log(self) -> str:
         """The path of the log, as a pattern of sbatch."""
-        folder = str((self.out / "slurm").absolute()).replace("%", "%%")
+        folder = str(RunFolder(self.out).slurm.absolute()).replace("%", "%%")
         return f"{folder}/{'job-%A_%a.log' if self.array else 'job-%j.log'}"
 
 
@@ -164,7 +165,7 @@ def read_site(file: Path) -> Site:
 def alive(out: Path) -> str | None:
     """Return `JOB (STATE)` of the job that has or waits for a run folder, None if there is none. Raises UsageError."""
     try:
-        job = (out / "slurm/job").read_text().strip()
+        job = RunFolder(out).slurm_job.read_text().strip()
     except OSError:
         return None
     done = subprocess.run(

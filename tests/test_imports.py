@@ -87,3 +87,14 @@ def test_rooms_import_in_one_direction() -> None:
             ) and level[other] >= level[own]:
                 breaches.append(f"{file.relative_to(ROOT)}: {name}")
     assert not breaches
+
+
+def test_the_names_in_a_run_folder_are_written_in_one_place() -> None:
+    """In code: what users read may name them. Doctor and submission look for the same files as the run."""
+    names = {"config.yaml", "run.json", "execution.json", "status.json", "log.jsonl", "wandb_id", "health", "best.pt"}
+    strangers = []
+    for file in sources():
+        strings = (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Constant))
+        if any(string.value in names for string in strings if isinstance(string.value, str)):
+            strangers.append(str(file.relative_to(ROOT)))
+    assert strangers == ["senet/system/run_folder.py"]

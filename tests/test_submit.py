@@ -145,7 +145,7 @@ def test_a_script_stands_alone(tmp_path: Path, site: Path) -> None:
         (["--mem", "16 GB"], "mem=16 GB: not a size"),
         (["--data", "imagenet"], f"--data imagenet: there is no {ROOT}/imagenet"),
         (["--", "--save-minuets", "5"], "unrecognized arguments: --save-minuets"),
-        (["--", "--keep", "0"], "--keep must be positive"),
+        (["--", "--keep", "0"], "--keep: must be positive"),
     ],
 )
 def test_what_would_fail_after_the_queue_fails_at_once(site: Path, words: list[str], said: str) -> None:

@@ -31,6 +31,7 @@ from senet.distributed import World
 from senet.execution.execution import Execution
 from senet.run import provenance
 from senet.run.step_plan import StepPlan
+from senet.system.run_folder import RunFolder
 from senet.system.timing import Effort, Spread, reason, timed, until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,13 +194,13 @@ def train_cifar(setup: Setup) -> Iterator[Row]:
         train, val = (64, 32) if setup.tiny else (50_000, 10_000)
         words += ["data.set=synthetic", "data.classes=10", "data.crop=32", f"data.train_images={train}"]
         words += [f"data.val_images={val}", *(["batch=16"] if setup.tiny else [])]
-    (out / "stop").unlink(missing_ok=True)
+    RunFolder(out).stop.unlink(missing_ok=True)
     process = subprocess.Popen(words, cwd=ROOT, stdout=sys.stderr, stderr=sys.stderr)
     while process.poll() is None:
         if time.monotonic() > setup.deadline and out.is_dir():
-            (out / "stop").touch()
+            RunFolder(out).stop.touch()
         time.sleep(0.2)
-    log = out / "log.jsonl"
+    log = RunFolder(out).log
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     speeds = [line["images_per_second"] for line in lines if line["kind"] == "train"]
     if epochs := [line for line in lines if line["kind"] == "val"]:
