@@ -97,7 +97,7 @@ def nets(name: str, hows: Sequence[str], peers: Sequence[str], batch: int, plain
         others = peers
         if not setup.gpu:
             chosen = [how for how in chosen if how.tail != "triton" and not how.graph]
-        if setup.tiny:  # compiling takes minutes where there are few cores
+        if setup.tiny:  # compiling takes minutes on few cores
             chosen = list(dict.fromkeys(replace(how, compile=False) for how in chosen))[:2]
             others = [peer for peer in peers if peer != "timm-compiled" and name == SE50]
         best = net.probe(setup.world.device, setup.precision, 0.05 if setup.tiny else 0.3)

@@ -15,6 +15,7 @@ from senet.plan.rates import Rate
 from senet.plan.scale import Cluster, Step
 from senet.plan.traffic import Stack, Traffic, itemsize
 
+IMAGENET = 1_281_167, 50_000  # images in training and validation
 # JPEGs of 500 x 375 a CPU-second, cropped and resized to 224
 DECODERS = {"torchvision": 356, "DALI": 540, "this loader": 580}
 # Of the steady pace (MLPerf v4.0, one node H200: 40.5k of 63.6k images/s): compilation, tuning, cold caches
@@ -48,9 +49,8 @@ class Request:
 
     def __post_init__(self) -> None:
         """Raises UsageError for a number that is not positive."""
-        for name in ("gpus", "per_node", "price", "storage", "network", "cores", "images", "image_kb"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
+        for name, value in vars(self).items():
+            if isinstance(value, (int, float)) and value <= 0:
                 flag = name.replace("_", "-").replace("per-node", "gpus-per-node")
                 raise UsageError(f"--{flag} {value}: must be positive")
 
@@ -58,6 +58,7 @@ class Request:
 @dataclass(frozen=True)
 class Data:
     images: int
+    validated: float
     gigabytes: float
     storage: float  # GB/s that the first epoch reads, all nodes together
     cached_after: int  # epochs after which less than a tenth comes from storage, if a node's memory holds the set
@@ -170,7 +171,7 @@ def plan(config: Config, request: Request, measured: Path = rates.FILE) -> Plan:
     def times(share: float) -> tuple[float, float, bool]:
         """Seconds of training and of validation if the net's pace is a share of the modelled one."""
         training, slow = _epochs(model, data, share)
-        return training, config.epochs * _validation(config, data.images) * FORWARD / (share * pace), slow
+        return training, config.epochs * data.validated * FORWARD / (share * pace), slow
 
     training, validation, slow = times(1.0)
     lost = failures(request.gpus, (training + validation + start) / 3600)
@@ -222,28 +223,24 @@ def curve(config: Config, request: Request, most: int = 2048) -> dict[str, list[
 # ------------------------------------------------------------------------------------------------------------ the parts
 
 
-def _images(config: Config, request: Request) -> int:
-    data = config.data
-    if request.images is not None:
-        return request.images
-    if isinstance(data, Folder) and data.classes != 1000:
+def _images(config: Config, request: Request) -> tuple[int, float]:
+    """Return how many images are trained on, and how many are validated."""
+    data, images = config.data, request.images
+    if isinstance(data, Synthetic):
+        return images or data.train_images, data.val_images
+    if not isinstance(data, Folder):
+        return images or 50_000, 10_000
+    if images is None and data.classes != 1000:
         what = f"a folder with {data.classes} classes is not ImageNet"
         raise UsageError(f"--images N is needed: {what}; say how many training images it has")
-    if isinstance(data, Synthetic):
-        return data.train_images
-    return 1_281_167 if isinstance(data, Folder) else 50_000
-
-
-def _validation(config: Config, images: int) -> float:
-    if isinstance(config.data, Synthetic):
-        return config.data.val_images
-    return images * 50_000 / 1_281_167 if isinstance(config.data, Folder) else 10_000
+    images = images or IMAGENET[0]
+    return images, images * IMAGENET[1] / IMAGENET[0]
 
 
 def _data(config: Config, request: Request, gpu: GPU, pace: float) -> Data:
-    images = _images(config, request)
+    images, validated = _images(config, request)
     if not isinstance(config.data, Folder):
-        return Data(images, 0.0, 0.0, 0, {}, None, math.inf)
+        return Data(images, validated, 0.0, 0.0, 0, {}, None, math.inf)
     nodes = math.ceil(request.gpus / request.per_node)
     cached = 1 if nodes == 1 else math.ceil(math.log(0.1) / math.log(1 - 1 / nodes))
     cores = {name: pace / nodes / speed for name, speed in DECODERS.items()}
@@ -252,7 +249,7 @@ def _data(config: Config, request: Request, gpu: GPU, pace: float) -> Data:
         limit = nodes * request.cores * DECODERS["this loader"] + request.gpus * (gpu.decode or 0)
     keeps_up = None if gpu.decode is None else pace / request.gpus <= gpu.decode
     gigabytes, storage = images * request.image_kb / 1e6, pace * request.image_kb / 1e6
-    return Data(images, gigabytes, storage, cached, cores, keeps_up, limit)
+    return Data(images, validated, gigabytes, storage, cached, cores, keeps_up, limit)
 
 
 def missing(epoch: int, nodes: int) -> float:

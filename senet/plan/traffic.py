@@ -51,7 +51,7 @@ PASSES: dict[str, tuple[float, ...]] = {
 # Those whose inputs backward needs, besides those of convolutions.
 KEPT = ("norm", "norm_to_sum", "se", "se_to_sum", "se_elsewhere")
 TILE = 32  # channels in a group that fill a tensor core's tile; narrower groups are packed into it with zeros between
-IMAGES = 2  # traced: BN refuses a single one where maps have shrunk to a pixel
+IMAGES = 2  # traced: BN refuses a single one if maps have shrunk to a pixel
 
 
 @dataclass(frozen=True)
