@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     from senet import distributed
     from senet.data.source import val_loader
     from senet.execution.execution import prepare
-    from senet.run.changes import warn_of_pixels
+    from senet.run.changes import check_pixels
     from senet.run.load import load
     from senet.run.voice import speaking
     from senet.track import Terminal
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         loader = val_loader(view.data(config.data), source(args), *on_rank, DTYPES[config.precision])
         loader.memory_format = execution.memory_format
         if pixels is not None:
-            warn_of_pixels(pixels, loader.description)
+            check_pixels(pixels, loader.description)
         voice.gather()
         errors = evaluate(prepare(net.to(world.device), execution), loader, config, world, view=view)
         for path, reason in loader.bad.items():

@@ -97,6 +97,7 @@ class Folder:
     classes: Count = 1000
     crop: Count = 224  # what the net sees
     resize: Count = 256  # validation: shorter side before the centre crop
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # of all images, with antialiasing
     area: tuple[Positive, Positive] = (0.08, 1.0)  # training: of the random crop, as a share of the image
     aspect: tuple[Positive, Positive] = (0.75, 4 / 3)
     flip: YesNo = True  # training: horizontal, with probability one half

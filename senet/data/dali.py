@@ -34,6 +34,7 @@ from senet.data.sampler import NUMBER, ValSampler
 from senet.data.samples import Samples
 
 __all__ = ["VERSION", "Dali", "Probe"]
+INTERPOLATIONS = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
 DEPTH = 2  # batches that a pipeline prepares in advance
 # A pipeline that is run once must not ask for more than it is fed.
 ALONE = {"prefetch_queue_depth": 1, "exec_dynamic": False, "exec_async": False, "exec_pipelined": False}
@@ -58,7 +59,7 @@ class Dali:
     @property
     def description(self) -> dict[str, Any]:
         where = "gpu" if self.device.type == "cuda" else "cpu"
-        return {"backend": f"dali-{where}", "interpolation": "bilinear", "antialias": True, "orientation": "as stored"}
+        return {"backend": f"dali-{where}", "antialias": True, "orientation": "as stored"}
 
     def batches(self, first: int, count: int) -> Iterator[Raw]:
         """Yield batches `first` to `first + count - 1`, but those of a validation that are empty."""
@@ -104,6 +105,7 @@ class Dali:
         # On the CPU DALI normalises in passing; a GPU is sent bytes.
         plain = self.device.type == "cpu" and not (training and data.augment.active)
         end = partial(_normalise, mean=data.mean, std=data.std) if plain else _as_bytes
+        settings["interpolation"] = INTERPOLATIONS[data.interpolation]
         if not training:
             return _val_pipeline(source, data.crop, end, **settings)
         policy = data.augment.policy
@@ -231,14 +233,14 @@ def _decoder() -> str:
 
 
 @pipeline_def
-def _train_pipeline(source: Any, end: Callable[[Any], Any]) -> Any:
-    return end(_train_image(*fn.external_source(source=source, num_outputs=6, batch=True)))
+def _train_pipeline(source: Any, end: Callable[[Any], Any], interpolation: Any) -> Any:
+    return end(_train_image(interpolation, *fn.external_source(source=source, num_outputs=6, batch=True)))
 
 
 @pipeline_def(enable_conditionals=True)
-def _policy_pipeline(source: Any, policy: str, count: int) -> Any:
+def _policy_pipeline(source: Any, policy: str, count: int, interpolation: Any) -> Any:
     *fed, chosen, bins, signs = fn.external_source(source=source, num_outputs=9, batch=True)
-    image = _train_image(*fed)
+    image = _train_image(interpolation, *fed)
     known, side = _operations(policy), fed[-1]
     strengths = signed_bin(bins, random_sign=signs)
     for turn in range(count):
@@ -272,10 +274,10 @@ def _operations(policy: str) -> list[Any]:
     return known
 
 
-def _train_image(content: Any, corner: Any, shape: Any, low: Any, high: Any, side: Any) -> Any:
+def _train_image(interpolation: Any, content: Any, corner: Any, shape: Any, low: Any, high: Any, side: Any) -> Any:
     pixels: dict[str, Any] = {"axes": (0, 1), "normalized_anchor": False, "normalized_shape": False}
     image = fn.decoders.image_slice(content, corner, shape, **pixels, device=_decoder(), adjust_orientation=False)
-    return fn.resize(image, size=side, roi_start=low, roi_end=high, interp_type=types.INTERP_LINEAR, antialias=True)
+    return fn.resize(image, size=side, roi_start=low, roi_end=high, interp_type=interpolation, antialias=True)
 
 
 def _as_bytes(image: Any) -> Any:
@@ -288,8 +290,8 @@ def _normalise(image: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> A
 
 
 @pipeline_def
-def _val_pipeline(source: Any, crop: int, end: Callable[[Any], Any]) -> Any:
+def _val_pipeline(source: Any, crop: int, end: Callable[[Any], Any], interpolation: Any) -> Any:
     content, shape, corner = fn.external_source(source=source, num_outputs=3, batch=True)
     image = fn.decoders.image(content, device=_decoder(), adjust_orientation=False)
-    image = fn.resize(image, size=shape, interp_type=types.INTERP_LINEAR, antialias=True)
+    image = fn.resize(image, size=shape, interp_type=interpolation, antialias=True)
     return end(fn.slice(image, start=corner, shape=(crop, crop), axes=(0, 1)))

@@ -17,3 +17,8 @@ def classes() -> dict[str, str]:
 def readable(name: str) -> str:
     """Return what people call a class: of a wnid its name, otherwise the name itself."""
     return classes().get(name, name)
+
+
+def comparable(name: str) -> str:
+    """Return what is the same for a class whoever names it: n01440764, tench, or "tench, Tinca tinca"."""
+    return readable(name).partition(",")[0].replace("_", " ").strip().lower()

@@ -71,13 +71,13 @@ class Batches(Dataset[Made]):
 
     def _finisher(self, number: int, keys: Ints, sizes: Ints) -> Callable[[int, Image.Image], Image.Image]:
         """Return what makes the image in a row of `keys` [b] and `sizes` [b, 2] into one of the batch."""
-        crop = self.samples.crop(number)
+        crop, how = self.samples.crop(number), Image.Resampling[self.samples.data.interpolation.upper()]
         if not self.samples.training:
             resized, corners = self.samples.centre_crop(sizes)
 
             def centre(row: int, image: Image.Image) -> Image.Image:
                 (h, w), (y, x) = resized[row], corners[row]
-                return image.resize((w, h), Image.Resampling.BILINEAR).crop((x, y, x + crop, y + crop))
+                return image.resize((w, h), how).crop((x, y, x + crop, y + crop))
 
             return centre
         taken, choice = self.samples.random_crop(number, keys, sizes), self.samples.choose(number, keys)
@@ -85,7 +85,7 @@ class Batches(Dataset[Made]):
         def random(row: int, image: Image.Image) -> Image.Image:
             y, x, h, w = taken.boxes[row]
             # Crop first: PIL's resize with a box would let pixels outside it bleed in.
-            image = image.crop((x, y, x + w, y + h)).resize((crop, crop), Image.Resampling.BILINEAR)
+            image = image.crop((x, y, x + w, y + h)).resize((crop, crop), how)
             if taken.flips[row]:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             return image if choice is None else self.operations(image, choice, row)
@@ -115,7 +115,7 @@ class Pillow:
 
     @property
     def description(self) -> dict[str, Any]:
-        return {"backend": "pillow", "interpolation": "bilinear", "antialias": True, "orientation": "as stored"}
+        return {"backend": "pillow", "antialias": True, "orientation": "as stored"}
 
     def batches(self, first: int, count: int) -> Iterator[Raw]:
         """Yield batches `first` to `first + count - 1`, but those of a validation that are empty."""

@@ -21,7 +21,7 @@ from senet.data.memory import InMemory, synthetic
 from senet.data.philox import Ints
 from senet.data.sampler import Sampler, TrainSampler, ValSampler
 from senet.data.samples import Samples
-from senet.data.storage.find import find
+from senet.data.storage.find import find, listing, splits
 from senet.errors import UsageError
 from senet.system.processes import allow_open_files
 
@@ -94,9 +94,9 @@ class _Loader:
     def __init__(self, data: Data, split: _Split, sampler: Sampler, pipeline: DevicePipeline) -> None:
         self.images, self.fingerprint, self.classes = len(split.labels), split.fingerprint, split.classes
         self.backend, self.bad, self.pipeline = split.backend(sampler), split.bad, pipeline
-        shown = {"crop": data.crop, "mean": list(data.mean), "std": list(data.std)}
+        shown = {"crop": data.crop, "mean": list(data.mean), "std": list(data.std), "classes": list(split.classes)}
         if isinstance(data, Folder):
-            shown["resize"] = data.resize
+            shown |= {"resize": data.resize, "interpolation": data.interpolation}
         self.description = self.backend.description | shown
 
     @property
@@ -176,6 +176,16 @@ def val_loader(
     split = _open(data, source, "val", 1, device)
     sampler = ValSampler(len(split.labels), source.val_batch, rank, world)
     return _Val(data, split, sampler, DevicePipeline(data, device, None, dtype))
+
+
+def list_images(data: Data, source: Source, wait: Callable[[], object]) -> None:
+    """Let one process of each machine list the images, and save the list if that took long; the others `wait` for it
+    and read it. Raises UsageError.
+    """
+    if isinstance(data, Folder) and int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        for split in splits(source.folder):
+            listing(source.folder, split)
+    wait()
 
 
 def _open(data: Data, source: Source, split: str, seed: int, device: torch.device) -> _Split:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import nn
 
 from senet import config
 from senet.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 
 def untrained(net: config.Timm, classes: int) -> nn.Module:
@@ -36,14 +39,19 @@ def released(name: str, weights: Path | None = None) -> tuple[nn.Module, dict[st
         raise UsageError(
             f"timm:{name}: weights cannot be loaded ({' '.join(str(error).split())[:200]}); give them with --weights"
         ) from None
-    wants = timm.data.resolve_model_data_config(net)
-    crop = wants["input_size"][-1]
+    wants = timm.data.resolve_model_data_config(net, use_test_size=True)
+    crop, interpolation, mode = wants["input_size"][-1], wants["interpolation"], wants.get("crop_mode", "center")
+    if interpolation not in ("bilinear", "bicubic") or mode != "center":
+        log.warning(
+            "timm:%s: wants %s interpolation and crop mode %s, which is done otherwise here", name, interpolation, mode
+        )
     facts = {
         "classes": net.num_classes,
         "crop": crop,
         "resize": int(crop / wants["crop_pct"]),
         "mean": wants["mean"],
         "std": wants["std"],
+        "interpolation": interpolation if interpolation == "bilinear" else "bicubic",
     }
     return net, facts
 

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from senet.config import Config, difference, from_dict
+from senet.data.imagenet import comparable, readable
 from senet.errors import UsageError
 from senet.system.run_folder import RunFolder
 
@@ -63,8 +64,16 @@ def check_within_epoch(changed: list[str], where: Path) -> None:
         )
 
 
-def warn_of_pixels(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Warn if validation pixels are made in another way than in training."""
+def check_pixels(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Compare the descriptions of two validation sets: warn if pixels are made in another way than in training, refuse
+    other classes, by UsageError.
+    """
+    for label, (was, called) in enumerate(zip(before.get("classes", ()), now.get("classes", ()), strict=False)):
+        if comparable(was) != comparable(called):
+            raise UsageError(
+                f"--data: label {label} is {readable(called)!r} here, and was {readable(was)!r} in training: other "
+                "classes, or another order; give the classes of the training (classes.txt says their order)"
+            )
     for name, was in before.items():
-        if now.get(name) != was:
+        if name != "classes" and now.get(name) != was:
             log.warning("other pixels than before: %s was %r, is now %r; results will differ", name, was, now.get(name))

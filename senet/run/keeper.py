@@ -80,7 +80,7 @@ class Keeper:
         payload = found[1] if found else checkpoint.read(path)
         config = self.state.trainer.config
         self.changed = changes.check_same(from_dict(payload.config), config, path, self.flags.accept_changes)
-        changes.warn_of_pixels(payload.pixels, self.pixels)
+        changes.check_pixels(payload.pixels, self.pixels)
         data_changed = any(change.startswith("data.") for change in self.changed)
         if payload.images != self.images and not data_changed:
             raise UsageError(

@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from senet import distributed
 from senet.config import Config
-from senet.data.source import train_loader, val_loader
+from senet.data.source import list_images, train_loader, val_loader
 from senet.errors import RunError, UsageError, explain
 from senet.run import changes, preflight, provenance, report, status, step_plan
 from senet.run.flags import Flags, execution
@@ -69,6 +69,7 @@ class Run:
         changes.check_folder(config, flags.out, flags.accept_changes)
         self.watchdog = Watchdog(self.folder, world.rank, world.size, 60 * flags.hang_minutes, stop)
 
+        list_images(config.data, flags.source, lambda: world.all_gather_object(None))
         on_rank = (world.rank, world.size, world.device, DTYPES[config.precision])
         self.val = val_loader(config.data, flags.source, *on_rank)  # first: what is wrong with --data shows at once
         self.plan = step_plan.decide(

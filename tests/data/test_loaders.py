@@ -4,7 +4,9 @@ unnamed.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -81,10 +83,11 @@ def test_validation_sees_each_image_once(case: tuple[Data, Source]) -> None:
         assert torch.equal(together, alone)
 
 
-def test_backends_agree_on_validation_pixels(images: Path) -> None:
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_backends_agree_on_validation_pixels(images: Path, interpolation: Literal["bilinear", "bicubic"]) -> None:
     shown = []
     for backend in ("dali", "pillow"):
-        loader = val_loader(FOLDER, Source(images, backend, workers=1), 0, 1, CPU)
+        loader = val_loader(replace(FOLDER, interpolation=interpolation), Source(images, backend, workers=1), 0, 1, CPU)
         shown.append(torch.cat([batch.images for batch in loader.batches()]))
         loader.close()
     levels = (shown[0] - shown[1]).abs() * 255 * torch.tensor(FOLDER.std).view(3, 1, 1)

@@ -59,6 +59,14 @@ def test_other_pixels_than_in_training_are_warned_of(trained: Path, images: Path
     assert "backend was 'dali-cpu', is now 'pillow'" in other.stderr or "was 'dali-cpu', is 'pillow'" in other.stderr
 
 
+def test_other_classes_than_in_training_are_refused(trained: Path, few_images: Path) -> None:
+    """The images of each are the same, but their labels would be others."""
+    for split in ("train", "val"):
+        (few_images / split / "class1").rename(few_images / split / "zebra")
+    reason = "label 1 is 'class2' here, and was 'class1' in training"
+    refused(2, reason, "launch.evaluate", trained, "--data", few_images)
+
+
 def refused(code: int, message: str, module: str, *words: object, ranks: int = 1) -> None:
     done = run(module, *words, ranks=ranks)
     assert done.returncode == (code if ranks == 1 else 1), done.stderr  # torchrun makes every failure a 1
