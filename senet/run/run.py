@@ -79,10 +79,10 @@ class Run:
             config.data, flags.source, config.batch, self.plan.micro_batch, config.seed, *on_rank
         )
         self.loader.memory_format = self.val.memory_format = self.plan.execution.memory_format
-        self.hosts = preflight.check_alike(world, (self.loader.fingerprint, self.val.fingerprint))
+        hosts = preflight.check_alike(world, (self.loader.fingerprint, self.val.fingerprint))
 
         self.timer = StepTimer() if world.size > 1 else None
-        self.stragglers = StragglerDetector(world.size)
+        self.stragglers = StragglerDetector(hosts)
         hooks: list[Hooks] = [self.watchdog, Faults(), Ledger(world.rank, world.size * self.loader.accumulation_steps)]
         hooks += [self.timer] if self.timer else []
         self.trainer = Trainer.build(config, world, self.plan.execution, HookList(*hooks))
@@ -289,7 +289,7 @@ class Run:
             return
         readings = self.world.all_gather_floats(list(astuple(self.timer.read())))
         for change in self.stragglers.compare([Times(int(steps), *seconds) for steps, *seconds in readings]):
-            self._record("event", **change.record(self.hosts[change.rank]))
+            self._record("event", **change)
 
     # ------------------------------------------------------------------------------------------ saving and recording
 

@@ -28,7 +28,7 @@ from senet.distributed import World
 from senet.errors import RunError, UsageError
 from senet.execution.execution import Execution, choices
 from senet.models import build
-from senet.system.files import write_text
+from senet.system.files import replace
 from senet.system.table import text
 from senet.system.timing import Effort, Timing, interleave
 from senet.train.cuda_graph import obstacle
@@ -220,6 +220,6 @@ def _remember(file: Path, result: dict[str, Any]) -> None:
     """Keep a measurement for later runs. A cache that cannot be written costs them time, and no more."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps(result, indent=1))
+        replace(file, lambda temporary: temporary.write_text(json.dumps(result, indent=1)), shared=True)
     except OSError as error:
         log.warning("%s: not written: %s", file, error.strerror)

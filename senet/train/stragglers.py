@@ -9,6 +9,7 @@ its work say why.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from statistics import median_low
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ LOSS = 0.15  # and the share of each step that this costs
 STEPS, SECONDS = 10, 3.0  # at least so much is compared; less is chance
 TWICE = 2  # comparisons in a row that find a rank slow, or no longer slow, before it is reported
 PENDING = 512  # micro-batches between two readings whose times are kept
+
+PARTS = ("data", "compute", "communication")
 
 Mark = Any  # host seconds, or a CUDA event
 
@@ -121,45 +124,37 @@ class StepTimer(Hooks):
         return one.elapsed_time(other) / 1000 if self._cuda else other - one
 
 
-@dataclass(frozen=True)
-class Change:
-    """A rank became slow, or (`over`) no longer is."""
-
-    rank: int
-    over: bool
-    factor: float  # own work against the median rank's
-    times: Times
-
-    def record(self, host: str) -> dict[str, Any]:
-        """Return what the log says about it; times as shares of the total."""
-        parts = ("data", "compute", "communication")
-        shares = {name: round(getattr(self.times, name) / max(self.times.total, 1e-9), 3) for name in parts}
-        return {"slow_rank": self.rank, "host": host, "over": self.over, "factor": round(self.factor, 2), **shares}
-
-
 class StragglerDetector:
     """Compares the times of all ranks. It comes to the same result on each of them, for it sees the same times."""
 
-    def __init__(self, ranks: int, steps: int = STEPS, seconds: float = SECONDS) -> None:
+    def __init__(self, hosts: Sequence[str], steps: int = STEPS, seconds: float = SECONDS) -> None:
+        """`hosts` by rank; at least so many `steps` and `seconds` are compared."""
+        self.hosts = hosts
         self._steps, self._seconds = steps, seconds
-        self._sums = [Times()] * ranks
+        self._sums = [Times()] * len(hosts)
         self._slow: set[int] = set()
-        self._contradictions = [0] * ranks  # comparisons in a row that say otherwise than `_slow`
+        self._contradictions = [0] * len(hosts)  # comparisons in a row that say otherwise than `_slow`
 
-    def compare(self, readings: list[Times]) -> list[Change]:
-        """Return what has changed with one more reading of each rank."""
+    def compare(self, readings: list[Times]) -> list[dict[str, Any]]:
+        """Return what has changed with one more reading of each rank: records that name a rank that became slow, or
+        (`over`) no longer is, its own work against the median rank's, and its times as shares of their sum.
+        """
         self._sums = [before + reading for before, reading in zip(self._sums, readings, strict=True)]
         sums = self._sums
-        if min(s.steps for s in sums) < self._steps or max(s.total for s in sums) < self._seconds:
+        if min(times.steps for times in sums) < self._steps or max(times.total for times in sums) < self._seconds:
             return []
         self._sums = [Times()] * len(sums)
-        usual = median_low(s.own for s in sums)
+        usual = median_low(times.own for times in sums)
         changes = []
-        for rank, s in enumerate(sums):
-            slow = s.own > FACTOR * usual and s.own - usual > LOSS * s.total
+        for rank, times in enumerate(sums):
+            slow = times.own > FACTOR * usual and times.own - usual > LOSS * times.total
             self._contradictions[rank] = self._contradictions[rank] + 1 if slow != (rank in self._slow) else 0
             if self._contradictions[rank] == TWICE:
                 self._contradictions[rank] = 0
                 self._slow ^= {rank}
-                changes.append(Change(rank, not slow, s.own / max(usual, 1e-9), s))
+                factor = round(times.own / max(usual, 1e-9), 2)
+                shares = {part: round(getattr(times, part) / max(times.total, 1e-9), 3) for part in PARTS}
+                changes.append(
+                    {"slow_rank": rank, "host": self.hosts[rank], "over": not slow, "factor": factor, **shares}
+                )
         return changes
