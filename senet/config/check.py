@@ -40,6 +40,8 @@ def _need(config: Config, ok: bool, key: str, remedy: str) -> None:
 
 def _check_net(config: Config) -> None:
     net = config.net
+    smallest = getattr(net, "smallest", 1)
+    _need(config, config.data.crop >= smallest, "data.crop", f"{net.family} needs images of at least {smallest} pixels")
     if not isinstance(net, ResNet):
         return
     stages = len(net.blocks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -98,11 +98,14 @@ class Fixed:
 
 @dataclass(frozen=True)
 class InceptionResNetV2:
-    """Inception-ResNet-v2; SE scales each residual branch. See its module for the number of blocks."""
+    """Inception-ResNet-v2, for images of at least 75 pixels; SE scales each residual branch. Its module says why it has
+    these numbers of blocks.
+    """
 
     family: Literal["inception_resnet_v2"] = "inception_resnet_v2"
     blocks: tuple[Count, Count, Count] = (5, 20, 5)  # at 35x35, 17x17 and 8x8 pixels; published: 10, 20, 10
     dropout: BelowOne = 0.2
+    smallest: ClassVar[int] = 75
     se: Annotated[SqueezeExcitation | None, NONE] = None
 
 
@@ -113,6 +116,7 @@ class VGG16:
     family: Literal["vgg16"] = "vgg16"
     hidden: Count = 4096  # width of the two FC layers before the classifier
     dropout: BelowOne = 0.5  # behind each of them
+    smallest: ClassVar[int] = 32
     se: Annotated[SqueezeExcitation | None, NONE] = None
 
 

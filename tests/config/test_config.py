@@ -111,6 +111,7 @@ def test_base_variants_and_overrides(tmp_path: Path) -> None:
             "net: {se: {gate: sigmiod}}",
             "net.se.gate: 'sigmiod' is not one of sigmoid, tanh, relu; did you mean 'sigmoid'?",
         ),
+        ("net: {family: vgg16}\ndata: {crop: 16}", "data.crop: 16 is out of range: vgg16 needs images of at least 32"),
         ("net: {se: {stages: [6]}}", "net.se.stages: (6,) is out of range: this net's stages are 2 to 5"),
         ("net: {widths: [64]}", "net.widths: (64,) is out of range: net.blocks has 4 stages"),
         ("net: {timm: resnet18, groups: 32}", "net.groups: unknown key of net timm; known: timm, family"),
