@@ -202,7 +202,7 @@ def train_cifar(setup: Setup) -> Iterator[Row]:
         time.sleep(0.2)
     log = RunFolder(out).log
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    speeds = [line["images_per_second"] for line in lines if line["kind"] == "train"]
+    speeds = [line["images_per_second"] for line in lines if "images_per_second" in line]
     if epochs := [line for line in lines if line["kind"] == "val"]:
         facts = {name: epochs[-1].get(name) for name in ("epoch", "train_top1_error", "top1_error")}
         data = "CIFAR-10" if setup.data else "noise"

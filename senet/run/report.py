@@ -16,6 +16,7 @@ from senet.models import summary
 from senet.run.step_plan import StepPlan
 from senet.run.voice import speaking
 from senet.system.run_folder import RunFolder
+from senet.track.jsonl import last_seconds
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Report:
         if self.world.is_main:
             start = track.Start(self.folder, name, to_dict(config), resume_step)
             self.tracker = track.build(start, self.terminal, self._chosen)
+            self.clock.go_on_from(last_seconds(self.folder.log))
 
     def close(self, ok: bool) -> None:
         """End the trackers, with the run complete (`ok`) or not."""
@@ -80,21 +82,40 @@ def done(config: Config, best: dict[str, float], folder: RunFolder) -> str:
 
 
 class Clock:
-    """The times of a run: since it began, and of one logging interval."""
+    """The times of a run: since it began, of one logging interval, and how long it will still take."""
 
     def __init__(self) -> None:
-        self.started = self.last_lap = time.monotonic()
-        self.waited = 0.0
+        self.started = self._began = time.monotonic()
+        self._waited, self._steps = 0.0, 0
+        self._step_seconds: float | None = None  # in the last interval
 
     def seconds(self) -> float:
+        """Return the seconds that the run has taken, over all its starts."""
         return round(time.monotonic() - self.started, 3)
 
-    def lap(self, images: int, waited: float) -> tuple[float, float]:
-        """Return images/s since the last lap, and the share of that time that was spent waiting for data.
+    def go_on_from(self, seconds: float) -> None:
+        """Count what earlier starts have taken."""
+        self.started -= seconds
 
-        `waited` is the loader's running total.
-        """
-        now = time.monotonic()
-        passed, self.last_lap = max(now - self.last_lap, 1e-9), now
-        share, self.waited = (waited - self.waited) / passed, waited
-        return round(images / passed, 2), round(min(share, 1.0), 4)
+    def begin_interval(self, step: int, waited: float) -> None:
+        """Begin an interval after a step of the run; `waited` is the loader's running total of seconds waited for."""
+        self._began, self._steps, self._waited = time.monotonic(), step, waited
+
+    def leave_out(self, seconds: float) -> None:
+        """Take something that is no training, such as saving, out of the interval."""
+        self._began += seconds
+
+    def end_interval(self, step: int, batch: int, waited: float) -> dict[str, float]:
+        """Return images/s over all ranks and the share of time waited for data; nothing if no step was made."""
+        passed, steps, wait = time.monotonic() - self._began, step - self._steps, waited - self._waited
+        self.begin_interval(step, waited)
+        if steps <= 0 or passed <= 0:
+            return {}
+        self._step_seconds = passed / steps
+        return {"images_per_second": round(steps * batch / passed, 2), "data_wait": round(min(wait / passed, 1.0), 4)}
+
+    def left(self, steps: int, validations: int, validation_seconds: float | None) -> float | None:
+        """Return the seconds that the rest of the run will take; None as long as nobody knows."""
+        if self._step_seconds is None:
+            return None
+        return steps * self._step_seconds + validations * (validation_seconds or 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import time
 from dataclasses import asdict, astuple
 from enum import IntEnum
 from typing import Any
@@ -25,6 +26,7 @@ from senet.run.watchdog import Watchdog
 from senet.system import faults
 from senet.system.files import write_text
 from senet.system.run_folder import RunFolder
+from senet.track.tracker import Stage
 from senet.train.evaluate import evaluate
 from senet.train.hooks import Faults, HookList, Hooks
 from senet.train.ledger import Ledger
@@ -65,6 +67,8 @@ class Run:
         self.lock: FileLock | None = None
         self.has_folder = False  # it is this run's: it may be written to
         self.rewinds = 0
+        self.warm = False  # it has made a step
+        self.validation_seconds: float | None = None
         self.orphaned = False  # on any rank
         changes.check_folder(config, flags.out, flags.accept_changes)
         self.watchdog = Watchdog(self.folder, world.rank, world.size, 60 * flags.hang_minutes, stop)
@@ -176,9 +180,16 @@ class Run:
         Ranks ask each other between two steps, and look at the answer after the next one, so that nobody waits for it.
         """
         state, trainer = self.state, self.trainer
+        clock, tracker = self.report.clock, self.report.tracker
+        tracker.begin(Stage("epoch", state.epoch + 1, self.config.epochs, state.step, self.loader.steps))
+        clock.begin_interval(state.global_step, self.loader.waited)
         answer = self.world.all_reduce_max(Request.GO_ON)
         for step in trainer.steps(self.loader, state.epoch, state.step, state.interval):
             state.step = step
+            if not self.warm:  # what the first step takes longer is start-up
+                self.warm = True
+                clock.begin_interval(state.global_step, self.loader.waited)
+            tracker.advance(step)
             if step % self.flags.log_every == 0 or step == self.loader.steps:
                 self._record_interval()
                 self._record_stragglers()
@@ -202,6 +213,8 @@ class Run:
         own = statistics.pack()
         statistics.average(self.world)
         began = self.report.clock.seconds()
+        self.report.tracker.begin(Stage("validation", state.epoch + 1, self.config.epochs, 0, self.val.images))
+        self.validated = 0
         faults.meet("validate", state.global_step)
         errors = evaluate(self.trainer.net, self.val, self.config, self.world, stop=self._stops_validation)
         request = self.world.all_reduce_max(self._request())()
@@ -217,7 +230,7 @@ class Run:
             state.best = {"epoch": state.epoch, **errors}
         self._record_bad_images()
         values: dict[str, Any] = {f"train_{name}": value for name, value in train.items()} | errors
-        values["validation_seconds"] = round(self.report.clock.seconds() - began, 3)
+        self.validation_seconds = values["validation_seconds"] = round(self.report.clock.seconds() - began, 3)
         self._record("val", **values, best_top1_error=state.best.get("top1_error"))
         self._save(errors)
         self.report.voice.gather()
@@ -231,6 +244,8 @@ class Run:
     def _stops_validation(self) -> bool:
         """Say, after each batch of a validation, whether it is to end early."""
         self.watchdog.at("validate", self.state.global_step)
+        self.validated += self.flags.source.val_batch * self.world.size  # the other ranks are about as far
+        self.report.tracker.advance(self.validated)
         return self.stop.wanted
 
     # ------------------------------------------------------------------------------------------- what went wrong
@@ -295,9 +310,11 @@ class Run:
 
     def _save(self, errors: dict[str, float]) -> None:
         """Save the current position; `errors` of the epoch that it ends."""
+        began = time.monotonic()
         self.watchdog.at("save", self.state.global_step)
         self.trainer.hooks.pause()
         self.keeper.save(errors)
+        self.report.clock.leave_out(time.monotonic() - began)
         self._write_status("running")
         self._record_unwritten()
 
@@ -320,11 +337,13 @@ class Run:
         if self.world.is_main:
             state.total.sums += sums
         values: dict[str, Any] = state.interval.read(sums)
-        speed, wait = clock.lap(int(values["images"]), self.loader.waited)
+        values |= clock.end_interval(state.global_step, self.config.batch, self.loader.waited)
         values["learning_rate"] = self.trainer.optimiser.param_groups[0]["lr"]
         position = (state.epoch + 1, state.global_step)
-        self.report.record("train", *position, **values, images_per_second=speed, data_wait=wait)
-        self.report.tracker.progress(state.epoch + 1, self.config.epochs, state.step, self.loader.steps, speed, wait)
+        epochs, steps = self.config.epochs, self.loader.steps
+        left = clock.left(epochs * steps - state.global_step, epochs - state.epoch, self.validation_seconds)
+        self.report.tracker.expect(left)
+        self.report.record("train", *position, **values)
 
     def _record(self, kind: str, **values: Any) -> None:
         self.report.record(kind, self.state.epoch, self.state.global_step, **values)

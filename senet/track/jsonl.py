@@ -39,6 +39,12 @@ class JsonLines(Tracker):
         self.file.close()
 
 
+def last_seconds(path: Path) -> float:
+    """Return how long a run had taken when it wrote its last record; 0 for a new log."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return float(json.loads(lines[-1]).get("seconds", 0.0)) if lines else 0.0
+
+
 def _rewind(path: Path, step: int | None) -> None:
     """Drop what came after `step`, or everything if it is None.
 

@@ -3,37 +3,42 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 from tqdm import tqdm
 
-from senet.track.tracker import Record, Tracker
+from senet.track.tracker import Record, Stage, Tracker
 
 
 class Terminal(Tracker):
-    """Writes to standard error. One bar an epoch; the lines that stay are those of the validations and of `say`."""
+    """Writes to standard error. A bar for each epoch and validation; lines of `say` stay."""
 
     def __init__(self) -> None:
         self.live = sys.stderr.isatty()
         self.bar: tqdm[Any] | None = None
-        self.loss = float("nan")
+        self.stage: Stage | None = None
+        self.left: float | None = None  # seconds of the whole run
+        self.figures = ""
 
     def log(self, record: Record) -> None:
         if record["kind"] == "train":
-            self.loss = record["loss"]
+            figures = [f"loss {record['loss']:.4f}"]
+            if (speed := record.get("images_per_second")) is not None:
+                figures += [f"{speed:.0f} images/s", f"waiting for data {record['data_wait']:.0%}"]
+            self.figures = ", ".join(figures)
+            if self.bar is not None:
+                self.bar.set_postfix_str(self.figures + self._time_left())
             if not self.live:
-                rates = f"{record['images_per_second']:.0f} images/s, waiting for data {record['data_wait']:.0%}"
                 self.say(
-                    f"epoch {record['epoch']} step {record['step']}: loss {record['loss']:.4f}, lr "
-                    f"{record['learning_rate']:.4g}, {rates}"
+                    f"{self._position(record)}: {self.figures}, lr {record['learning_rate']:.4g}{self._time_left()}"
                 )
         elif record["kind"] == "val":
             self._end_bar()
             self.say(
                 f"epoch {record['epoch']}: top-1 error {record['top1_error']:.2f} %, top-5 "
-                f"{record['top5_error']:.2f} % on "
-                f"{record['images']} images; training {record['train_top1_error']:.2f} %, loss "
-                f"{record['train_loss']:.4f}"
+                f"{record['top5_error']:.2f} % on {record['images']} images; training "
+                f"{record['train_top1_error']:.2f} %, loss {record['train_loss']:.4f}"
             )
         elif "slow_rank" in record:
             self.say(_straggler(record))
@@ -46,18 +51,27 @@ class Terminal(Tracker):
                 )
             )
 
-    def progress(
-        self, epoch: int, epochs: int, step: int, steps: int, images_per_second: float, data_wait: float
-    ) -> None:
-        if not self.live:
-            return
-        if self.bar is None:
-            self.bar = tqdm(total=steps, desc=f"epoch {epoch}/{epochs}", unit="step", leave=False, dynamic_ncols=True)
-        self.bar.set_postfix_str(
-            f"{images_per_second:.0f} images/s, data {data_wait:.0%}, loss {self.loss:.3f}", refresh=False
-        )
-        self.bar.update(step - self.bar.n)
-        self.bar.refresh()
+    def begin(self, stage: Stage) -> None:
+        self._end_bar()
+        self.stage, self.figures = stage, ""
+        if self.live:
+            what, unit = ("epoch", "step") if stage.what == "epoch" else ("validation", "image")
+            self.bar = tqdm(
+                desc=f"{what} {stage.epoch}/{stage.epochs}",
+                total=stage.total,
+                initial=stage.done,
+                unit=f" {unit}s",
+                leave=False,
+                dynamic_ncols=True,
+            )
+
+    def advance(self, done: int) -> None:
+        if self.bar is not None and self.stage is not None:
+            self.bar.set_postfix_str(self.figures + self._time_left(), refresh=False)
+            self.bar.update(min(done, self.stage.total) - self.bar.n)
+
+    def expect(self, seconds: float | None) -> None:
+        self.left = seconds
 
     def rewind(self, step: int) -> None:
         self._end_bar()
@@ -71,10 +85,32 @@ class Terminal(Tracker):
     def close(self, ok: bool) -> None:
         self._end_bar()
 
+    def _position(self, record: Record) -> str:
+        """Return the time of day and how far the run is, for a log that is read later."""
+        clock = time.strftime("%H:%M:%S")
+        if self.stage is None:
+            return f"{clock} epoch {record['epoch']} step {record['step']}"
+        stage, before = self.stage, (record["epoch"] - 1) * self.stage.total
+        return f"{clock} epoch {record['epoch']}/{stage.epochs}, step {record['step'] - before}/{stage.total}"
+
+    def _time_left(self) -> str:
+        return "" if self.left is None else f", {duration(self.left)} left"
+
     def _end_bar(self) -> None:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as a person says them: 50 s, 12 min, 3 h 20 min, 2 d 5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def _straggler(record: Record) -> str:

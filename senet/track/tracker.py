@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from senet.system.fan_out import fan_out
 from senet.system.run_folder import RunFolder
@@ -25,6 +25,17 @@ class Start:
     resume_step: int | None  # a resumed run logs again what came after it; None: a new run
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run that takes a while. `epoch` is counted from 1; of `total` units `done` are done already."""
+
+    what: Literal["epoch", "validation"]
+    epoch: int
+    epochs: int
+    done: int
+    total: int
+
+
 class Tracker:
     """A destination of a run's records. It does nothing with what it has no method of its own for."""
 
@@ -34,10 +45,14 @@ class Tracker:
     def rewind(self, step: int) -> None:
         """The run has gone back to `step` and will log again what came after; only the events of that time stay."""
 
-    def progress(
-        self, epoch: int, epochs: int, step: int, steps: int, images_per_second: float, data_wait: float
-    ) -> None:
-        """Show how far an epoch is; images/s over all ranks, the share of time that the first rank waited for data."""
+    def begin(self, stage: Stage) -> None:
+        """Show that an epoch's training, or its validation, begins or goes on."""
+
+    def advance(self, done: int) -> None:
+        """Show how much of it is done: steps, or images validated."""
+
+    def expect(self, seconds: float | None) -> None:
+        """Show the seconds that are left of the whole run, if they are known."""
 
     def say(self, text: str) -> None:
         """Show a message to a person."""
@@ -50,6 +65,6 @@ class Trackers(Tracker):
     """Passes everything on to several trackers, in their order; the last one is closed first."""
 
     def __init__(self, *trackers: Tracker) -> None:
-        for method in ("log", "rewind", "progress", "say"):
+        for method in ("log", "rewind", "begin", "advance", "expect", "say"):
             setattr(self, method, fan_out(trackers, method))
         self.close = fan_out(trackers[::-1], "close")  # type: ignore[method-assign]

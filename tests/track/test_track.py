@@ -8,18 +8,22 @@ import json
 import math
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
 
 from senet import track
 from senet.errors import UsageError
+from senet.run.report import Clock
 from senet.system.run_folder import RunFolder
-from senet.track.jsonl import JsonLines
+from senet.track.jsonl import JsonLines, last_seconds
+from senet.track.tracker import Stage
 from senet.track.wandb import decide
 from tests.helpers import ROOT, environment, run
 
@@ -117,11 +121,14 @@ def test_tensorboard_is_asked_for_by_name(tmp_path: Path) -> None:
 
 BAR = """
 from pathlib import Path
+from senet.track.tracker import Stage
 from tests.track.test_track import opened
 tracker = opened(Path(".") / "OUT", "none")
 times = {"epoch": 1, "step": 5, "seconds": 1.0}
+tracker.begin(Stage("epoch", 1, 2, 4, 10))
+tracker.expect(7200.0)
 tracker.log({"kind": "train", "loss": 1.5, "learning_rate": 0.1, "images_per_second": 100.0, "data_wait": 0.25} | times)
-tracker.progress(1, 2, 5, 10, 100.0, 0.25)
+tracker.advance(5)
 tracker.close(True)
 """
 
@@ -139,15 +146,16 @@ def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
     except OSError:  # the other side is closed
         pass
     text = shown.decode()
-    assert "epoch 1/2" in text
-    assert "100 images/s" in text
-    assert "data 25%" in text
+    assert "epoch 1/2:  40%" in text, "a resumed epoch begins where it was left"
+    assert "100 images/s, waiting for data 25%, 2 h 0 min left" in text
 
 
 def test_plain_lines_elsewhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert not sys.stderr.isatty()
     tracker = opened(tmp_path, "none")
     times = {"epoch": 1, "step": 5, "seconds": 1.0}
+    tracker.begin(Stage("epoch", 1, 3, 0, 10))
+    tracker.expect(50.0)
     tracker.log(
         {"kind": "train", "loss": 1.5, "learning_rate": 0.1, "images_per_second": 100.0, "data_wait": 0.25} | times
     )
@@ -158,5 +166,27 @@ def test_plain_lines_elsewhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     shown = capfd.readouterr().err
     assert "rank 3 on node7 holds up the others: its own work takes 2.5 times the usual; of its time data 75%" in shown
     assert "rank 3 on node7 keeps up again" in shown
-    assert "epoch 1 step 5: loss 1.5000, lr 0.1, 100 images/s, waiting for data 25%" in shown
+    assert re.search(
+        r"\d\d:\d\d:\d\d epoch 1/3, step 5/10: loss 1.5000, 100 images/s, waiting for data 25%, lr 0.1, 50 s left",
+        shown,
+    )
     assert "\r" not in shown
+
+
+def test_times_of_a_run_are_those_of_training_and_go_on_over_starts(tmp_path: Path) -> None:
+    clock = Clock()
+    clock.go_on_from(100.0)
+    assert 100 <= clock.seconds() < 101
+    assert clock.end_interval(0, 32, 0.0) == {}, "no step was made"
+    assert clock.left(10, 1, 5.0) is None
+    clock.begin_interval(0, 1.0)
+    time.sleep(0.3)
+    clock.leave_out(0.25)  # a checkpoint was saved
+    found = clock.end_interval(2, 32, 1.01)
+    assert 64 / 0.2 < found["images_per_second"] < 64 / 0.05
+    assert 0.04 < found["data_wait"] < 0.21
+    assert 10 * 0.025 <= (clock.left(10, 2, 5.0) or 0) - 10 < 10 * 0.1
+    log = JsonLines(tmp_path / "log.jsonl", None)
+    log.log({"kind": "train", "epoch": 1, "step": 5, "seconds": 7.5})
+    log.close(True)
+    assert last_seconds(tmp_path / "log.jsonl") == 7.5
