@@ -37,9 +37,9 @@ class ConvBN(nn.Sequential):
             self.relu = nn.ReLU()
 
 
-def se_slot(channels: int, se: config.SqueezeExcitation | None) -> nn.Module:
-    """Return an SE block for `channels`, or the identity in a net, or a place of it, without SE."""
-    return SEBlock(channels, se) if se else nn.Identity()
+def se_slot(channels: int, se: config.SqueezeExcitation | None, here: bool = True) -> nn.Module:
+    """Return an SE block for `channels`; the identity in a net without SE, or where it does not stand."""
+    return SEBlock(channels, se) if se and here else nn.Identity()
 
 
 def initialise(net: nn.Module) -> None:

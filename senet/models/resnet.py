@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from senet import config
+from senet.models.layers import se_slot
 from senet.models.network import Staged, TailBlock
 from senet.models.se import SEBlock
 
@@ -65,10 +66,10 @@ class Block(TailBlock):
         self.branch = kind(net, inputs, width, stride, se)  # type: ignore[arg-type]
         self.shortcut = self._shortcut(net, inputs, outputs, stride)
         place = se.place if se else None
-        self.se_pre = slot(inputs, se, place == "pre")
-        self.se = slot(outputs, se, place == "standard")
-        self.se_identity = slot(outputs, se, place == "identity")
-        self.se_post = slot(outputs, se, place == "post")
+        self.se_pre = se_slot(inputs, se, place == "pre")
+        self.se = se_slot(outputs, se, place == "standard")
+        self.se_identity = se_slot(outputs, se, place == "identity")
+        self.se_post = se_slot(outputs, se, place == "post")
         self.tail = self.plain  # see `senet.execution.execution.prepare`
 
     def _shortcut(self, net: config.ResNet, inputs: int, outputs: int, stride: int) -> nn.Module:
@@ -139,11 +140,6 @@ def bottleneck(net: config.Bottleneck, inputs: int, width: int, stride: int, se:
     if not net.preactivation:
         layers.add(bn3=nn.BatchNorm2d(outputs))
     return layers
-
-
-def slot(channels: int, se: config.SE | None, here: bool) -> nn.Module:
-    """Return an SE block if it stands `here`, otherwise the identity."""
-    return SEBlock(channels, se) if se and here else nn.Identity()
 
 
 def stem(net: config.ResNet) -> Branch:

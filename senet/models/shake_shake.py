@@ -62,7 +62,7 @@ class Unit(nn.Module):
             for branch in branches:
                 branch.add_module("se", se_slot(outputs, net.se))
         self.branches = nn.ModuleList(branches)
-        self.se = se_slot(outputs, net.se if mixture else None)
+        self.se = se_slot(outputs, net.se, mixture)
         self.even = net.backward == "even"
 
     def residual(self, x: Tensor) -> Tensor:
