@@ -39,12 +39,11 @@ class Layout:
         return [name for part in self.files.values() for name in part]
 
 
+# fmt: off
 LAYOUTS = {
     "cifar10": (
         Layout(
-            "cifar-10-python.tar.gz",
-            "c58f30108f718f92721af3b95e74349a",
-            "cifar-10-batches-py",
+            "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", "cifar-10-batches-py",
             {
                 "train": {
                     "data_batch_1": "c99cafc152244af753f735de768cd75f",
@@ -55,40 +54,31 @@ LAYOUTS = {
                 },
                 "test": {"test_batch": "40351d587109b95175f43aff81a1287e"},
             },
-            b"labels",
-            ("batches.meta", b"label_names"),
+            b"labels", ("batches.meta", b"label_names"),
         ),
         Layout(
-            "cifar-10-binary.tar.gz",
-            "c32a1d4ab5d03f1284b67883e8d87530",
-            "cifar-10-batches-bin",
+            "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", "cifar-10-batches-bin",
             {"train": {f"data_batch_{i}.bin": None for i in range(1, 6)}, "test": {"test_batch.bin": None}},
-            1,
-            ("batches.meta.txt", None),
+            1, ("batches.meta.txt", None),
         ),
     ),
     "cifar100": (
         Layout(
-            "cifar-100-python.tar.gz",
-            "eb9058c3a382ffc7106e4002c42a8d85",
-            "cifar-100-python",
+            "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85", "cifar-100-python",
             {
                 "train": {"train": "16019d7e3df5f24257cddd939b257f8d"},
                 "test": {"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
             },
-            b"fine_labels",
-            ("meta", b"fine_label_names"),
+            b"fine_labels", ("meta", b"fine_label_names"),
         ),
         Layout(
-            "cifar-100-binary.tar.gz",
-            "03b5dce01913d631647c71ecec9e9cb8",
-            "cifar-100-binary",
+            "cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", "cifar-100-binary",
             {"train": {"train.bin": None}, "test": {"test.bin": None}},
-            2,
-            ("fine_label_names.txt", None),
+            2, ("fine_label_names.txt", None),
         ),
     ),
 }
+# fmt: on
 
 
 def read(root: Path, name: str, split: str, checksum: bool = True) -> tuple[NDArray[np.uint8], Ints]:

@@ -1,5 +1,4 @@
-"""Image folders and shards through NVIDIA DALI: decoding on the GPU where there is one, else on the CPU. The only
-importer of nvidia.dali.
+"""Image files through NVIDIA DALI, decoded on the GPU if there is one, otherwise on the CPU.
 
 A pipeline has no state that matters: it is fed with bytes and boxes by a function of the batch's number. So it can be
 built anew at any position, after a resume or without an image that killed it (one undecodable image ends a DALI
@@ -84,9 +83,6 @@ class Dali:
                 return
             tensor = torch.utils.dlpack.from_dlpack(pixels.as_tensor())  # keeps DALI from using the buffer again
             yield Raw(tensor, torch.from_numpy(self.samples.labels(keys)), self.samples.sampler.epoch(number), keys)
-
-    def names(self, number: int) -> list[str]:
-        return self.samples.names(number)
 
     def close(self) -> None:
         self.pipe = None

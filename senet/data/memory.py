@@ -43,9 +43,6 @@ class InMemory:
                 pixels = self._augment(self.data, pixels, uniforms(self.sampler.seed, epoch, keys, 3))
             yield Raw(pixels, labels, epoch, keys)
 
-    def names(self, number: int) -> list[str]:
-        return [f"{self.data.set} {key & NUMBER}" for key in self.sampler.keys(number)]
-
     def close(self) -> None:
         pass
 

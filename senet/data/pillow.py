@@ -131,9 +131,6 @@ class Pillow:
             if len(labels):
                 yield Raw(pixels, labels, self.samples.sampler.epoch(number), keys.numpy())
 
-    def names(self, number: int) -> list[str]:
-        return self.samples.names(number)
-
     def close(self) -> None:
         iterator = getattr(self.loader, "_iterator", None)
         if iterator is not None and hasattr(iterator, "_shutdown_workers"):

@@ -39,10 +39,6 @@ class Samples:
     def training(self) -> bool:
         return isinstance(self.sampler, TrainSampler)
 
-    def names(self, number: int) -> list[str]:
-        """Return the paths of a batch's images."""
-        return [self.path(key) for key in self.sampler.keys(number)]
-
     def path(self, key: int) -> str:
         return self.index.storage.path(int(key) & NUMBER)
 

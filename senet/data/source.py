@@ -19,7 +19,7 @@ from senet.data.device import DevicePipeline
 from senet.data.loader import BadImages, Batch, Raw, TrainLoader, ValLoader
 from senet.data.memory import InMemory, synthetic
 from senet.data.philox import Ints
-from senet.data.sampler import Sampler, TrainSampler, ValSampler
+from senet.data.sampler import NUMBER, Sampler, TrainSampler, ValSampler
 from senet.data.samples import Samples
 from senet.data.storage.find import find, listing, splits
 from senet.errors import UsageError
@@ -77,7 +77,6 @@ class Backend(Protocol):
     @property
     def description(self) -> dict[str, Any]: ...
     def batches(self, first: int, count: int) -> Iterator[Raw]: ...
-    def names(self, number: int) -> list[str]: ...
     def close(self) -> None: ...
 
 
@@ -87,55 +86,45 @@ class _Split:
     fingerprint: str
     classes: tuple[str, ...]
     bad: BadImages
+    path: Callable[[int], str]  # of an image
     backend: Callable[[Sampler], Backend]
 
 
-class _Loader:
-    def __init__(self, data: Data, split: _Split, sampler: Sampler, pipeline: DevicePipeline) -> None:
+class _Loader(DevicePipeline):
+    def __init__(self, data: Data, split: _Split, sampler: Sampler, *how: Any) -> None:
+        super().__init__(data, *how)
+        self.split, self.backend, self.bad = split, split.backend(sampler), split.bad
         self.images, self.fingerprint, self.classes = len(split.labels), split.fingerprint, split.classes
-        self.backend, self.bad, self.pipeline = split.backend(sampler), split.bad, pipeline
         shown = {"crop": data.crop, "mean": list(data.mean), "std": list(data.std), "classes": list(split.classes)}
         if isinstance(data, Folder):
             shown |= {"resize": data.resize, "interpolation": data.interpolation}
         self.description = self.backend.description | shown
-
-    @property
-    def waited(self) -> float:
-        return self.pipeline.waited
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        return self.pipeline.memory_format
-
-    @memory_format.setter
-    def memory_format(self, value: torch.memory_format) -> None:
-        self.pipeline.memory_format = value
 
     def close(self) -> None:
         self.backend.close()
 
 
 class _Train(_Loader):
-    def __init__(self, data: Data, split: _Split, sampler: TrainSampler, pipeline: DevicePipeline) -> None:
-        super().__init__(data, split, sampler, pipeline)
-        self.steps, self.accumulation_steps = sampler.steps, sampler.accumulation_steps
+    def __init__(self, data: Data, split: _Split, sampler: TrainSampler, *how: Any) -> None:
+        super().__init__(data, split, sampler, *how)
+        self.sampler, self.steps, self.accumulation_steps = sampler, sampler.steps, sampler.accumulation_steps
 
     def batches(self, epoch: int, step: int) -> Generator[Batch, None, None]:
         first = (epoch * self.steps + step) * self.accumulation_steps
-        return self.pipeline(lambda: self.backend.batches(first, (self.steps - step) * self.accumulation_steps))
+        return self(lambda: self.backend.batches(first, (self.steps - step) * self.accumulation_steps))
 
     def names(self, step: int) -> list[str]:
-        first = step * self.accumulation_steps
-        return [name for number in range(first, first + self.accumulation_steps) for name in self.backend.names(number)]
+        numbers = range(step * self.accumulation_steps, (step + 1) * self.accumulation_steps)
+        return [self.split.path(int(key) & NUMBER) for number in numbers for key in self.sampler.keys(number)]
 
 
 class _Val(_Loader):
-    def __init__(self, data: Data, split: _Split, sampler: ValSampler, pipeline: DevicePipeline) -> None:
-        super().__init__(data, split, sampler, pipeline)
+    def __init__(self, data: Data, split: _Split, sampler: ValSampler, *how: Any) -> None:
+        super().__init__(data, split, sampler, *how)
         self.count = len(sampler.batches)
 
     def batches(self) -> Iterator[Batch]:
-        return self.pipeline(lambda: self.backend.batches(0, self.count))
+        return self(lambda: self.backend.batches(0, self.count))
 
 
 def train_loader(
@@ -164,7 +153,7 @@ def train_loader(
     balance = split.labels if augment.balance else None
     sampler = TrainSampler(len(split.labels), batch, micro_batch, seed, rank, world, augment.repeats, balance)
     augmentation = Augmentation(data, seed) if augment.active else None
-    return _Train(data, split, sampler, DevicePipeline(data, device, augmentation, dtype))
+    return _Train(data, split, sampler, device, augmentation, dtype)
 
 
 def val_loader(
@@ -175,7 +164,7 @@ def val_loader(
         raise UsageError(f"--val-batch {source.val_batch}: must be at least 1")
     split = _open(data, source, "val", 1, device)
     sampler = ValSampler(len(split.labels), source.val_batch, rank, world)
-    return _Val(data, split, sampler, DevicePipeline(data, device, None, dtype))
+    return _Val(data, split, sampler, device, None, dtype)
 
 
 def list_images(data: Data, source: Source, wait: Callable[[], object]) -> None:
@@ -204,7 +193,7 @@ def _open(data: Data, source: Source, split: str, seed: int, device: torch.devic
 
             return Pillow(samples, source.workers_per_rank, bad)
 
-        return _Split(index.labels, index.fingerprint, index.classes, bad, decoder)
+        return _Split(index.labels, index.fingerprint, index.classes, bad, index.storage.path, decoder)
     if source.backend != "auto":
         raise UsageError(f"--backend {source.backend} would have no effect: {data.set} is held in memory; leave it out")
     classes: tuple[str, ...] = ()
@@ -214,6 +203,8 @@ def _open(data: Data, source: Source, split: str, seed: int, device: torch.devic
         pixels, labels = cifar.read(source.folder, data.set, "train" if split == "train" else "test", source.checksum)
         classes = cifar.class_names(source.folder, data.set)
     fingerprint = hashlib.sha256(labels.astype("<i8").tobytes() + pixels[::101].tobytes()).hexdigest()[:16]
-    return _Split(
-        labels, fingerprint, classes, BadImages(0), lambda sampler: InMemory(pixels, labels, data, sampler, device)
-    )
+
+    def memory(sampler: Sampler) -> Backend:
+        return InMemory(pixels, labels, data, sampler, device)
+
+    return _Split(labels, fingerprint, classes, BadImages(0), lambda image: f"{data.set} {image}", memory)

@@ -21,8 +21,8 @@ CLASSES = tuple(f"{shape}_{texture}" for shape in SHAPES for texture in TEXTURES
 
 
 def jpeg(name: str, rng: np.random.Generator) -> bytes:
-    """A JPEG file that shows class `name`, one of CLASSES; most sides are 120 to 260 pixels, one picture in twenty is
-    twice as large.
+    """Return a JPEG file that shows class `name`, one of CLASSES; most sides are 120 to 260 pixels, one picture in
+    twenty is twice as large.
     """
     pixels = draw(name, rng)
     file = io.BytesIO()
@@ -31,7 +31,7 @@ def jpeg(name: str, rng: np.random.Generator) -> bytes:
 
 
 def draw(name: str, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """The pixels, (height, width, 3), of one picture of class `name`."""
+    """Return the pixels, (height, width, 3), of one picture of class `name`."""
     shape, texture = name.split("_")
     height, width = (int(pixels) for pixels in rng.integers(120, 261, size=2) * (2 if rng.random() < 0.05 else 1))
     # Not narrower than 2:3, so that the centre crop of validation keeps the object.
@@ -57,7 +57,7 @@ def draw(name: str, rng: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def _background(height: int, width: int, rng: np.random.Generator) -> Plane:
-    """Soft clouds of any colour and brightness."""
+    """Draw soft clouds of any colour and brightness."""
     cells = int(rng.integers(2, 7))
     clouds = rng.uniform(0, 1, size=3) + rng.normal(0, rng.uniform(0.05, 0.2), size=(cells, cells, 3))
     small = Image.fromarray((np.clip(clouds, 0, 1) * 255).astype(np.uint8))
@@ -65,7 +65,7 @@ def _background(height: int, width: int, rng: np.random.Generator) -> Plane:
 
 
 def _clutter(canvas: Plane, side: int, rng: np.random.Generator) -> None:
-    """One bar or blob of a single colour, too small to be the object."""
+    """Draw one bar or blob of a single colour, too small to be the object."""
     height, width, _ = canvas.shape
     y, x = _turned(height, width, rng.uniform(0, (height, width)), rng)
     long, thin = side * rng.uniform(0.1, 0.4), side * rng.uniform(0.01, 0.06)
@@ -75,7 +75,7 @@ def _clutter(canvas: Plane, side: int, rng: np.random.Generator) -> None:
 
 
 def _turned(height: int, width: int, centre: NDArray[np.float64], rng: np.random.Generator) -> tuple[Plane, Plane]:
-    """Coordinates, in pixels, of a frame at `centre` turned by a random angle."""
+    """Return coordinates, in pixels, of a frame at `centre` turned by a random angle."""
     angle = rng.uniform(0, 2 * math.pi)
     y = np.arange(height, dtype=np.float32)[:, None] - np.float32(centre[0])
     x = np.arange(width, dtype=np.float32)[None, :] - np.float32(centre[1])
@@ -84,7 +84,7 @@ def _turned(height: int, width: int, centre: NDArray[np.float64], rng: np.random
 
 
 def _outside(shape: str, y: Plane, x: Plane) -> Plane:
-    """About the distance to the edge of a shape of radius 1 around the origin, negative inside."""
+    """Return about the distance to the edge of a shape of radius 1 around the origin, negative inside."""
     if shape == "disc":
         return np.hypot(y, x) - 0.9
     if shape == "ring":
@@ -103,8 +103,8 @@ def _outside(shape: str, y: Plane, x: Plane) -> Plane:
 
 
 def _texture(texture: str, y: Plane, x: Plane, period: float) -> Plane:
-    """How much ink, 0 to 1, on a pattern of period 1 whose period is `period` pixels; ink and paper cover about as
-    much.
+    """Return how much ink, 0 to 1, is on a pattern of period 1 whose period is `period` pixels; ink and paper cover
+    about as much.
     """
     far: Plane = np.abs(x % 1 - 0.5) - 0.25 if texture == "stripes" else np.hypot(y % 1 - 0.5, x % 1 - 0.5) - 0.37
     ink: Plane = np.clip(0.5 - far * period, 0, 1)
@@ -112,7 +112,7 @@ def _texture(texture: str, y: Plane, x: Plane, period: float) -> Plane:
 
 
 def _two_colours(rng: np.random.Generator) -> tuple[Plane, Plane]:
-    """Two colours that differ clearly, in either order of brightness."""
+    """Choose two colours that differ clearly, in either order of brightness."""
     while True:
         first, second = rng.uniform(0, 1, size=(2, 3)).astype(np.float32)
         if np.abs(first - second).sum() > 0.9:

@@ -67,13 +67,13 @@ def _look(image: Image.Image, content: bytes) -> dict[str, bool]:
 
 
 def _plain(error: Exception) -> str:
-    """In one line, without the address of an object in memory."""
+    """Return an error in one line, without the address of an object in memory."""
     return re.sub(r" <.*>", "", " ".join(str(error).split()))[:200] or type(error).__name__
 
 
 @dataclass
 class Findings:
-    """Of all images of a split: 27 bytes each, and a dictionary for each of the few that are bad."""
+    """What was found in a split: 27 bytes an image, and a dictionary for each of the few that are bad."""
 
     root: Path
     index: Index
@@ -96,7 +96,7 @@ class Findings:
         return dict(zip(names, counts.tolist(), strict=True))
 
     def summary(self, duplicates: list[list[str]]) -> dict[str, Any]:
-        """What audit.json says of the split."""
+        """Return what audit.json says of the split."""
         kinds = np.bincount(self.rows["kind"], minlength=len(KINDS))
         return {
             "images": len(self.index),
@@ -116,7 +116,7 @@ class Findings:
         return listed([self.name(int(image)) for image in images[:LISTED]], len(images))
 
     def _sizes(self) -> dict[str, Any]:
-        """Of the images whose head tells one."""
+        """Return the sizes of the images whose head tells one."""
         rows = self.rows[self.rows["height"] > 0]
         if not len(rows):
             return {}
