@@ -87,15 +87,17 @@ from senet import distributed
 from senet.data.source import Source
 from senet.models import build
 from senet.run import preflight
+from senet.system.run_folder import RunFolder
 preflight.SHARED = Path(sys.argv[1]) if odd else preflight.SHARED
 world = distributed.start("cpu")
-out = Path(sys.argv[2]) / ("elsewhere" if odd else "run")
+run = RunFolder(Path(sys.argv[2]) / "run")
+out = RunFolder(Path(sys.argv[2]) / "elsewhere") if odd else run
 settings = config.load("configs/imagenet/se_resnet50.yaml")
 net = build(settings.net, 1000)
 source = Source(backend="pillow", workers=2)
 found = preflight.warnings(world, settings, source, out, 10**6, 512, net)
 began = time.monotonic()
-calm = preflight.warnings(world, config.load("configs/debug/tiny.yaml"), source, Path(sys.argv[2]) / "run", 2, 16, net)
+calm = preflight.warnings(world, config.load("configs/debug/tiny.yaml"), source, run, 2, 16, net)
 assert time.monotonic() - began < 5
 if world.is_main:
     print("\\n".join(found))
