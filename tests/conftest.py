@@ -13,7 +13,7 @@ from tests.helpers import TINY, make_set, run
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that take minutes come first, so that processes which share the files end at about the same time."""
-    long = ("slurm", "drills", "run", "train", "track", "bench")
+    long = ("slurm", "drills", "nullgpu", "run", "execution", "train", "track", "bench", "diagnose", "prepare", "data")
     items.sort(key=lambda item: long.index(part) if (part := item.path.parent.name) in long else len(long))
 
 
