@@ -45,13 +45,13 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def all_gather(self, tensor: Tensor) -> Tensor:
-        """Return the tensors of all ranks, equal in shape, as one [size, *shape]."""
+    def gather(self, tensor: Tensor) -> Tensor | None:
+        """Return [size, *shape] of a tensor that has one shape on all ranks, on rank 0; None on the others."""
         if self.size == 1:
             return tensor[None].clone()
-        out = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(out, tensor.contiguous())
-        return torch.stack(out)
+        out = [torch.empty_like(tensor) for _ in range(self.size)] if self.is_main else None
+        dist.gather(tensor.contiguous(), out)
+        return None if out is None else torch.stack(out)
 
     def broadcast_object(self, value: Any) -> Any:
         """Return rank 0's `value`, a plain object, on every rank."""
@@ -78,19 +78,18 @@ class World:
         dist.all_gather(out, own, group=self.host_group)
         return [each.tolist() for each in out]
 
-    def all_reduce_max(self, number: int) -> Callable[[], int]:
-        """Begin to look for the greatest number of all ranks; return a function that waits for it and returns it.
-
-        The device is not touched.
+    def all_reduce_max(self, *numbers: int) -> Callable[[], list[int]]:
+        """Begin to find the greatest of all ranks' numbers, each for itself. Return a function that waits for them,
+        though not for the device.
         """
         if self.size == 1:
-            return lambda: number
-        box = torch.tensor([number])
+            return lambda: list(numbers)
+        box = torch.tensor(numbers)
         work = dist.all_reduce(box, op=dist.ReduceOp.MAX, group=self.host_group, async_op=True)
 
-        def greatest() -> int:
+        def greatest() -> list[int]:
             work.wait()
-            return int(box.item())
+            return box.tolist()
 
         return greatest
 

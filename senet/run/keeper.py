@@ -35,9 +35,9 @@ class Keeper:
             self._timed_due = time.monotonic() + 3600 * (self.flags.keep_hours - self.folder.hours_since_timed())
 
     @property
-    def is_due(self) -> bool:
-        """Whether it is time to save, by this rank's clock."""
-        return time.monotonic() - self.saved_at > 60 * self.flags.save_minutes
+    def due(self) -> float:
+        """Seconds until it is time to save, by this rank's clock; less than 0 if it is overdue."""
+        return self.saved_at + 60 * self.flags.save_minutes - time.monotonic()
 
     def save(self, errors: Mapping[str, float]) -> None:
         """Write a checkpoint of the current position behind the training's back; `errors` of the epoch that it ends."""

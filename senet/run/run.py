@@ -7,7 +7,6 @@ import json
 import logging
 import time
 from dataclasses import asdict, astuple
-from enum import IntEnum
 from typing import Any
 
 from filelock import FileLock
@@ -20,6 +19,7 @@ from senet.run import changes, preflight, provenance, report, status, step_plan
 from senet.run.flags import Flags, execution
 from senet.run.keeper import Keeper
 from senet.run.report import Report
+from senet.run.requests import Exchange, Request
 from senet.run.state import State
 from senet.run.stop import RESUMABLE, Stop
 from senet.run.watchdog import Watchdog
@@ -37,15 +37,6 @@ REWINDS = 3  # before giving up
 DUMPED = 20  # steps whose images are named
 
 log = logging.getLogger(__name__)
-
-
-class Request(IntEnum):
-    """What a rank can ask all others for between two steps; the greatest request wins."""
-
-    GO_ON = 0
-    SAVE = 1
-    STOP = 2
-    STOP_ORPHANED = 3  # its torchrun is gone
 
 
 def train(config: Config, flags: Flags, stop: Stop) -> int:
@@ -70,6 +61,7 @@ class Run:
         self.warm = False  # it has made a step
         self.validation_seconds: float | None = None
         self.orphaned = False  # on any rank
+        self.bad_counts: list[float] = [0] * world.size  # undecodable images that each rank has met
         changes.check_folder(config, flags.out, flags.accept_changes)
         self.watchdog = Watchdog(self.folder, world.rank, world.size, 60 * flags.hang_minutes, stop)
 
@@ -176,14 +168,11 @@ class Run:
     def _train_on(self) -> bool:
         """Train to the end of the epoch, or until the run goes back to an earlier position; return False if asked to
         stop.
-
-        Ranks ask each other between two steps, and look at the answer after the next one, so that nobody waits for it.
         """
-        state, trainer = self.state, self.trainer
+        state, trainer, exchange = self.state, self.trainer, Exchange(self.world)
         clock, tracker = self.report.clock, self.report.tracker
         tracker.begin(Stage("epoch", state.epoch + 1, self.config.epochs, state.step, self.loader.steps))
         clock.begin_interval(state.global_step, self.loader.waited)
-        answer = self.world.all_reduce_max(Request.GO_ON)
         for step in trainer.steps(self.loader, state.epoch, state.step, state.interval):
             state.step = step
             if not self.warm:  # what the first step takes longer is start-up
@@ -192,19 +181,17 @@ class Run:
             tracker.advance(step)
             if step % self.flags.log_every == 0 or step == self.loader.steps:
                 self._record_interval()
-                self._record_stragglers()
-                self._record_bad_images()
+                self._record_ranks()
                 if self._has_rewound():
-                    answer()
-                    return True
-            request, answer = answer(), self.world.all_reduce_max(self._request())
+                    break
+            request = exchange.after_step(self._request(), self.keeper.due)
             if request != Request.GO_ON and step < self.loader.steps:
                 self._save({})
                 if request >= Request.STOP:
                     self.orphaned = request == Request.STOP_ORPHANED
-                    answer()
+                    exchange.finish()
                     return False
-        answer()
+        exchange.finish()
         return True
 
     def _end_epoch(self) -> bool:
@@ -217,7 +204,7 @@ class Run:
         self.validated = 0
         faults.meet("validate", state.global_step)
         errors = evaluate(self.trainer.net, self.val, self.config, self.world, stop=self._stops_validation)
-        request = self.world.all_reduce_max(self._request())()
+        (request,) = self.world.all_reduce_max(self._request())()
         if request >= Request.STOP:
             self.orphaned = request == Request.STOP_ORPHANED
             statistics.unpack(own)
@@ -239,7 +226,7 @@ class Run:
     def _request(self) -> Request:
         if self.stop.wanted:
             return Request.STOP_ORPHANED if self.stop.orphaned else Request.STOP
-        return Request.SAVE if self.keeper.is_due else Request.GO_ON
+        return Request.SAVE if self.keeper.due < 0 else Request.GO_ON
 
     def _stops_validation(self) -> bool:
         """Say, after each batch of a validation, whether it is to end early."""
@@ -257,7 +244,10 @@ class Run:
         Every rank sees the same, for gradients are those of the global batch.
         """
         guard, state = self.trainer.guard, self.state
-        if steps := guard.nonfinite_steps():
+        steps = guard.nonfinite_steps()
+        # An overflow of fp16 lets the loss scale find its size; it is a fault if it goes on.
+        expected = self.trainer.scaler.is_enabled() and guard.consecutive_skips < self.flags.max_skips
+        if steps and not expected:
             self._dump_images(steps)
             facts = {"skipped": len(steps), "first_skipped": steps[0] + 1, "row": guard.consecutive_skips}
             self._record("event", **facts, reason="gradients not finite")
@@ -288,6 +278,19 @@ class Run:
         file = self.folder.nonfinite(steps[0] + 1, self.world.rank)
         write_text(file, json.dumps({"epoch": self.state.epoch, "steps": steps, "images": images}, indent=1))
 
+    def _record_ranks(self) -> None:
+        """Name the ranks that hold up the others, or no longer do, and undecodable images. Unless one was found, a few
+        numbers of each rank say it all.
+        """
+        times = astuple(self.timer.read()) if self.timer else ()
+        told = self.world.all_gather_floats([len({**self.loader.bad, **self.val.bad}), *times])
+        if self.timer:
+            for change in self.stragglers.compare([Times(int(steps), *seconds) for _, steps, *seconds in told]):
+                self._record("event", **change)
+        if (counts := [count for count, *_ in told]) != self.bad_counts:
+            self.bad_counts = counts
+            self._record_bad_images()
+
     def _record_bad_images(self) -> None:
         """Name, once each, the images that any rank could not decode. Raises RunError, on all ranks, for too many."""
         bad = self.state.bad
@@ -297,14 +300,6 @@ class Run:
                     bad[path] = reason
                     self._record("event", undecodable=path, reason=reason)
         self.loader.bad.check(bad)
-
-    def _record_stragglers(self) -> None:
-        """Name the ranks that hold up the others, and those that no longer do."""
-        if self.timer is None:
-            return
-        readings = self.world.all_gather_floats(list(astuple(self.timer.read())))
-        for change in self.stragglers.compare([Times(int(steps), *seconds) for steps, *seconds in readings]):
-            self._record("event", **change)
 
     # ------------------------------------------------------------------------------------------ saving and recording
 

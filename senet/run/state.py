@@ -34,12 +34,13 @@ class State:
         return self.epoch * self.steps + self.step
 
     def pack(self, **facts: Any) -> Payload:
-        """Return the payload of a checkpoint, which refers to living tensors: take a snapshot before going on.
+        """Return the payload of a checkpoint, which refers to living tensors: take a snapshot before going on. It is
+        complete on the first rank, which writes it.
 
         `facts` are further fields of the payload, about the data.
         """
         trainer, world = self.trainer, self.trainer.world
-        per_rank = world.all_gather(trainer.statistics.pack())
+        per_rank = world.gather(trainer.statistics.pack())
         images = self.global_step * trainer.config.batch
         return Payload(
             Progress(self.global_step, self.epoch, self.step, images, dict(self.best)),
@@ -57,9 +58,11 @@ class State:
             **facts,
         )
 
-    def _averaged(self, per_rank: Tensor) -> dict[str, Tensor]:
+    def _averaged(self, per_rank: Tensor | None) -> dict[str, Tensor]:
         """Return the state of the net with BN statistics averaged over ranks, `per_rank` [ranks, n]. Copies nothing."""
         net: dict[str, Tensor] = dict(self.trainer.net.state_dict())
+        if per_rank is None:
+            return net
         names = {value.data_ptr(): name for name, value in net.items()}
         buffers = self.trainer.statistics.buffers
         for buffer, mean in zip(buffers, per_rank.mean(0).split([b.numel() for b in buffers]), strict=True):

@@ -15,8 +15,9 @@ RESUMABLE = 75  # sysexits' EX_TEMPFAIL: started again, the run goes on
 class Stop:
     """`wanted` turns true at the first TERM or INT, or within a second of the appearance of `file`.
 
-    A file reaches all ranks, on all nodes, past launchers that forward signals badly or not at all. A second INT, from
-    someone impatient, interrupts at once.
+    A file reaches all ranks, on all nodes, past launchers that forward signals badly or not at all; one rank of each
+    node looks for it so often, for a shared disk's sake, and ranks tell each other. A second INT, from someone
+    impatient, interrupts at once.
     """
 
     def __init__(self, file: Path | None = None) -> None:
@@ -24,6 +25,7 @@ class Stop:
         self.orphaned = False  # the launcher of this process is gone
         self._signalled = False
         self._looked = 0.0
+        self._every = 1 if os.environ.get("LOCAL_RANK", "0") == "0" else 10  # seconds between two looks for the file
         self._process = os.getpid()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
@@ -37,7 +39,7 @@ class Stop:
     def wanted(self) -> bool:
         """Whether the run is to stop."""
         now = time.monotonic()
-        if not self._signalled and self.file is not None and now - self._looked > 1:
+        if not self._signalled and self.file is not None and now - self._looked > self._every:
             self._looked = now
             self._signalled = self.file.exists()
         return self._signalled

@@ -26,7 +26,9 @@ from senet.system.files import write_text
 from senet.system.run_folder import RunFolder
 from senet.train.hooks import Hooks
 
-EVERY = 2.0  # seconds between signs of life
+EVERY = 2.0  # seconds between two looks, and between signs of life while something is stuck ...
+CALM = 30.0  # ... and otherwise, at most: hundreds of ranks share a disk
+FEW = 64  # ranks, of which all read each other's signs; of more, one rank of each node does
 PHASES = ("start", "data", "compute", "save", "validate", "failed")  # of a step its images come before its arithmetic
 PATIENCE = 10.0  # seconds after a TERM, at least, in which a step may still come to its end
 
@@ -43,6 +45,7 @@ class Watchdog(Hooks):
         self.phase, self.step, self.since = "start", -1, time.monotonic()
         self.longest = 0.0  # seconds between two calls of `at` within a step
         self._beats = 0
+        self._reads = ranks <= FEW or os.environ.get("LOCAL_RANK", "0") == "0"
         self._signs: dict[int, tuple[dict[str, Any], float]] = {}  # by rank: its last one, and when it was new
         # Without torchrun a parent may well end: nohup, a shell that has been left.
         self._parent = os.getppid() if {"LOCAL_RANK", "TORCHELASTIC_RUN_ID"} & os.environ.keys() else None
@@ -70,9 +73,12 @@ class Watchdog(Hooks):
         self.folder.sign_of_life(self.rank).unlink(missing_ok=True)
 
     def _watch(self) -> None:
+        signed = 0.0
         while not self._ended.wait(min(EVERY, self.limit / 4)):
             stuck = time.monotonic() - self.since
-            self._give_sign(stuck)
+            if stuck > self.limit / 8 or time.monotonic() - signed > min(CALM, self.limit / 10):
+                self._give_sign(stuck)
+                signed = time.monotonic()
             if self._parent not in (None, os.getppid()):
                 self._parent = None
                 print(f"rank {self.rank} on {socket.gethostname()}: torchrun is gone; saves and stops", file=sys.stderr)
@@ -101,7 +107,7 @@ class Watchdog(Hooks):
     def _read_signs(self) -> None:
         """Note which ranks still give signs, once something is stuck: many ranks on a shared disk are many files."""
         now = time.monotonic()
-        for rank in range(self.ranks):  # an earlier start, of more ranks, may have left files behind
+        for rank in range(self.ranks if self._reads else 0):  # not all files: an earlier start may have had more ranks
             with contextlib.suppress(OSError, ValueError):
                 sign = json.loads(self.folder.sign_of_life(rank).read_text())
                 if rank not in self._signs or self._signs[rank][0] != sign:

@@ -26,8 +26,7 @@ def without_batchnorm(world: distributed.World) -> list[str]:
     trainer = assemble(settings, world=world)
     state = State(trainer, 16)
     statistics = state.pack().statistics
-    assert statistics is not None
-    return [str(statistics.device), str(list(statistics.shape))]
+    return [] if statistics is None else [str(statistics.device), str(list(statistics.shape))]
 
 
 def main() -> None:

@@ -19,10 +19,11 @@ RUN = ["configs/cifar10/se_resnet20.yaml", *NET, *DATA, "--track", "none", "--lo
 
 @pytest.fixture(scope="module")
 def told(libraries: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the first rank found in tests/nullgpu/ranks.py."""
+    """What the second rank found in tests/nullgpu/ranks.py, and what the first one has of a net without BN."""
     gpus = NullGpus(libraries, tmp_path_factory.mktemp("nullgpus"))
     found = gpus.told("tests.nullgpu.ranks", ranks=2)
-    return next(line for line in found if line["rank"] == 1)
+    first, second = sorted(found, key=lambda line: line["rank"])
+    return second | {"without BN": first["without BN"]}
 
 
 def test_steps_of_two_ranks_wait_for_nothing(told: dict[str, Any]) -> None:
@@ -36,7 +37,7 @@ def test_each_rank_opens_a_context_on_its_own_gpu_only(told: dict[str, Any]) -> 
 
 
 def test_a_net_without_batch_normalisation_can_be_saved(told: dict[str, Any]) -> None:
-    assert told["without BN"] == ["cuda:1", "[2, 0]"]
+    assert told["without BN"] == ["cuda:0", "[2, 0]"]
 
 
 @pytest.mark.slow

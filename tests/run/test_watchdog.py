@@ -39,7 +39,7 @@ def test_the_rank_behind_is_named_whatever_the_clocks_say(tmp_path: Path, frozen
     (tmp_path / "health").mkdir()
     left = {"rank": 7, "host": "x", "step": 0, "phase": "start", "stuck": 99.0, "beat": 3}
     (tmp_path / "health/rank-7.json").write_text(json.dumps(left))  # of an earlier start of more ranks
-    others = [rank(tmp_path, 0, 3600, "compute", 5, 1e5), rank(tmp_path, 1, 3600, "data", 4, -1e5)]
+    others = [rank(tmp_path, 0, 60, "compute", 5, 1e5), rank(tmp_path, 1, 60, "data", 4, -1e5)]
     try:
         until(lambda: all((tmp_path / f"health/rank-{number}.json").exists() for number in (0, 1)))
         if frozen:
