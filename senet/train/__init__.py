@@ -1,1 +1,1 @@
-"""Training: the loop, the optimiser, checkpoints; run.py is the one module that knows all the others."""
+"""Training apart from the life of a run: the loop, its optimiser and schedule, validation, and what is measured."""
