@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-python3}
-tools=(mypy==2.4.1 pytest==9.2.0 pytest-xdist==3.8.0 ruff==0.17.6 types-PyYAML==6.0.12.20261113 types-tqdm==4.70.0.20261106 scipy==1.17.1 webdataset==1.0.2)
+tools=(mypy==2.4.1 pytest==9.2.0 pytest-xdist==3.8.0 ruff==0.17.6 types-PyYAML==6.0.12.20261113 types-tqdm==4.70.0.20261106 pyarrow==26.0.1 webdataset==1.0.2)
 
 fail() {
   echo "error: $*" >&2
