@@ -61,11 +61,24 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
         help="decoder of image sets (default: DALI if it is installed)",
     )
     parser.add_argument(
+        "--decode",
+        choices=["auto", "gpu", "cpu"],
+        default="auto",
+        help="DALI: where (default: on a GPU if there is one)",
+    )
+    parser.add_argument(
+        "--hw-decoder-load",
+        type=float,
+        default=0.65,
+        metavar="SHARE",
+        help="DALI on a GPU: JPEGs for its hardware decoder, of 1 (default: 0.65)",
+    )
+    parser.add_argument(
         "--workers",
         type=int,
         default=None,
         metavar="N",
-        help="decoding threads or processes a rank (default: its cores)",
+        help="decoding threads or processes of a rank (default: its share of the cores)",
     )
     parser.add_argument(
         "--val-batch", type=int, default=128, metavar="N", help="images validated at once (default 128)"
@@ -86,6 +99,8 @@ def source(args: argparse.Namespace) -> Source:
     return Source(
         root=args.data,
         backend=args.backend,
+        decode=args.decode,
+        hw_decoder_load=args.hw_decoder_load,
         workers=args.workers,
         val_batch=args.val_batch,
         max_bad=args.max_bad,

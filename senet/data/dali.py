@@ -23,7 +23,6 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.auto_aug import augmentations
 from nvidia.dali.auto_aug.core import augmentation, signed_bin
 from nvidia.dali.auto_aug.core._select import select
-from nvidia.dali.pipeline import Pipeline
 
 from senet.data.loader import BadImages, Raw
 from senet.data.philox import Ints
@@ -31,12 +30,14 @@ from senet.data.pixels import head, uncompressed
 from senet.data.policy import BINS, FILL, OPERATIONS, SIGNED, levels, operations
 from senet.data.sampler import NUMBER, ValSampler
 from senet.data.samples import Samples
+from senet.errors import RunError, UsageError
 
 __all__ = ["VERSION", "Dali", "Probe"]
 INTERPOLATIONS = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
 DEPTH = 2  # batches that a pipeline prepares in advance
 # A pipeline that is run once must not ask for more than it is fed.
 ALONE = {"prefetch_queue_depth": 1, "exec_dynamic": False, "exec_async": False, "exec_pipelined": False}
+Decoder = dict[str, Any]  # settings of DALI's decoding operators
 
 
 class File(NamedTuple):
@@ -47,8 +48,18 @@ class File(NamedTuple):
 class Dali:
     """Batches of `samples` from any number on. `bad` collects what cannot be decoded."""
 
-    def __init__(self, samples: Samples, device: torch.device, workers: int, bad: BadImages) -> None:
+    def __init__(
+        self, samples: Samples, device: torch.device, workers: int, bad: BadImages, decode: str, hw_decoder_load: float
+    ) -> None:
+        """`decode`: auto, gpu or cpu, wherever the batches go. Raises UsageError for a GPU if there is none."""
+        if decode == "gpu" and device.type == "cpu":
+            raise UsageError("--decode gpu: there is no GPU here; leave it out, or use --decode cpu")
         self.samples, self.device, self.workers, self.bad = samples, device, workers, bad
+        self.on_gpu = device.type == "cuda" and decode != "cpu"
+        self.decoder: Decoder = {"device": "cpu", "adjust_orientation": False}
+        if self.on_gpu:  # with the pixels that the CPU makes: otherwise colours are spread in another way
+            more = {"device": "mixed", "jpeg_fancy_upsampling": True, "hw_decoder_load": hw_decoder_load}
+            self.decoder |= more
         self.readers = ThreadPoolExecutor(workers, thread_name_prefix="reader")
         self.pipe: Any = None
         self.asked = 0  # number of the batch that the pipeline asks for next
@@ -57,7 +68,7 @@ class Dali:
 
     @property
     def description(self) -> dict[str, Any]:
-        where = "gpu" if self.device.type == "cuda" else "cpu"
+        where = "gpu" if self.on_gpu else "cpu"
         return {"backend": f"dali-{where}", "antialias": True, "orientation": "as stored"}
 
     def batches(self, first: int, count: int) -> Iterator[Raw]:
@@ -93,15 +104,23 @@ class Dali:
         self.pending.clear()
         largest = self.samples.sampler.largest
         self.pipe = self._pipeline(self._next, batch_size=largest, num_threads=self.workers, prefetch_queue_depth=DEPTH)
-        self.pipe.build()
+        try:
+            self.pipe.build()
+        except RuntimeError as error:
+            if not self.on_gpu:
+                raise
+            raise UsageError(
+                f"DALI cannot start on {self.device}: {' '.join(str(error).split())[:200]}; update the driver (CUDA 13 "
+                "needs 580), or use --decode cpu"
+            ) from error
 
     def _pipeline(self, source: Any, **settings: Any) -> Any:
-        settings["device_id"] = self.device.index if self.device.type == "cuda" else None
+        settings["device_id"] = self.device.index if self.on_gpu else None
         data, training = self.samples.data, self.samples.training
         # On the CPU DALI normalises in passing; a GPU is sent bytes.
         plain = self.device.type == "cpu" and not (training and data.augment.active)
         end = partial(_normalise, mean=data.mean, std=data.std) if plain else _as_bytes
-        settings["interpolation"] = INTERPOLATIONS[data.interpolation]
+        settings |= {"decoder": self.decoder, "interpolation": INTERPOLATIONS[data.interpolation]}
         if not training:
             return _val_pipeline(source, data.crop, end, **settings)
         policy = data.augment.policy
@@ -141,14 +160,17 @@ class Dali:
 
     def _load(self, number: int, keys: Ints) -> list[File | None]:
         files: list[File | None] = []
-        parts = self.readers.map(lambda part: [self._read(key) for key in part], np.array_split(keys, self.workers))
-        for key, (file, reason) in zip(keys, chain.from_iterable(parts), strict=True):
+        for key, (file, reason) in zip(keys, self._read_all(keys), strict=True):
             if file and int(key) & NUMBER in self.suspects:
-                reason = self._try(number, np.array([key]), file)
+                reason = self._try(number, [(key, file)])
             if reason:
                 self.bad.note(self.samples.path(key), reason)
             files.append(None if reason else file)
         return files
+
+    def _read_all(self, keys: Ints) -> Iterator[tuple[File | None, str]]:
+        parts = self.readers.map(lambda part: [self._read(key) for key in part], np.array_split(keys, self.workers))
+        return chain.from_iterable(parts)
 
     def _read(self, key: int) -> tuple[File | None, str]:
         """Return an image file, or why it cannot be used. Raises RunError if it cannot be read."""
@@ -160,27 +182,38 @@ class Dali:
             return None, str(error) or type(error).__name__
 
     def _find_bad(self, error: RuntimeError) -> None:
-        """Give up the pipeline, which died, and find the images inside it that it died of."""
+        """Give up the pipeline, which died, and find the images inside it that it died of. Raises RunError if it died
+        of none of them.
+        """
         self.pipe = None
         before = len(self.suspects)
         for number, keys in self.pending:
-            for key in keys:
-                file, _ = self._read(key)
-                if file and self._try(number, np.array([key]), file):
-                    self.suspects.add(int(key) & NUMBER)
+            read = [(key, file) for key, (file, _) in zip(keys, self._read_all(keys), strict=True) if file]
+            self.suspects.update(int(key) & NUMBER for key in self._undecodable(number, read))
         self.pending.clear()
         if len(self.suspects) == before:
-            raise error
+            raise RunError(f"DALI failed, though on no single image: {_reason(error)}; try --backend pillow") from error
 
-    def _try(self, number: int, key: Ints, file: File) -> str:
-        """Return why one image, cropped as in batch `number`, cannot be decoded; nothing if it can.
+    def _undecodable(self, number: int, read: list[tuple[int, File]]) -> list[int]:
+        """Return the keys of those images that cannot be decoded, by halves: mostly it is one of hundreds."""
+        if not read or not self._try(number, read):
+            return []
+        if len(read) == 1:
+            return [read[0][0]]
+        half = len(read) // 2
+        return self._undecodable(number, read[:half]) + self._undecodable(number, read[half:])
+
+    def _try(self, number: int, read: list[tuple[int, File]]) -> str:
+        """Return why images, cropped as in batch `number`, cannot be decoded; nothing if all can.
 
         Only part of an image is decoded for training. That part decides, not what was found in an earlier epoch: a run
         that resumes knows of no earlier epoch.
         """
-        arguments = self._arguments(number, key, [file])
+        keys, files = zip(*read, strict=True)
+        arguments = self._arguments(number, np.array(keys), list(files))
+        threads = min(self.workers, len(files))
         try:
-            self._pipeline(lambda: arguments, batch_size=1, num_threads=1, **ALONE).run()
+            self._pipeline(lambda: arguments, batch_size=len(files), num_threads=threads, **ALONE).run()
         except RuntimeError as error:
             return _reason(error)
         return ""
@@ -224,19 +257,16 @@ def _reason(error: Exception) -> str:
     return f"DALI cannot decode it: {text.splitlines()[0].removeprefix('Failed to decode sample #0 : ')}"
 
 
-def _decoder() -> str:
-    return "cpu" if Pipeline.current().device_id is None else "mixed"
-
-
 @pipeline_def
-def _train_pipeline(source: Any, end: Callable[[Any], Any], interpolation: Any) -> Any:
-    return end(_train_image(interpolation, *fn.external_source(source=source, num_outputs=6, batch=True)))
+def _train_pipeline(source: Any, end: Callable[[Any], Any], decoder: Decoder, interpolation: Any) -> Any:
+    fed = fn.external_source(source=source, num_outputs=6, batch=True)
+    return end(_train_image(decoder, interpolation, *fed))
 
 
 @pipeline_def(enable_conditionals=True)
-def _policy_pipeline(source: Any, policy: str, count: int, interpolation: Any) -> Any:
+def _policy_pipeline(source: Any, policy: str, count: int, decoder: Decoder, interpolation: Any) -> Any:
     *fed, chosen, bins, signs = fn.external_source(source=source, num_outputs=9, batch=True)
-    image = _train_image(interpolation, *fed)
+    image = _train_image(decoder, interpolation, *fed)
     known, side = _operations(policy), fed[-1]
     strengths = signed_bin(bins, random_sign=signs)
     for turn in range(count):
@@ -270,9 +300,11 @@ def _operations(policy: str) -> list[Any]:
     return known
 
 
-def _train_image(interpolation: Any, content: Any, corner: Any, shape: Any, low: Any, high: Any, side: Any) -> Any:
+def _train_image(
+    decoder: Decoder, interpolation: Any, content: Any, corner: Any, shape: Any, low: Any, high: Any, side: Any
+) -> Any:
     pixels: dict[str, Any] = {"axes": (0, 1), "normalized_anchor": False, "normalized_shape": False}
-    image = fn.decoders.image_slice(content, corner, shape, **pixels, device=_decoder(), adjust_orientation=False)
+    image = fn.decoders.image_slice(content, corner, shape, **pixels, **decoder)
     return fn.resize(image, size=side, roi_start=low, roi_end=high, interp_type=interpolation, antialias=True)
 
 
@@ -286,8 +318,8 @@ def _normalise(image: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> A
 
 
 @pipeline_def
-def _val_pipeline(source: Any, crop: int, end: Callable[[Any], Any], interpolation: Any) -> Any:
+def _val_pipeline(source: Any, crop: int, end: Callable[[Any], Any], decoder: Decoder, interpolation: Any) -> Any:
     content, shape, corner = fn.external_source(source=source, num_outputs=3, batch=True)
-    image = fn.decoders.image(content, device=_decoder(), adjust_orientation=False)
+    image = fn.decoders.image(content, **decoder)
     image = fn.resize(image, size=shape, interp_type=interpolation, antialias=True)
     return end(fn.slice(image, start=corner, shape=(crop, crop), axes=(0, 1)))

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from senet.config import Data
+from senet.config import Data, Folder
 from senet.data.augment import Augmentation, AugmentParams, neighbours
 from senet.data.loader import AHEAD, Batch, Raw
 
@@ -34,6 +34,9 @@ class DevicePipeline:
     ) -> None:
         self.device, self.augmentation, self.dtype = device, augmentation, dtype
         self.memory_format = torch.channels_last
+        self.large = isinstance(
+            data, Folder
+        )  # batches; those of small images come faster than their queue is looked at
         self.scale = 1 / (255 * torch.tensor(data.std, device=device))
         self.shift = -torch.tensor(data.mean, device=device) / torch.tensor(data.std, device=device)
         self.stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
@@ -42,7 +45,7 @@ class DevicePipeline:
     def __call__(self, source: Callable[[], Iterable[Raw]]) -> Generator[Batch, None, None]:
         """Yield the batches of `source`, and raise what it raises."""
         ready: queue.Queue[Batch | tuple[Raw, AugmentParams] | BaseException | None] = queue.Queue(
-            AHEAD if self.stream is None else 1
+            1 if self.stream and self.large else AHEAD
         )
         abandoned = threading.Event()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from senet.data.philox import Floats, Ints, uniforms
 from senet.data.sampler import NUMBER, Sampler, TrainSampler
 
 POOL = 256  # different synthetic images
+SEVERAL = 16 << 20  # bytes that are made at once: to ask a device for one small batch takes longer than to make many
 Data = Cifar10 | Cifar100 | Synthetic
 
 
@@ -34,14 +35,25 @@ class InMemory:
         return {"backend": "memory", "set": self.data.set}
 
     def batches(self, first: int, count: int) -> Iterator[Raw]:
-        """Yield batches `first` to `first + count - 1`."""
-        for number in range(first, first + count):
-            keys, epoch = self.sampler.keys(number), self.sampler.epoch(number)
-            index = torch.from_numpy(keys & NUMBER).to(self.device, non_blocking=True)
-            pixels, labels = self.pixels[index % len(self.pixels)], self.labels[index]
-            if isinstance(self.sampler, TrainSampler) and isinstance(self.data, Cifar):
-                pixels = self._augment(self.data, pixels, uniforms(self.sampler.seed, epoch, keys, 3))
-            yield Raw(pixels, labels, epoch, keys)
+        """Yield batches `first` to `first + count - 1`, of which several are made at once."""
+        number, end = first, first + count
+        while number < end:
+            epoch, keys = self.sampler.epoch(number), [self.sampler.keys(number)]
+            most = SEVERAL // (keys[0].size * self.pixels[0].nbytes)
+            while len(keys) < most and number + len(keys) < end and self.sampler.epoch(number + len(keys)) == epoch:
+                keys.append(self.sampler.keys(number + len(keys)))
+            yield from map(Raw, *self._make(epoch, keys), [epoch] * len(keys), keys)
+            number += len(keys)
+
+    def _make(self, epoch: int, keys: list[Ints]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Return pixels and labels of the batches `keys` of an epoch."""
+        every = np.concatenate(keys)
+        index = torch.from_numpy(every & NUMBER).to(self.device, non_blocking=True)
+        pixels, labels = self.pixels[index % len(self.pixels)], self.labels[index]
+        if isinstance(self.sampler, TrainSampler) and isinstance(self.data, Cifar):
+            pixels = self._augment(self.data, pixels, uniforms(self.sampler.seed, epoch, every, 3))
+        sizes = [len(part) for part in keys]
+        return pixels.split(sizes), labels.split(sizes)
 
     def close(self) -> None:
         pass

@@ -23,7 +23,7 @@ from senet.data.sampler import NUMBER, Sampler, TrainSampler, ValSampler
 from senet.data.samples import Samples
 from senet.data.storage.find import find, listing, splits
 from senet.errors import UsageError
-from senet.system.processes import allow_open_files
+from senet.system.processes import allow_open_files, masks_of_ranks, share_of_cores
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Source:
 
     root: Path | None = None
     backend: str = "auto"  # of image files: dali, pillow, or auto: DALI if it is installed
+    decode: str = "auto"  # DALI: on the gpu or the cpu; auto: on the GPU if there is one
+    hw_decoder_load: float = 0.65  # DALI on a GPU: the share of JPEGs for its hardware decoder, if it has one
     workers: int | None = None  # decoding threads (dali) or processes (pillow) of a rank; None: its share of the cores
     val_batch: int = 128
     max_bad: int | None = None  # undecodable images to put up with; None: 100, or one in a thousand if that is more
@@ -63,7 +65,7 @@ class Source:
         """The number of decoding threads or processes. Raises UsageError for fewer than one."""
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"--workers {self.workers}: must be at least 1")
-        return self.workers or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        return self.workers or share_of_cores(os.sched_getaffinity(0), masks_of_ranks())
 
 
 def has_dali() -> bool:
@@ -188,7 +190,12 @@ def _open(data: Data, source: Source, split: str, seed: int, device: torch.devic
             if source.uses_dali:
                 from senet.data.dali import Dali
 
-                return Dali(samples, device, source.workers_per_rank, bad)
+                decode = source.decode, source.hw_decoder_load
+                return Dali(samples, device, source.workers_per_rank, bad, *decode)
+            if source.decode != "auto":
+                raise UsageError(
+                    f"--decode {source.decode} would have no effect: pillow decodes on the CPU; leave it out"
+                )
             from senet.data.pillow import Pillow
 
             return Pillow(samples, source.workers_per_rank, bad)

@@ -31,6 +31,27 @@ def allow_open_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def masks_of_ranks() -> list[set[int]]:
+    """Return the cores that each rank on this host may use, this one's too.
+
+    torchrun may have bound each to cores of its own (--numa-binding), or left all of them to every rank.
+    """
+    masks = []
+    parent = os.getppid()
+    if int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
+        for child in Path(f"/proc/{parent}/task").glob("*/children"):
+            for number in map(int, child.read_text().split()):
+                with contextlib.suppress(OSError):
+                    if b"LOCAL_RANK=" in Path(f"/proc/{number}/environ").read_bytes():
+                        masks.append(os.sched_getaffinity(number))
+    return masks or [os.sched_getaffinity(0)] * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def share_of_cores(own: set[int], ranks: list[set[int]]) -> int:
+    """Return a rank's share of its `own` cores, each of which all those `ranks` share that may use it; at least 1."""
+    return max(1, int(sum(1 / max(1, sum(core in mask for mask in ranks)) for core in own) + 1e-9))
+
+
 def fork_server(*modules: str) -> Any:
     """Return a multiprocessing context whose processes are forked from a server that has imported `modules`.
 

@@ -6,14 +6,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
 from PIL import Image
 
 from senet.config import Cifar10, Data, Folder, Synthetic
+from senet.data.loader import BadImages
+from senet.data.sampler import TrainSampler, ValSampler
+from senet.data.samples import Samples
 from senet.data.source import Source, train_loader, val_loader
+from senet.data.storage.find import find
 from senet.errors import RunError, UsageError
 
 CPU = torch.device("cpu")
@@ -154,6 +158,45 @@ def test_dali_survives_images_that_kill_its_pipeline(few_images: Path) -> None:
     assert len(loader.bad) == 6
     assert all("DALI cannot decode it" in reason for reason in loader.bad.values())
     loader.close()
+
+
+def test_one_image_that_kills_a_pipeline_is_found_by_halves(few_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = sorted((few_images / "train").glob("*/*.JPEG"))[7]
+    Image.open(path).save(path, format="PNG")
+    path.write_bytes(path.read_bytes()[:4000])
+    from senet.data.dali import Dali
+
+    tries, tried = 0, Dali._try
+
+    def counted(self: Dali, number: int, read: Any) -> str:
+        nonlocal tries
+        tries += 1
+        return tried(self, number, read)
+
+    monkeypatch.setattr(Dali, "_try", counted)
+    loader = train_loader(FOLDER, Source(few_images, "dali", workers=1), 27, 27, 3, 0, 1, CPU)
+    assert [len(batch.labels) for batch in loader.batches(0, 0)] == [27]
+    assert list(loader.bad) == [str(path)]
+    assert "DALI cannot decode it" in loader.bad[str(path)]
+    assert tries <= 16 * 3  # of up to three batches in the pipeline: far fewer than one for each of their 81 images
+    loader.close()
+
+
+def test_a_gpu_decodes_to_the_pixels_of_the_cpu(few_images: Path) -> None:
+    """Its own way to spread the colours of a JPEG would make other ones."""
+    from senet.data.dali import Dali
+
+    index = find(few_images, "train", 3)
+    for sampler in (TrainSampler(27, 9, 9, 0, 0, 1), ValSampler(27, 9, 0, 1)):
+        samples = Samples(index, FOLDER, sampler)
+        for decode, where in (("auto", "mixed"), ("cpu", "cpu")):
+            dali = Dali(samples, torch.device("cuda", 0), 1, BadImages(0), decode, 0.5)
+            pipe = dali._pipeline(lambda: None, batch_size=9, num_threads=1, prefetch_queue_depth=1)
+            pipe._build_graph()  # no GPU is needed up to here
+            (decoder,) = (op._op for op in pipe._ops if type(op._op).__name__ in ("Image", "ImageSlice"))
+            assert decoder.device == where
+            assert decoder._init_args.get("jpeg_fancy_upsampling", False) == (where == "mixed")
+            dali.close()
 
 
 @pytest.mark.parametrize("backend", ["dali", "pillow"])

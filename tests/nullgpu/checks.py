@@ -18,11 +18,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from senet import distributed
-from senet.config import Config, from_dict
+from senet.config import Cifar10, Config, from_dict
+from senet.data.device import DevicePipeline
+from senet.data.memory import InMemory
+from senet.data.sampler import TrainSampler
 from senet.data.source import Source, train_loader
 from senet.execution.execution import Execution, choices
 from senet.models import build
@@ -143,6 +147,21 @@ def augmentations() -> dict[str, Any]:
     return found
 
 
+def small_batches() -> float:
+    """Kernels that a loader of CIFAR starts for each batch of 128 images."""
+    data = Cifar10()
+    memory = InMemory(
+        np.zeros((12800, 32, 32, 3), np.uint8),
+        np.zeros(12800, np.int64),
+        data,
+        TrainSampler(12800, 128, 128, 0, 0, 1),
+        GPU,
+    )
+    batches = DevicePipeline(data, GPU, None, torch.bfloat16)(lambda: memory.batches(0, 90))
+    before, made = stat("kernels"), len(list(batches))
+    return (stat("kernels") - before) / made
+
+
 def saves() -> dict[str, int]:
     """Bytes on the device before a checkpoint and after it is written."""
     trainer = assemble(config())
@@ -182,7 +201,7 @@ def tuning() -> str:
 
 
 CHECKS: dict[str, Callable[[], Any]] = {
-    check.__name__: check for check in (executions, all_executions, augmentations, saves, probes, tuning)
+    check.__name__: check for check in (executions, all_executions, augmentations, small_batches, saves, probes, tuning)
 }
 
 

@@ -14,7 +14,7 @@ from tests.nullgpu.conftest import NullGpus
 def told(libraries: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the quick checks found, by name."""
     gpus = NullGpus(libraries, tmp_path_factory.mktemp("nullgpus"))
-    found = gpus.told("tests.nullgpu.checks", "executions", "augmentations", "saves")
+    found = gpus.told("tests.nullgpu.checks", "executions", "augmentations", "small_batches", "saves")
     return {line["check"]: line for line in found}
 
 
@@ -46,9 +46,14 @@ def test_augmentation_waits_for_nothing_and_keeps_the_layout(told: dict[str, Any
     assert set(result(told, "augmentations")[kind]) == {"channels_last"}
 
 
+def test_a_loader_of_small_images_asks_the_device_for_many_at_once(told: dict[str, Any]) -> None:
+    """A small net's step is one launch, of a graph: a loader that asks for each batch by itself would hold it up."""
+    assert result(told, "small_batches") < 6
+
+
 def test_a_written_checkpoint_leaves_nothing_on_the_device(told: dict[str, Any]) -> None:
     found = result(told, "saves")
-    assert found["after"] == found["before"]
+    assert found["after"] <= found["before"]
 
 
 @pytest.mark.slow
