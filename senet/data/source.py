@@ -169,14 +169,25 @@ def val_loader(
     return _Val(data, split, sampler, device, None, dtype)
 
 
-def list_images(data: Data, source: Source, wait: Callable[[], object]) -> None:
-    """Let one process of each machine list the images, and save the list if that took long; the others `wait` for it
-    and read it. Raises UsageError.
+def list_images(data: Data, source: Source, exchange: Callable[[str], list[str]]) -> None:
+    """Let one process of each machine list the images, and save the list if that took long; the others wait for it and
+    read it. `exchange` returns what each rank gives it.
+
+    Raises UsageError, on all ranks, if they cannot be listed on any machine.
     """
+    refusal = ""
     if isinstance(data, Folder) and int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        for split in splits(source.folder):
-            listing(source.folder, split)
-    wait()
+        try:
+            for split in splits(source.folder):
+                listing(source.folder, split)
+        except UsageError as error:
+            refusal = str(error)
+    refusals = exchange(refusal)
+    if refusals[0]:
+        raise UsageError(refusals[0])
+    for rank, text in enumerate(refusals):
+        if text:
+            raise UsageError(f"{text} (on the machine of rank {rank}, while rank 0 has a data set)")
 
 
 def _open(data: Data, source: Source, split: str, seed: int, device: torch.device) -> _Split:

@@ -65,7 +65,7 @@ class Run:
         changes.check_folder(config, flags.out, flags.accept_changes)
         self.watchdog = Watchdog(self.folder, world.rank, world.size, 60 * flags.hang_minutes, stop)
 
-        list_images(config.data, flags.source, lambda: world.all_gather_object(None))
+        list_images(config.data, flags.source, world.all_gather_object)
         on_rank = (world.rank, world.size, world.device, DTYPES[config.precision])
         self.val = val_loader(config.data, flags.source, *on_rank)  # first: what is wrong with --data shows at once
         self.plan = step_plan.decide(
