@@ -79,6 +79,8 @@ def damaged(harm: Callable[[Path], object]) -> Act:
 
     def act(sandbox: Sandbox) -> str:
         assert sandbox.stopped
+        if not sandbox.stopped.jobs:
+            sandbox.stopped.run(faults="term@0:11", expect=1)  # in its second epoch
         shutil.copytree(sandbox.stopped.out, sandbox.out)
         shutil.copytree(sandbox.stopped.ledger, sandbox.ledger)
         harm(sandbox.newest())

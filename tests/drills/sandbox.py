@@ -79,7 +79,7 @@ class Job:
 class Sandbox:
     """The folder of one drill. `start` runs `launch.train` in it.
 
-    `undisturbed` is a run that nothing happened to, `stopped` one that was stopped in its second epoch.
+    `undisturbed` is a run that nothing happened to, `stopped` one that is stopped in its second epoch.
     """
 
     folder: Path

@@ -43,12 +43,12 @@ DRILLS = [
     Drill("SIGKILL of rank 0, then of rank 1", restarted("kill@0:{2-8} kill@1:{9-15}:1", often=False)),
     Drill("SIGKILL while saving, after write", restarted("kill@0:{2-15}/write")),
     Drill("SIGKILL while saving, after sync", restarted("kill@0:{2-15}/sync")),
-    Drill("SIGKILL while saving, after rename", restarted("kill@0:{2-15}/rename"), always=True),
+    Drill("SIGKILL while saving, after rename", restarted("kill@0:{2-15}/rename")),
     Drill("SIGKILL while saving, after manifest", restarted("kill@0:{2-15}/manifest")),
     Drill("SIGKILL while validating", restarted(f"kill@1:{STEPS}/validate")),
     Drill("SIGKILL of everything", disturbed(Job.kill_all, resumes=False)),
-    Drill("SIGKILL of torchrun's agent", disturbed(acts.kill_agent), says=("torchrun is gone; saves",), always=True),
-    Drill("SIGKILL of a rank on two nodes", acts.two_nodes, always=True),
+    Drill("SIGKILL of torchrun's agent", disturbed(acts.kill_agent), says=("torchrun is gone; saves",)),
+    Drill("SIGKILL of a rank on two nodes", acts.two_nodes),
     Drill("loss of one node of two", acts.lost_node),
     # PIL decodes here, which gives other pixels.
     Drill("SIGKILL of a decoding process", survived(acts.kill_decoder, "--backend", "pillow"), "images"),
@@ -59,7 +59,7 @@ DRILLS = [
     Drill("TERM to one rank while validating", acts.in_validation, always=True),
     Drill("TERM to rank 0 while saving", stopped("term@0:{2-7}/write")),
     Drill("Ctrl-C twice", disturbed(acts.keyboard, resumes=False)),
-    Drill("a stop file", disturbed(acts.stop_file, restarts=2), says=("the same command goes on",), always=True),
+    Drill("a stop file", disturbed(acts.stop_file, restarts=2), says=("the same command goes on",)),
     # It is looked at for longer than the undisturbed run takes.
     Drill("a slow rank", acts.slow, "finite"),
     Drill("a rank that hangs", restarted("hang@1:{3-15}", *HANG), says=(BEHIND, "most recent call first"), always=True),
@@ -70,10 +70,10 @@ DRILLS = [
     Drill("disk full", acts.full_disk, says=("NOT written", "MiB free", "training goes on"), always=True),
     # Sums over another number of ranks round otherwise.
     Drill("2 ranks, then 1, then 3", acts.other_sizes, "images", always=True),
-    Drill("other images on one node", acts.other_images, says=("has other images than rank 0 on",), always=True),
+    Drill("other images on one node", acts.other_images, says=("has other images than rank 0 on",)),
     Drill("undecodable images, and SIGKILL", acts.bad_images, "weights replaced log", says=("undecodable",)),
     # Steps are left out, so weights and figures are others.
-    Drill("a NaN in one step", acts.one_nan, "images finite", always=True),
+    Drill("a NaN in one step", acts.one_nan, "images finite"),
     Drill("NaNs in two steps in a row", acts.two_nans, "images finite", always=True),
     Drill("W&B's server refuses, and SIGKILL", tracked("refuses")),
     Drill("W&B's server hangs, and SIGKILL", tracked("hangs")),
