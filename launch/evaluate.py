@@ -43,14 +43,15 @@ def main(argv: list[str] | None = None) -> int:
     from senet.train.trainer import DTYPES
 
     with distributed.start(args.device) as world, speaking(world, Terminal().say) as voice:
-        config, net, pixels, execution = load(args.what, args.weights)
+        trained = load(args.what, args.weights)
+        config, execution = trained.config, trained.execution
         view, on_rank = VIEWS["centre"], (world.rank, world.size, world.device)
         loader = val_loader(view.data(config.data), source(args), *on_rank, DTYPES[config.precision])
         loader.memory_format = execution.memory_format
-        if pixels is not None:
-            check_pixels(pixels, loader.description)
+        if trained.pixels is not None:
+            check_pixels(trained.pixels, loader.description)
         voice.gather()
-        errors = evaluate(prepare(net.to(world.device), execution), loader, config, world, view=view)
+        errors = evaluate(prepare(trained.net.to(world.device), execution), loader, config, world, view=view)
         for path, reason in loader.bad.items():
             log.warning("not counted: %s: %s", path, reason)
         voice.gather()

@@ -34,6 +34,7 @@ from senet.config.schema import (
     ConstantWarmup,
     Cosine,
     Data,
+    FineTune,
     Folder,
     FolderAugment,
     Grow,
@@ -49,7 +50,7 @@ from senet.config.schema import (
 
 __all__ = [
     "SE", "Augment", "AutoAugment", "Basic", "Bottleneck", "Cifar", "Cifar10", "Cifar100",
-    "CifarStem", "Config", "ConstantWarmup", "Cosine", "Data", "Folder", "FolderAugment", "Grow",
+    "CifarStem", "Config", "ConstantWarmup", "Cosine", "Data", "FineTune", "Folder", "FolderAugment", "Grow",
     "LinearWarmup", "Net", "Optim", "Policy", "RandAugment", "ResNet", "Schedule",
     "SqueezeExcitation",
     "Stem", "Step", "Synthetic", "Timm", "Warmup", "check", "crop_at", "difference", "divide_batch", "find",

@@ -124,7 +124,7 @@ def _explain(kind: type, tree: Any, error: Any, errors: Sequence[Any]) -> tuple[
     if reason == UNKNOWN:
         return path, f"unknown key{tag and ' of'}{tag}{_nearest_key(kind, tree, path, inner)}"
     if reason in ("unknown_tag", "literal_error"):
-        words = context["known"] if "known" in context else re.findall(r"'([^']*)'", context["expected"])
+        words = context["known"] if "known" in context else re.split(", | or ", context["expected"].replace("'", ""))
         if reason == "unknown_tag":
             path, value = [*path, context["key"]], value if isinstance(value, str) else value[context["key"]]
         near = difflib.get_close_matches(str(value), words, n=1, cutoff=0.5)

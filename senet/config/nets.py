@@ -15,6 +15,8 @@ class SqueezeExcitation:
     """The Squeeze-and-Excitation block (section 3) and what the paper tries of it (tables 10-12 and 16)."""
 
     ratio: Count = 16
+    width: Count | None = None  # of the layer between; None: a channel in `ratio` of the map's (NVIDIA's nets: 16)
+    multiple: Count = 1  # that width is rounded to a multiple, and is at least one (nets of timm: 8)
     squeeze: Literal["avg", "max", "none"] = "avg"
     gate: Literal["sigmoid", "tanh", "relu"] = "sigmoid"
     bias: YesNo = True  # of the two FC layers: section 5 and the released nets have it, section 6 has not

@@ -212,6 +212,14 @@ Schedule = Step | Cosine
 
 
 @dataclass(frozen=True)
+class FineTune:
+    """What a run that starts from trained weights (--init) does with them."""
+
+    freeze: tuple[Literal["stem", 1, 2, 3, 4, 5], ...] = ()  # parts that stay as they are: stem, stages by number
+    head_lr: Positive = 1.0  # learning rate of the classifier, in units of the others'
+
+
+@dataclass(frozen=True)
 class Config:
     """All that decides a run's result; paths, workers and devices are flags."""
 
@@ -221,6 +229,7 @@ class Config:
     schedule: Annotated[Schedule, Tagged(shape="step")] = Step()
     batch: Count = 1024  # global, over all ranks
     epochs: Whole = 100
+    finetune: FineTune = FineTune()
     # tf32: fp32 numbers, whose convolutions and products a GPU makes of 10 bits of mantissa; on a CPU it is fp32
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     compress: Literal["none", "bf16"] = "none"  # gradients on their way between ranks; one rank alone sends none

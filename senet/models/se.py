@@ -22,13 +22,15 @@ class SEBlock(nn.Module):
     2-4).
 
     The FC layers are 1x1 convolutions, as in the released models; their width between is C // ratio to the letter, at
-    least 1. With `squeeze: none` (table 16) the gates keep the map's height and width.
+    least 1, unless the settings say otherwise. With `squeeze: none` (table 16) the gates keep the map's height and
+    width.
     """
 
     def __init__(self, channels: int, se: config.SqueezeExcitation) -> None:
         super().__init__()
         self.settings = se
-        middle = max(1, channels // se.ratio)
+        rounded = (channels // se.ratio + se.multiple // 2) // se.multiple * se.multiple
+        middle = se.width or max(se.multiple, rounded)
         self.down = nn.Conv2d(channels, middle, 1, bias=se.bias)
         self.up = nn.Conv2d(middle, channels, 1, bias=se.bias)
 
