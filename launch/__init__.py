@@ -6,12 +6,14 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from senet.errors import UsageError, explain
+from senet.system.processes import allow_open_files
 
 
 def guard(main: Callable[[], int]) -> NoReturn:
     """Run `main` and exit with its code; if it fails, say why: in one line, if a person can mend it."""
     try:
         _check_environment()
+        allow_open_files()
         code = main()
         sys.stdout.flush()
     except SystemExit:

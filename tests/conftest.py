@@ -11,8 +11,13 @@ import yaml
 from tests.helpers import TINY, make_set, run
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take minutes come first, so that processes which share the files end at about the same time."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Files that take minutes come first, so that processes which share the files end at about the same time.
+
+    The tests that need a GPU keep the order in which launch.bench gpu names them: its time may not be enough for all.
+    """
+    if config.getoption("markexpr") == "gpu":
+        return
     long = ("slurm", "drills", "nullgpu", "run", "execution", "train", "track", "bench", "diagnose", "prepare", "data")
     items.sort(key=lambda item: long.index(part) if (part := item.path.parent.name) in long else len(long))
 

@@ -23,7 +23,7 @@ from senet.data.sampler import NUMBER, Sampler, TrainSampler, ValSampler
 from senet.data.samples import Samples
 from senet.data.storage.find import find, listing, splits
 from senet.errors import UsageError
-from senet.system.processes import allow_open_files, masks_of_ranks, share_of_cores
+from senet.system.processes import masks_of_ranks, share_of_cores
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,6 @@ def list_images(data: Data, source: Source, exchange: Callable[[str], list[str]]
 
 def _open(data: Data, source: Source, split: str, seed: int, device: torch.device) -> _Split:
     if isinstance(data, Folder):
-        allow_open_files()
         index = find(source.folder, split, data.classes)
         bad = BadImages(max(100, len(index) // 1000) if source.max_bad is None else source.max_bad)
 

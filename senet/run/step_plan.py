@@ -20,7 +20,7 @@ from senet.execution.execution import Execution
 from senet.system.files import write_text
 from senet.train.autotune import tune
 from senet.train.cuda_graph import obstacle
-from senet.train.largest_batch import largest_batch
+from senet.train.largest_batch import largest_batch, least_batch
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,11 @@ def decide(
     if largest == "auto":
         largest = kept.get("micro_batch") or largest_batch(config, world, execution)
     micro_batch, accumulation_steps = divide_batch(config.batch, world.size, largest or kept.get("micro_batch"))
+    if micro_batch == 1 and least_batch(config) > 1:
+        raise UsageError(
+            f"batch: {config.batch} gives a rank one image at once, and batch normalisation needs two if a net shrinks "
+            "them to one pixel; use a larger batch, fewer ranks or a larger --largest-batch"
+        )
     if measure and not kept:
         execution = tune(config, world, micro_batch, accumulation_steps)
     if execution.graph and (why := obstacle(world.device, world.size, accumulation_steps)):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from senet.config import Config
+from senet.config import Config, crop_at
 from senet.distributed import World
 from senet.errors import UsageError
 from senet.execution.execution import Execution
@@ -45,15 +45,30 @@ def largest_batch(config: Config, world: World, execution: Execution) -> int:
     torch.cuda.set_per_process_memory_fraction(min(SPARE, max(0.5, 1 - OUTSIDE / total)), world.device)
     try:
         with torch.random.fork_rng([world.device]):
-            own = search([size for size in range(1, per_rank + 1) if per_rank % size == 0], fits)
+            sizes = range(least_batch(config), per_rank + 1)
+            own = search([size for size in sizes if per_rank % size == 0], fits)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, world.device)
     least = min(world.all_gather_object(own))
     if not least:
         raise UsageError(
-            "--largest-batch auto: not even one image fits the GPU's memory; use a smaller net or data.crop"
+            "--largest-batch auto: not even the fewest images that can be computed at once fit the GPU's memory; use a "
+            "smaller net or data.crop"
         )
     return int(least)
+
+
+def least_batch(config: Config) -> int:
+    """Return how few images of a training can be computed at once: 2 if the net's maps shrink to one pixel, of which
+    batch normalisation needs two values, otherwise 1.
+    """
+    side = crop_at(config.data, 0)
+    try:
+        with torch.device("meta"):
+            build(config.net, config.data.classes).train()(torch.empty(1, 3, side, side))
+    except ValueError:
+        return 2
+    return 1
 
 
 def _probe(config: Config, world: World, size: int, execution: Execution) -> None:

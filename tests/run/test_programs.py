@@ -218,6 +218,7 @@ def test_show_needs_no_data() -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_and_accumulation(tmp_path: Path, tiny: Path, images: Path, precision: str) -> None:
+    """A gradient that is not finite is a fault in bf16; in fp16 it lets the loss scale find its size."""
     done = run(
         "launch.train",
         tiny,
@@ -229,9 +230,12 @@ def test_low_precision_and_accumulation(tmp_path: Path, tiny: Path, images: Path
         4,
         f"precision={precision}",
         "epochs=1",
+        SENET_FAULTS="nan@0:2",
     )
     assert done.returncode == 0, done.stderr
     assert "x 4 x 3 accumulated" in done.stderr
+    assert len(list((tmp_path / "out").glob("nonfinite-*"))) == (precision == "bf16")
+    assert ("gradients not finite" in done.stderr) == (precision == "bf16")
 
 
 def test_overfit_reaches_no_error(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Worker processes start wherever temporary files are kept, and end with the process that uses them."""
+"""Worker processes start wherever temporary files are kept, and end with the process that uses them; programs may open
+many files.
+"""
 
 from __future__ import annotations
 
@@ -31,3 +33,16 @@ def test_a_folder_for_temporary_files_may_have_a_long_name(tmp_path: Path) -> No
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.stdout.split() == ["5", str(folder)], done.stderr
+
+
+def test_programs_and_their_workers_may_open_as_many_files_as_they_are_allowed_to() -> None:
+    """A soft limit of 256 or 1,024 is usual: shards, workers and sockets of many ranks are more."""
+    told = "import resource; print(resource.getrlimit(resource.RLIMIT_NOFILE))"
+    worker = f"subprocess.call([sys.executable, '-c', {told!r}])"
+    main = f"import subprocess, sys; from launch import guard; guard(lambda: {worker})"
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -Sn 256 && exec "$@"', "bash", sys.executable, "-c", main],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    soft, hard = done.stdout.strip(" ()\n").split(", ")
+    assert soft == hard != "256"

@@ -15,10 +15,11 @@ from senet.config import Config
 from senet.distributed import World
 from senet.errors import RunError, UsageError
 from senet.execution.execution import Execution
+from senet.run.step_plan import decide
 from senet.run.voice import speaking
 from senet.system.timing import Timing
 from senet.train.autotune import fastest, measure, table, tune
-from senet.train.largest_batch import largest_batch, search
+from senet.train.largest_batch import largest_batch, least_batch, search
 from tests.train.test_step import CONFIG, CPU, on_gpu, on_two_ranks
 
 ALONE = World(0, 1, CPU)
@@ -128,6 +129,15 @@ def test_the_largest_size_that_fits_is_found_in_few_tries() -> None:
 def test_a_largest_batch_is_looked_for_on_gpus_only() -> None:
     with pytest.raises(UsageError, match="--largest-batch auto: needs a GPU"):
         largest_batch(CONFIG, ALONE, PLAIN)
+
+
+def test_one_image_alone_is_too_few_for_maps_of_one_pixel(tmp_path: Path) -> None:
+    """Batch normalisation raises ValueError for a single value: no size of batch for a net with such maps."""
+    small = replace(CONFIG, data=replace(CONFIG.data, crop=2), batch=2)
+    assert [least_batch(CONFIG), least_batch(small)] == [1, 2]
+    with pytest.raises(UsageError, match="batch: 2 gives a rank one image at once"):
+        decide(small, ALONE, tmp_path / "execution.json", {}, 1, measure=False)
+    assert decide(small, ALONE, tmp_path / "execution.json", {}, 2, measure=False).micro_batch == 2
 
 
 @pytest.mark.gpu

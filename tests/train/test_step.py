@@ -135,6 +135,7 @@ def test_no_step_reads_from_the_device_until_it_is_asked_to(precision: str, micr
 @pytest.mark.gpu
 @on_gpu
 @pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")  # which says that it is a prototype
 def test_no_step_waits_for_the_gpu(precision: str) -> None:
     device = torch.device("cuda", 0)
     config = replace(CONFIG, precision=precision)  # type: ignore[arg-type]
