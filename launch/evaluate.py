@@ -1,70 +1,165 @@
-"""Top-1 and top-5 error of a checkpoint, each validation image counted once.
+"""Top-1 and top-5 error of a net, each validation image counted once, by any number of ranks.
 
     python -m launch.evaluate runs/imagenet/se_resnet50 --data DIR --gpus 8 [--json]
+    python -m launch.evaluate WHAT --data DIR --crop 224,288,320 --ten-crop       # several views, and their mean
+    python -m launch.evaluate WHAT WHAT WHAT --data DIR                           # an ensemble
+    python -m launch.evaluate WHAT --data DIR --per-class --predictions FILE.csv --real real.json
 
 WHAT is a checkpoint, the --out folder of a run (its best checkpoint), or timm:NAME: a model of timm with its released
-weights, or with those in --weights.
+weights, or with those in --weights. If several nets or views look at the images, the mean of their probabilities
+counts.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import logging
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from launch import guard, ranks
 from launch.flags import Parser, add_data_flags, source
+from senet.errors import UsageError
 
-log = logging.getLogger("senet.evaluate")
+if TYPE_CHECKING:
+    from senet.run.look import Look
+    from senet.train.evaluate import View
+    from senet.train.predictions import Predictions
+
+SHOWN = 20  # classes and confusions in a table
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser("launch.evaluate", __doc__)
-    parser.add_argument("what", metavar="CHECKPOINT|timm:NAME")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="timm:NAME: its weights, instead of a download")
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object: images, loss, top1_error, top5_error"
-    )
-    add_data_flags(parser)
-    parser.add_argument("--gpus", type=int, metavar="N", help="start N ranks on this machine, one a GPU")
-    args = parser.parse_args(argv)
+    args = _parse(argv)
     if ranks.to_start(args.gpus):
         return ranks.start("launch.evaluate", sys.argv[1:] if argv is None else argv, args.gpus)
 
     from senet import distributed
-    from senet.data.source import val_loader
-    from senet.execution.execution import prepare
-    from senet.run.changes import check_pixels
-    from senet.run.load import load
+    from senet.run.look import look
     from senet.run.voice import speaking
     from senet.track import Terminal
-    from senet.train.evaluate import VIEWS, evaluate
-    from senet.train.trainer import DTYPES
+    from senet.train.evaluate import fused
 
     with distributed.start(args.device) as world, speaking(world, Terminal().say) as voice:
-        trained = load(args.what, args.weights)
-        config, execution = trained.config, trained.execution
-        view, on_rank = VIEWS["centre"], (world.rank, world.size, world.device)
-        loader = val_loader(view.data(config.data), source(args), *on_rank, DTYPES[config.precision])
-        loader.memory_format = execution.memory_format
-        if trained.pixels is not None:
-            check_pixels(trained.pixels, loader.description)
-        voice.gather()
-        errors = evaluate(prepare(trained.net.to(world.device), execution), loader, config, world, view=view)
-        for path, reason in loader.bad.items():
-            log.warning("not counted: %s: %s", path, reason)
-        voice.gather()
-        loader.close()
-    if world.is_main and args.json:
-        print(json.dumps(errors))
-    elif world.is_main:
-        top1, top5 = errors["top1_error"], errors["top5_error"]
-        print(
-            f"{args.what}: top-1 error {top1:.2f} %, top-5 error {top5:.2f} %, loss {errors['loss']:.4f}, "
-            f"{errors['images']} images"
-        )
+        passes: list[Look] = []
+        for what in args.what:
+            for view in _views(args):
+                passes.append(look(what, source(args), world, view, args.weights))
+                voice.gather()
+        first = passes[0]
+        if other := next((each for each in passes if each.folders != first.folders), None):
+            raise UsageError(f"{other.what}: other classes than {first.what}; an ensemble needs the same")
+        errors, predictions = fused([each.kept for each in passes], world)
+    if not world.is_main:
+        return 0
+    facts = _facts(passes, errors if len(passes) > 1 else first.errors, predictions, args.real)
+    if args.predictions:
+        predictions.write(args.predictions, first.name, first.classes)
+    if args.json:
+        print(json.dumps(facts))
+        return 0
+    for each in passes if len(passes) > 1 else ():
+        print(f"{each.what}, {each.view}: {_words(each.errors)}")
+    shown = f"{args.what[0]}" if len(passes) == 1 else f"the mean of {len(passes)}"
+    low, high = facts["top1_interval"]
+    print(f"{shown}: {_words(facts)}, loss {facts['loss']:.4f}, {facts['images']} images")
+    print(f"95 % interval of the top-1 error: {low:.2f} to {high:.2f} %")
+    if args.real:
+        print(f"with ReaL labels: top-1 error {facts['real_top1_error']:.2f} % on {facts['real_images']} images")
+    if args.per_class:
+        print("\n" + _tables(predictions, first.classes))
     return 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser("launch.evaluate", __doc__)
+    parser.add_argument("what", metavar="CHECKPOINT|RUN|timm:NAME", nargs="+")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="timm:NAME: its weights, instead of a download")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_data_flags(parser)
+    parser.add_argument("--gpus", type=int, metavar="N", help="start N ranks on this machine, one a GPU")
+    views = parser.add_argument_group("views of an image: the mean of the probabilities counts")
+    views.add_argument("--crop", type=_pixels, metavar="N[,N...]", help="pixels seen (default: the config's)")
+    views.add_argument(
+        "--resize",
+        type=_pixels,
+        metavar="N[,N...]",
+        help="shorter side before the crop (default: in the config's ratio)",
+    )
+    views.add_argument("--flip", action="store_true", help="each image and its mirror image")
+    views.add_argument("--ten-crop", action="store_true", help="corners and centre of the central square, all mirrored")
+    more = parser.add_argument_group("what is counted")
+    more.add_argument(
+        "--per-class", action="store_true", help="print the worst classes and the most frequent confusions"
+    )
+    more.add_argument("--predictions", type=Path, metavar="FILE", help="write each image's to a .csv or .jsonl file")
+    more.add_argument("--real", type=Path, metavar="FILE", help="ImageNet-ReaL's labels, real.json: count by them, too")
+    args = parser.parse_args(argv)
+    if args.weights and not args.what[0].startswith("timm:"):
+        parser.error("--weights goes with timm:NAME; a checkpoint brings its own")
+    given = [len(sizes) for sizes in (args.crop, args.resize) if sizes]
+    if len(set(given) - {1}) > 1:
+        parser.error(f"--crop names {given[0]} sizes and --resize {given[1]}; give as many of each, or one of either")
+    if args.predictions and args.predictions.suffix not in (".csv", ".jsonl"):
+        parser.error(f"--predictions {args.predictions}: name a file that ends in .csv or .jsonl")
+    return args
+
+
+def _pixels(text: str) -> list[int]:
+    if not all(part.isdigit() and int(part) for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of pixels, or several separated by commas")
+    return [int(part) for part in text.split(",")]
+
+
+def _views(args: argparse.Namespace) -> list[View]:
+    from senet.train.evaluate import View
+
+    crops, resizes = args.crop or [None], args.resize or [None]
+    many = max(len(crops), len(resizes))
+    sizes = zip(crops * (many // len(crops)), resizes * (many // len(resizes)), strict=True)
+    return [View(crop, resize, args.ten_crop, args.flip) for crop, resize in sizes]
+
+
+def _facts(passes: list[Look], errors: dict[str, float], predictions: Predictions, real: Path | None) -> dict[str, Any]:
+    """Return what --json prints."""
+    from senet.train.predictions import by_class, interval, pairs
+
+    first, count = passes[0], passes[0].config.data.classes
+    facts: dict[str, Any] = dict(errors)
+    for top in ("top1", "top5"):
+        facts[f"{top}_interval"] = interval(errors[f"{top}_error"], int(errors["images"]))
+    if len(passes) > 1:
+        facts["passes"] = [{"what": each.what, "view": str(each.view), **each.errors} for each in passes]
+    if real:
+        from senet.train.real import real_errors
+
+        facts |= real_errors(predictions, first.name, first.folders, real)
+    facts["classes"] = [vars(row) | {"label": first.classes[row.label]} for row in by_class(predictions, count)]
+    facts["confusions"] = [[first.classes[i], first.classes[j], n] for i, j, n in pairs(predictions, count)[:SHOWN]]
+    return facts
+
+
+def _words(errors: dict[str, Any]) -> str:
+    return f"top-1 error {errors['top1_error']:.2f} %, top-5 error {errors['top5_error']:.2f} %"
+
+
+def _tables(predictions: Predictions, classes: tuple[str, ...]) -> str:
+    from senet.system import table
+    from senet.train.predictions import by_class, pairs
+
+    rows = sorted(by_class(predictions, len(classes)), key=lambda row: -row.error)
+    cells = [
+        (classes[row.label], row.images, row.error, row.top5_error, row.precision,
+         None if row.taken_for is None else classes[row.taken_for])
+        for row in rows[:SHOWN]
+    ]  # fmt: skip
+    confused = [(classes[i], classes[j], n) for i, j, n in pairs(predictions, len(classes))[:SHOWN]]
+    return (
+        table.text(["class", "images", "top-1 error %", "top-5 error %", "precision %", "mostly taken for"], cells)
+        + "\n\n"
+        + table.text(["class", "taken for", "images"], confused)
+    )
 
 
 if __name__ == "__main__":

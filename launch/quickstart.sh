@@ -45,12 +45,14 @@ errors = json.loads(open(sys.argv[1]).read().splitlines()[-1])
 print(f"\ntop-1 error {errors['top1_error']:.2f} %, top-5 error {errors['top5_error']:.2f} %", end=" ")
 print(f"on {errors['images']} validation images (guessing: 90 %, 50 %)")
 END
+$python -m launch.report $out/run
 if (($(wc -l <$log) > ${before:-0})); then
   echo "training took $seconds s on $processes processes"
 else
   echo "nothing to train: the run was finished before; remove $out to start over"
 fi
 echo "look into:"
+echo "  $out/run/report/index.html  the page of the run: curves, errors, most wrong images; open it in a browser"
 echo "  $out/run            checkpoints, config, log of the run"
 echo "  $out/data           the pictures"
 echo "  $out/errors.json    the errors above"

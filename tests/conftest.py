@@ -29,6 +29,16 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
+    """A finished run of two ranks, for tests to read."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    done = run("launch.train", folder / "tiny.yaml", "--data", images, "--out", folder / "out", "--gpus", 2)
+    assert done.returncode == 0, done.stderr
+    return folder / "out"
+
+
+@pytest.fixture(scope="session")
 def shards(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`images` as WebDataset shards."""
     into = tmp_path_factory.mktemp("shards")

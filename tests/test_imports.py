@@ -22,7 +22,7 @@ LAYERS = [
     {"senet.execution", "senet.prepare"},
     {"senet.train", "senet.plan"},
     {"senet.run"},
-    {"senet.diagnose"},
+    {"senet.diagnose", "senet.report", "senet.analyze", "senet.export"},
     {"senet.bench"},
     {"launch"},
 ]

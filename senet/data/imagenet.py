@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +18,11 @@ def classes() -> dict[str, str]:
 def readable(name: str) -> str:
     """Return what people call a class: of a wnid its name, otherwise the name itself."""
     return classes().get(name, name)
+
+
+def named(classes: Sequence[str], count: int) -> tuple[str, ...]:
+    """Return what people call `count` classes by label: their numbers if the data set has no names for them."""
+    return tuple(readable(name) for name in classes) or tuple(str(label) for label in range(count))
 
 
 def comparable(name: str) -> str:

@@ -63,8 +63,13 @@ class TrainLoader(Loader, Protocol):
 
 
 class ValLoader(Loader, Protocol):
+    labels: Ints  # of all images of the set
+
     def batches(self) -> Iterator[Batch]:
         """Yield this rank's part of the validation set, each image that can be decoded once."""
+
+    def name(self, image: int) -> str:
+        """Return what an image is called: its path, or its number in a set without files."""
 
 
 class BadImages(dict[str, str]):

@@ -98,13 +98,14 @@ def _take_turns(sampler: TrainSampler, epoch: int, shuffled: Ints, labels: Ints)
 
 
 class ValSampler:
-    """This rank's batches of a validation, at most `largest` images each. They are the same whatever the world: ranks
-    take them in turn.
+    """This rank's batches of a validation, at most `largest` images each: of all, or of those in `only`. They are the
+    same whatever the world: ranks take them in turn.
     """
 
-    def __init__(self, images: int, largest: int, rank: int, world: int) -> None:
-        starts = range(0, images, largest)[rank::world]
-        self.largest, self.batches = largest, [np.arange(start, min(start + largest, images)) for start in starts]
+    def __init__(self, images: int, largest: int, rank: int, world: int, only: Ints | None = None) -> None:
+        chosen = np.arange(images) if only is None else only
+        starts = range(0, len(chosen), largest)[rank::world]
+        self.largest, self.batches = largest, [chosen[start : start + largest] for start in starts]
 
     def epoch(self, number: int) -> int:
         return 0

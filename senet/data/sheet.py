@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from senet.config import Config, Data
 from senet.data.imagenet import readable
@@ -40,20 +41,27 @@ def draw(config: Config, source: Source, file: Path) -> str:
 
 def sheet(batch: Batch, data: Data, classes: tuple[str, ...]) -> Image.Image:
     """Draw the images of a batch in rows, each above the name of its class and of what it is mixed with."""
-    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (data.mean, data.std))
-    pixels = ((batch.images * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-    side = max(pixels.shape[1], SMALLEST)
-    rows = -(-len(pixels) // COLUMNS)
-    page = Image.new("RGB", (min(COLUMNS, len(pixels)) * (side + 4) - 4, rows * (side + CAPTION + 4) - 4), "white")
+    shown = pictures(batch.images, data)
+    side = shown[0].width
+    rows = -(-len(shown) // COLUMNS)
+    page = Image.new("RGB", (min(COLUMNS, len(shown)) * (side + 4) - 4, rows * (side + CAPTION + 4) - 4), "white")
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(11)
-    for number, picture in enumerate(pixels):
+    for number, picture in enumerate(shown):
         x, y = number % COLUMNS * (side + 4), number // COLUMNS * (side + CAPTION + 4)
-        page.paste(Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST), (x, y))
+        page.paste(picture, (x, y))
         caption = _caption(batch, number, classes)
         while len(caption) > 4 and pen.textlength(caption, font) > side:
             caption = caption[:-2] + "…"
         pen.text((x, y + side + 1), caption, "black", font)
     return page
+
+
+def pictures(images: Tensor, data: Data) -> list[Image.Image]:
+    """Return normalised images [b, 3, H, W] as one can look at them; small ones are enlarged."""
+    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (data.mean, data.std))
+    pixels = ((images.float().cpu() * std + mean) * 255).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    side = max(pixels.shape[1], SMALLEST)
+    return [Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST) for picture in pixels]
 
 
 def _caption(batch: Batch, number: int, classes: tuple[str, ...]) -> str:

@@ -123,10 +123,13 @@ class _Train(_Loader):
 class _Val(_Loader):
     def __init__(self, data: Data, split: _Split, sampler: ValSampler, *how: Any) -> None:
         super().__init__(data, split, sampler, *how)
-        self.count = len(sampler.batches)
+        self.count, self.labels = len(sampler.batches), split.labels
 
     def batches(self) -> Iterator[Batch]:
         return self(lambda: self.backend.batches(0, self.count))
+
+    def name(self, image: int) -> str:
+        return self.split.path(image)
 
 
 def train_loader(
@@ -159,13 +162,22 @@ def train_loader(
 
 
 def val_loader(
-    data: Data, source: Source, rank: int, world: int, device: torch.device, dtype: torch.dtype = torch.float32
+    data: Data,
+    source: Source,
+    rank: int,
+    world: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    only: Ints | None = None,
 ) -> ValLoader:
-    """Make a loader of this rank's part of the validation images (CIFAR: the test set). Raises UsageError likewise."""
+    """Make a loader of this rank's part of the validation images (CIFAR: the test set), or of those numbers in `only`.
+
+    Raises UsageError likewise.
+    """
     if source.val_batch < 1:
         raise UsageError(f"--val-batch {source.val_batch}: must be at least 1")
     split = _open(data, source, "val", 1, device)
-    sampler = ValSampler(len(split.labels), source.val_batch, rank, world)
+    sampler = ValSampler(len(split.labels), source.val_batch, rank, world, only)
     return _Val(data, split, sampler, device, None, dtype)
 
 

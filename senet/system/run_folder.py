@@ -28,6 +28,7 @@ class RunFolder:
         self.wandb_id = path / "wandb_id"
         self.wandb_lock = path / "wandb_id.lock"
         self.tensorboard = path / "tensorboard"
+        self.report = path / "report"  # made by launch.report
         self.slurm = path / "slurm"
         self.slurm_job = self.slurm / "job"
 

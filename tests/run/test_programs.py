@@ -13,20 +13,6 @@ import torch
 from tests.helpers import run
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
-    """A finished run."""
-    import yaml
-
-    from tests.helpers import TINY
-
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    done = run("launch.train", folder / "tiny.yaml", "--data", images, "--out", folder / "out", "--gpus", 2)
-    assert done.returncode == 0, done.stderr
-    return folder / "out"
-
-
 def test_validation_counts_203_on_any_number_of_ranks(trained: Path, images: Path) -> None:
     errors = []
     for ranks in (1, 2, 3):

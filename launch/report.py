@@ -1,0 +1,51 @@
+"""Make a page of what runs came to: curves, errors, most wrong images, and the facts to do it again.
+
+    python -m launch.report runs/imagenet/se_resnet50               # writes runs/imagenet/se_resnet50/report/index.html
+    python -m launch.report runs/seed0 runs/seed1 runs/seed2 --out report
+    python -m launch.report runs/* --table                          # prints a Markdown row a recipe, writes nothing
+
+The page needs nothing beside it. It may be made of a run that goes on, or broke off. The best net of each run looks at
+its validation images once more; of a run that goes on only if --data says where they are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launch import guard
+from launch.flags import Parser, add_data_flags, source
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser("launch.report", __doc__)
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="the --out folder of a run")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the page (default: RUN/report of the first)"
+    )
+    parser.add_argument("--table", action="store_true", help="print a Markdown table of the results instead")
+    parser.add_argument("--no-images", action="store_true", help="from the logs alone: no net looks at images")
+    add_data_flags(parser)
+    args = parser.parse_args(argv)
+
+    from senet.report.facts import read
+
+    runs = [read(path) for path in args.runs]
+    if args.table:
+        from senet.report.summary import summary
+        from senet.system import table
+
+        print(table.markdown(*summary(runs)))
+        return 0
+    from senet import distributed
+    from senet.report.make import make
+    from senet.run.voice import speaking
+    from senet.track import Terminal
+
+    with distributed.start(args.device) as world, speaking(world, Terminal().say):
+        page = make(runs, args.out or runs[0].folder.report, None if args.no_images else source(args), world)
+    print(f"{page}: open it in a browser")
+    return 0
+
+
+if __name__ == "__main__":
+    guard(main)

@@ -1,0 +1,120 @@
+"""What a run folder tells about a run, whatever state it is in."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from senet.config import Config, from_dict, to_dict
+from senet.errors import UsageError
+from senet.run import status
+from senet.system.run_folder import RunFolder
+from senet.track.tracker import Record
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run as its folder tells it. Records are those of `senet.track`, in order."""
+
+    folder: RunFolder
+    config: Config
+    status: status.Status | None
+    starts: list[dict[str, Any]]  # flags, versions, commit, machine of each start; empty if that was not written
+    train: list[Record]
+    val: list[Record]
+    events: list[Record]
+
+    @property
+    def name(self) -> str:
+        flags = self.starts[-1].get("flags", {}) if self.starts else {}
+        return str(flags.get("name") or self.folder.path.name)
+
+    @property
+    def label(self) -> str:
+        """What tells it from the others on a chart."""
+        return self.folder.path.name if self.folder.path.name != "run" else self.folder.path.parent.name
+
+    @property
+    def data(self) -> Path | None:
+        """The data set that it was trained on."""
+        flags = self.starts[-1].get("flags", {}) if self.starts else {}
+        root = flags.get("source", {}).get("root")
+        return Path(root) if root else None
+
+    @property
+    def state(self) -> str:
+        return status.word(self.status) if self.status else "not begun"
+
+    @property
+    def best(self) -> Record | None:
+        """The validation with the least top-1 error."""
+        known = [record for record in self.val if record.get("top1_error") is not None]
+        return min(known, key=lambda record: record["top1_error"], default=None)
+
+    @property
+    def last(self) -> Record | None:
+        """The last validation."""
+        return self.val[-1] if self.val else None
+
+    @property
+    def hours(self) -> float:
+        """How long it has taken, over all starts."""
+        records = [*self.train, *self.val, *self.events]
+        return max((float(record.get("seconds") or 0.0) for record in records), default=0.0) / 3600
+
+    @property
+    def steps_per_epoch(self) -> float | None:
+        return self.val[0]["step"] / self.val[0]["epoch"] if self.val and self.val[0]["step"] else None
+
+    @property
+    def command(self) -> str:
+        """The command that began it, as typed in the folder of the project; empty if it is not known."""
+        words = [str(word) for word in self.starts[0].get("command", [])] if self.starts else []
+        return shlex.join(["python", *words[1:]]) if words else ""
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The config without its seed: equal recipes make a group."""
+        return {key: value for key, value in to_dict(self.config).items() if key != "seed"}
+
+
+def read(path: Path) -> RunFacts:
+    """Read a run folder without what a crash has damaged in it. Raises UsageError if it holds no run."""
+    folder = RunFolder(path)
+    try:
+        config = from_dict(yaml.safe_load(folder.config.read_text()), str(folder.config))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no run has begun in there; give the --out folder of a run") from None
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(f"{folder.config}: cannot be read ({' '.join(str(error).split())}); restore it") from None
+    records: dict[str, list[Record]] = {"train": [], "val": [], "event": []}
+    text = folder.log.read_text(encoding="utf-8", errors="replace") if folder.log.exists() else ""
+    for line in text.splitlines():
+        record = _json(line)
+        if isinstance(record, dict) and record.get("kind") in records and {"epoch", "step"} <= record.keys():
+            records[record["kind"]].append(record)
+    starts = _json(folder.facts.read_text()) if folder.facts.exists() else []
+    starts = starts if isinstance(starts, list) else [starts]
+    return RunFacts(
+        folder, config, status.read(path), [each for each in starts if isinstance(each, dict)], *records.values()
+    )
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:  # torn by a crash
+        return None
+
+
+def groups(runs: list[RunFacts]) -> list[list[RunFacts]]:
+    """Return runs of one recipe together, in the order of their first ones."""
+    found: dict[str, list[RunFacts]] = {}
+    for run in runs:
+        found.setdefault(json.dumps(run.recipe, sort_keys=True, default=str), []).append(run)
+    return list(found.values())

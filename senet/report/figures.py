@@ -1,0 +1,118 @@
+"""The pictures of a report, each a PNG in memory."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+
+from senet.data.philox import Ints
+from senet.plots import COLOURS, FAINT, INK, page
+from senet.report.facts import RunFacts
+from senet.report.paper import Quoted
+from senet.track.tracker import Record
+
+MATRIX = 100  # classes of the largest confusion matrix that is drawn
+NUMBERED = 12  # classes of the largest one with numbers in it
+SMALL: Any = {"width": 5.2, "height": 3.6}
+
+
+def curves(runs: Sequence[RunFacts], paper: Quoted | None) -> dict[str, bytes]:
+    """Draw what the logs hold over the epochs: errors, loss and learning rate, speed. What there is nothing of is left
+    out.
+    """
+    coloured = list(zip(runs, cycle(COLOURS), strict=False))
+    drawn = {}
+    if any(run.train or run.val for run in runs):
+        drawn["errors"] = _errors(coloured, paper)
+        drawn["loss"] = _pairs(coloured, "Loss and learning rate", ("loss", "learning_rate"))
+        drawn["speed"] = _pairs(coloured, "Speed", ("images_per_second", "data_wait"))
+    return drawn
+
+
+def _errors(coloured: list[tuple[RunFacts, str]], paper: Quoted | None) -> bytes:
+    picture = io.BytesIO()
+    with page(picture, "Error", 2, "solid: validation, dashed: training (augmented images)", **SMALL) as panels:
+        for axes, top in zip(panels, ("top1_error", "top5_error"), strict=True):
+            if top == "top1_error" and paper and paper.val:
+                for points, style, label in ((paper.val, "-", "the paper's, figure 4"), (paper.train, "--", None)):
+                    axes.plot(*zip(*points, strict=True), style, color=FAINT, alpha=0.5, linewidth=4, label=label)
+            quoted = {"top1_error": paper.top1_error, "top5_error": paper.top5_error}[top] if paper else None
+            if quoted is not None:
+                axes.axhline(quoted, color=FAINT, linewidth=1, linestyle=":", label=f"the paper's {quoted:g} %")
+            for run, colour in coloured:
+                _plot(axes, run, run.val, top, color=colour, label=run.label)
+                _plot(axes, run, run.val, f"train_{top}", color=colour, linestyle="--", linewidth=1.2)
+                _plot(axes, run, run.val, f"ema_{top}", color=colour, linestyle="-.", linewidth=1.2, label="EMA")
+            _axes(axes, coloured, f"{top[:3]}-{top[3]} error, %")
+            axes.set_ylim(bottom=0)
+    return picture.getvalue()
+
+
+def _pairs(coloured: list[tuple[RunFacts, str]], title: str, keys: tuple[str, str]) -> bytes:
+    words = {
+        "loss": "loss",
+        "learning_rate": "learning rate",
+        "images_per_second": "training images per second",
+        "data_wait": "share of time waiting for data",
+    }
+    picture = io.BytesIO()
+    with page(picture, title, 2, **SMALL) as panels:
+        for axes, key in zip(panels, keys, strict=True):
+            for run, colour in coloured:
+                _plot(axes, run, run.train, key, color=colour, label=run.label, linewidth=1.2)
+                if key == "loss":
+                    _plot(axes, run, run.val, key, color=colour, marker="o", linestyle="", label="validation")
+            _axes(axes, coloured, words[key])
+            if key != "loss":
+                axes.set_ylim(bottom=0)
+    return picture.getvalue()
+
+
+def _plot(axes: Any, run: RunFacts, records: Sequence[Record], key: str, **style: Any) -> None:
+    """Draw a figure of records over the epochs; what is not there or not finite is left out."""
+    steps = run.steps_per_epoch
+    points = [
+        (record["step"] / steps if steps else record["step"], value)
+        for record in records
+        if (value := record.get(key)) is not None
+    ]
+    if points:
+        style = {"marker": "o" if len(points) == 1 else "", "markersize": 3.5} | style
+        axes.plot(*zip(*points, strict=True), **style)
+
+
+def _axes(axes: Any, coloured: list[tuple[RunFacts, str]], y: str) -> None:
+    axes.set_ylabel(y)
+    known = any(run.steps_per_epoch for run, _ in coloured)
+    axes.set_xlabel("epoch" if known else "step")
+    if known:
+        axes.set_xlim(0, 1.02 * max(run.config.epochs for run, _ in coloured))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    handles, labels = axes.get_legend_handles_labels()
+    shown = dict(zip(labels, handles, strict=True))  # each label once
+    if len(shown) > 1:
+        axes.legend(shown.values(), shown.keys(), loc="best")
+
+
+def confusion(counts: Ints, classes: Sequence[str]) -> bytes:
+    """Draw a confusion matrix [classes, classes]: a row is a class, its colours are shares of its images."""
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = max(4.2, min(0.42 * len(classes) + 1.8, 11.0))
+    picture = io.BytesIO()
+    with page(picture, "Confusion", width=side + 0.8, height=side) as (axes,):
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.grid(visible=False)
+        small: Any = {"fontsize": max(3.0, min(9.0, 280 / len(classes)))}
+        axes.set_xticks(range(len(classes)), classes, rotation=90 if len(classes) > 5 else 0, color=INK, **small)
+        axes.set_yticks(range(len(classes)), classes, color=INK, **small)
+        axes.set_xlabel("taken for")
+        axes.set_ylabel("class")
+        for (row, column), count in np.ndenumerate(counts) if len(classes) <= NUMBERED else ():
+            if count:
+                ink = "white" if shares[row, column] > 0.5 else INK
+                axes.text(column, row, f"{count:,}", ha="center", va="center", color=ink, fontsize=8)
+    return picture.getvalue()

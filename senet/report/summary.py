@@ -1,0 +1,82 @@
+"""What runs came to, in tables: one row a recipe with mean and spread over its seeds, and the facts of each run."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from senet.config import to_dict
+from senet.report.facts import RunFacts, groups
+from senet.report.paper import quoted
+from senet.track.terminal import duration
+from senet.train.predictions import interval
+
+Cell = str | int | None
+
+
+def summary(runs: Sequence[RunFacts]) -> tuple[list[str], list[list[Cell]]]:
+    """Return header and rows of a table: the errors of the last validations of each recipe, as mean ± standard
+    deviation over its runs, or of one run with the 95 % interval that the number of images leaves; the paper's beside
+    them.
+    """
+    rows: list[dict[str, Cell]] = []
+    for group in groups(list(runs)):
+        first, paper = group[0], quoted(group[0].config)
+        done = [run.last for run in group if run.last]
+        epochs = sorted({int(record["epoch"]) for record in done}) or [0]
+        row: dict[str, Cell] = {"run": first.name, "n": len(group)}
+        trained = "-".join(dict.fromkeys((str(epochs[0]), str(epochs[-1]))))
+        row["epochs"] = trained + f" of {first.config.epochs}" * (epochs != [first.config.epochs])
+        for top in ("top1", "top5"):
+            row[f"{top[:3]}-{top[3]} error %"] = _spread(done, f"{top}_error")
+        row["best top-1 %"] = (
+            f"{min(best):.2f}" if (best := [run.best["top1_error"] for run in group if run.best]) else None
+        )
+        row["paper: top-1"] = paper and f"{paper.top1_error:g}"
+        row["top-5"] = f"{paper.top5_error:g}" if paper and paper.top5_error else None
+        row["commit"] = ", ".join(dict.fromkeys(str(run.starts[-1].get("commit"))[:9] for run in group if run.starts))
+        rows.append(row)
+    used = [name for name in rows[0] if any(row[name] for row in rows)]
+    return used, [[row[name] for name in used] for row in rows]
+
+
+def _spread(records: Sequence[Any], key: str) -> str | None:
+    values = [float(record[key]) for record in records if record.get(key) is not None]
+    if not values:
+        return None
+    if len(values) > 1:
+        return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+    low, high = interval(values[0], int(records[0]["images"]))
+    return f"{values[0]:.2f} ({low:.2f} to {high:.2f})"
+
+
+def card(run: RunFacts) -> list[list[Cell]]:
+    """Return the facts of a run, a row each."""
+    facts = run.starts[-1] if run.starts else {}
+    best, last = run.best, run.last
+    versions = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
+    speed = [record["images_per_second"] for record in run.train if record.get("images_per_second")]
+    machine = ("host", "platform", "gpu", "gpus", "driver")
+    rows: dict[str, Any] = {
+        "folder": str(run.folder),
+        "state": run.state,
+        "last validation": last and f"epoch {last['epoch']}: {_errors(last)}",
+        "best validation": best and f"epoch {best['epoch']}: {_errors(best)}",
+        "took": run.hours and f"{duration(3600 * run.hours)} over all starts",
+        "speed": speed and f"{statistics.median(speed):,.0f} images/s, the median of {len(speed)} records",
+        "net": str(to_dict(run.config)["net"]),
+        "data": str(run.data or "") or run.config.data.set,
+        "batch, precision, seed": f"{run.config.batch}, {run.config.precision}, {run.config.seed}",
+        "machine": ", ".join(str(facts[key]) for key in machine if facts.get(key)),
+        "cores": facts.get("cores") and str(facts["cores"]),
+        "commit": facts.get("commit") and f"{facts['commit']}{' and uncommitted.diff' * run.folder.diff.exists()}",
+        "versions": versions,
+        "starts": run.starts and str(len(run.starts)),
+    }
+    return [[name, value] for name, value in rows.items() if value]
+
+
+def _errors(record: Any) -> str:
+    errors = [f"{record[key]:.2f} %" if record.get(key) is not None else "-" for key in ("top1_error", "top5_error")]
+    return f"top-1 error {errors[0]}, top-5 {errors[1]} on {record['images']} images"

@@ -1,0 +1,41 @@
+"""ImageNet-ReaL (Beyer et al. 2020): several right labels an image, or none at all."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from senet.data.imagenet import classes as imagenet_classes
+from senet.errors import UsageError
+from senet.train.predictions import Predictions
+
+
+def real_errors(
+    predictions: Predictions, name: Callable[[int], str], folders: Sequence[str], file: Path
+) -> dict[str, float]:
+    """Return `real_top1_error` in percent and the `real_images` that have a label in `file`.
+
+    It holds a list of labels for each of ImageNet's validation images, in order of their file names, whose numbers say
+    which is which. Classes are `folders`, wnids; if they are no wnids, labels are taken to be ImageNet's.
+    Raises UsageError if files or images cannot be understood.
+    """
+    try:
+        lists = [set(map(int, labels)) for labels in json.loads(file.read_text())]
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"--real {file}: not a JSON list with a list of labels for each image ({error})") from None
+    numbers = {wnid: number for number, wnid in enumerate(imagenet_classes())}
+    number_of = [numbers.get(folder, label) for label, folder in enumerate(folders)] or range(len(numbers))
+    right = counted = 0
+    for image, top in zip(predictions.images, predictions.top[:, 0], strict=True):
+        found = re.search(r"ILSVRC2012_val_(\d{8})", name(int(image)))
+        if not found or not 0 < int(found[1]) <= len(lists):
+            raise UsageError(
+                f"--real {file}: {name(int(image))} is none of its {len(lists)} images, which are called "
+                "ILSVRC2012_val_NNNNNNNN; give ImageNet's validation set"
+            )
+        labels = lists[int(found[1]) - 1]
+        counted += bool(labels)
+        right += int(number_of[top]) in labels
+    return {"real_top1_error": 100 * (1 - right / max(counted, 1)), "real_images": counted}
