@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,8 @@ from senet.data.philox import Ints
 from senet.data.sampler import NUMBER, Sampler, TrainSampler, ValSampler
 from senet.data.samples import Samples
 from senet.data.storage.find import find, listing, splits
+from senet.data.storage.folders import Folders
+from senet.data.storage.index import Index, Names
 from senet.errors import UsageError
 from senet.system.processes import masks_of_ranks, share_of_cores
 
@@ -174,9 +176,36 @@ def val_loader(
 
     Raises UsageError likewise.
     """
+    return _val(data, source, _open(data, source, "val", 1, device), rank, world, device, dtype, only)
+
+
+def files_loader(
+    data: Data,
+    source: Source,
+    files: Sequence[Path],
+    labels: Ints,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> ValLoader:
+    """Make a loader of these image files, whose pixels are made as those of a validation."""
+    if not isinstance(data, Folder):
+        data = Folder(classes=data.classes, crop=data.crop, resize=data.crop, mean=data.mean, std=data.std)
+    index = Index(Folders(Path("/"), Names.of(str(file.absolute()) for file in files), {}), labels, ())
+    return _val(data, source, _images(data, source, index, len(files), device), 0, 1, device, dtype, None)
+
+
+def _val(
+    data: Data,
+    source: Source,
+    split: _Split,
+    rank: int,
+    world: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    only: Ints | None,
+) -> ValLoader:
     if source.val_batch < 1:
         raise UsageError(f"--val-batch {source.val_batch}: must be at least 1")
-    split = _open(data, source, "val", 1, device)
     sampler = ValSampler(len(split.labels), source.val_batch, rank, world, only)
     return _Val(data, split, sampler, device, None, dtype)
 
@@ -205,24 +234,7 @@ def list_images(data: Data, source: Source, exchange: Callable[[str], list[str]]
 def _open(data: Data, source: Source, split: str, seed: int, device: torch.device) -> _Split:
     if isinstance(data, Folder):
         index = find(source.folder, split, data.classes)
-        bad = BadImages(max(100, len(index) // 1000) if source.max_bad is None else source.max_bad)
-
-        def decoder(sampler: Sampler) -> Backend:
-            samples = Samples(index, data, sampler)
-            if source.uses_dali:
-                from senet.data.dali import Dali
-
-                decode = source.decode, source.hw_decoder_load
-                return Dali(samples, device, source.workers_per_rank, bad, *decode)
-            if source.decode != "auto":
-                raise UsageError(
-                    f"--decode {source.decode} would have no effect: pillow decodes on the CPU; leave it out"
-                )
-            from senet.data.pillow import Pillow
-
-            return Pillow(samples, source.workers_per_rank, bad)
-
-        return _Split(index.labels, index.fingerprint, index.classes, bad, index.storage.path, decoder)
+        return _images(data, source, index, max(100, len(index) // 1000), device)
     if source.backend != "auto":
         raise UsageError(f"--backend {source.backend} would have no effect: {data.set} is held in memory; leave it out")
     classes: tuple[str, ...] = ()
@@ -237,3 +249,23 @@ def _open(data: Data, source: Source, split: str, seed: int, device: torch.devic
         return InMemory(pixels, labels, data, sampler, device)
 
     return _Split(labels, fingerprint, classes, BadImages(0), lambda image: f"{data.set} {image}", memory)
+
+
+def _images(data: Folder, source: Source, index: Index, max_bad: int, device: torch.device) -> _Split:
+    allow_open_files()
+    bad = BadImages(max_bad if source.max_bad is None else source.max_bad)
+
+    def decoder(sampler: Sampler) -> Backend:
+        samples = Samples(index, data, sampler)
+        if source.uses_dali:
+            from senet.data.dali import Dali
+
+            decode = source.decode, source.hw_decoder_load
+            return Dali(samples, device, source.workers_per_rank, bad, *decode)
+        if source.decode != "auto":
+            raise UsageError(f"--decode {source.decode} would have no effect: pillow decodes on the CPU; leave it out")
+        from senet.data.pillow import Pillow
+
+        return Pillow(samples, source.workers_per_rank, bad)
+
+    return _Split(index.labels, index.fingerprint, index.classes, bad, index.storage.path, decoder)

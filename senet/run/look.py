@@ -1,23 +1,24 @@
-"""One pass of a trained net over a validation set: what evaluation, reports and exports have in common."""
+"""One pass of a trained net over images: what evaluation, prediction and reports have in common."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
 from senet.config import Config
-from senet.data.imagenet import named
-from senet.data.loader import Batch
-from senet.data.source import Source, val_loader
+from senet.data.imagenet import comparable, named
+from senet.data.loader import Batch, ValLoader
+from senet.data.source import Source, files_loader, val_loader
 from senet.distributed import World
 from senet.execution.execution import prepare
 from senet.run.changes import check_pixels
-from senet.run.load import load
+from senet.run.load import Trained, load
 from senet.train.evaluate import Pass, View, evaluate
 from senet.train.trainer import DTYPES
 
@@ -26,55 +27,81 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Look:
-    """What a net says of a validation set."""
+    """What a net says of images."""
 
     what: str  # the net
     view: View
     config: Config
     errors: dict[str, float]  # over all ranks
     kept: Pass  # of this rank's images
-    folders: tuple[str, ...]  # the classes by label, as the data set calls them
+    folders: tuple[str, ...]  # the classes by label, as the data set calls them; () if nobody knows
     name: Callable[[int], str]  # of an image
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The classes by label, as people call them; their numbers if the data set does not tell."""
+        """The classes by label, as people call them; otherwise their numbers."""
         return named(self.folders, self.config.data.classes)
 
 
 def look(what: str, source: Source, world: World, view: View | None = None, weights: Path | None = None) -> Look:
-    """Show the images of `source` to the net that `what` names (see `senet.run.load`), in a view. All ranks call it.
+    """Show the validation images of `source` to the net that `what` names (see `senet.run.load`), in a view. All ranks
+    call it.
 
-    A terminal shows a bar. Raises UsageError for what is wrong with either.
+    Raises UsageError for what is wrong with either.
     """
     trained = load(what, weights)
-    config, execution = trained.config, trained.execution
+    config = trained.config
     shown = (view or View()).of(config.data)
-    on_rank = (world.rank, world.size, world.device, DTYPES[config.precision])
-    loader = val_loader(shown.data(config.data), source, *on_rank)
-    loader.memory_format = execution.memory_format
+    loader = val_loader(shown.data(config.data), source, world.rank, world.size, world.device, DTYPES[config.precision])
     if trained.pixels is not None:
         asked = {"crop", "resize"} if view else set()
         check_pixels({key: value for key, value in trained.pixels.items() if key not in asked}, loader.description)
+    errors, kept = _pass(trained, loader, world, shown)
+    return Look(what, shown, config, errors, kept, loader.classes or trained.classes, loader.name)
+
+
+def look_at_files(
+    trained: Trained,
+    files: Sequence[Path],
+    source: Source,
+    world: World,
+    each: Callable[[Batch], object] = lambda batch: None,
+) -> Look:
+    """Show image files to a net, and `each` of the batches that it sees; pixels are made as in validation.
+
+    A file's label is the class that its folder is called after, otherwise -1. Raises UsageError, and RunError if not
+    one file can be decoded.
+    """
+    config, view = trained.config, View().of(trained.config.data)
+    known = {comparable(name): label for label, name in enumerate(trained.classes)}
+    labels = np.array([known.get(comparable(file.absolute().parent.name), -1) for file in files], np.int64)
+    loader = files_loader(config.data, source, files, labels, world.device, DTYPES[config.precision])
+    errors, kept = _pass(trained, loader, world, view, each)
+    return Look(trained.origin, view, config, errors, kept, trained.classes, loader.name)
+
+
+def _pass(
+    trained: Trained,
+    loader: ValLoader,
+    world: World,
+    view: View,
+    each: Callable[[Batch], object] = lambda batch: None,
+) -> tuple[dict[str, float], Pass]:
+    """Show all images of a loader to a net, and close it; a terminal shows a bar. Return errors and what was said."""
     kept = Pass()
-    with tqdm(
-        desc=str(shown) if view else "evaluation",
-        total=loader.images,
-        unit=" images",
-        leave=False,
-        dynamic_ncols=True,
-        disable=None if world.is_main else True,
-    ) as bar:
+    loader.memory_format = trained.execution.memory_format
+    off = None if world.is_main else True  # None: without a terminal
+    with tqdm(desc=str(view), total=loader.images, unit=" images", leave=False, dynamic_ncols=True, disable=off) as bar:
 
         def keep(batch: Batch, logits: Tensor) -> None:
             kept.keep(batch, logits)
+            each(batch)
             bar.update(min(len(logits) * world.size, loader.images - bar.n))  # the other ranks are about as far
 
         try:
-            net = prepare(trained.net.to(world.device), execution)
-            errors = evaluate(net, loader, config, world, view=shown, keep=keep)
+            net = prepare(trained.net.to(world.device), trained.execution)
+            return evaluate(net, loader, trained.config, world, view=view, keep=keep), kept
         finally:
             loader.close()
-    for path, reason in loader.bad.items():
-        log.warning("not counted: %s: %s", path, reason)
-    return Look(what, shown, config, errors, kept, loader.classes or trained.classes, loader.name)
+            for path, reason in loader.bad.items():
+                log.warning("left out: %s: %s", path, reason)

@@ -16,7 +16,7 @@ from senet.data.loader import Batch, ValLoader
 from senet.distributed import World
 from senet.errors import RunError, UsageError
 from senet.train.meter import Meter
-from senet.train.predictions import Predictions
+from senet.train.predictions import TOP, Predictions
 from senet.train.trainer import precision, set_tf32
 
 
@@ -89,8 +89,8 @@ def evaluate(
 
     All ranks call it and get the same. `net` is the bare module, left in evaluation mode: ranks have unequal numbers of
     batches, so nothing in here may be a collective but the one sum at the end. `stop`, asked after each batch, ends
-    this rank's part early; `keep` is given each batch and its logits. Raises RunError if not one image could be
-    decoded.
+    this rank's part early; `keep` is given each batch and its logits. An image with label -1 counts as wrong. Raises
+    RunError if not one image could be decoded.
     """
     net.eval()
     set_tf32(config)
@@ -103,13 +103,13 @@ def evaluate(
         full = images if len(images) == size else F.pad(images, (0, 0, 0, 0, 0, 0, 0, size - len(images)))
         with precision(config, world.device):
             logits = view.logits(net, full)[: len(images)]
-        meter.add(F.cross_entropy(logits, labels, reduction="none"), logits, labels)
+        meter.add(F.cross_entropy(logits, labels, reduction="none", ignore_index=-1), logits, labels)
         keep(batch, logits)
         if stop():
             break
     errors = meter.read(world.all_reduce_sum(meter.sums))
     if not errors["images"] and not stop():
-        raise RunError("not one validation image could be decoded; run launch.prepare audit on the data")
+        raise RunError("not one image could be decoded; launch.prepare audit says of a data set what is wrong with it")
     return errors
 
 
@@ -136,8 +136,9 @@ class Pass:
             self._parts.clear()
 
 
-def fused(passes: Sequence[Pass], world: World) -> tuple[dict[str, float], Predictions]:
-    """Return errors as `evaluate`, and the predictions of all ranks' images, of the mean of the passes' probabilities.
+def fused(passes: Sequence[Pass], world: World, top: int = TOP) -> tuple[dict[str, float], Predictions]:
+    """Return errors as `evaluate`, and the predictions of all ranks' images, `top` classes of each, of the mean of the
+    passes' probabilities.
 
     All ranks call it and get the same. Raises RunError if the passes did not see the same images.
     """
@@ -149,8 +150,8 @@ def fused(passes: Sequence[Pass], world: World) -> tuple[dict[str, float], Predi
     meter, own = Meter(torch.device("cpu")), Predictions.none()
     if len(keys):
         mean = logs[0] if len(logs) == 1 else fuse(logs)
-        meter.add(F.nll_loss(mean, labels, reduction="none"), mean, labels)
-        own = Predictions.of(keys.numpy(), labels.numpy(), mean)
+        meter.add(F.nll_loss(mean, labels, reduction="none", ignore_index=-1), mean, labels)
+        own = Predictions.of(keys.numpy(), labels.numpy(), mean, top)
     told = world.all_gather_object((meter.sums, own))
     total = torch.stack([sums for sums, _ in told]).sum(0)
     return meter.read(total), Predictions.joined([part for _, part in told])
