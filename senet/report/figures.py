@@ -101,7 +101,7 @@ def _axes(axes: Any, coloured: list[tuple[RunFacts, str]], y: str) -> None:
 def confusion(counts: Ints, classes: Sequence[str]) -> bytes:
     """Draw a confusion matrix [classes, classes]: a row is a class, its colours are shares of its images."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = max(4.2, min(0.42 * len(classes) + 1.8, 11.0))
+    side = max(4.2, min(0.36 * len(classes) + 1.6, 11.0))
     picture = io.BytesIO()
     with page(picture, "Confusion", width=side + 0.8, height=side) as (axes,):
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)

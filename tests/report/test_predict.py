@@ -1,0 +1,58 @@
+"""launch.predict says of files what launch.evaluate says of the same images in a data set."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from launch import evaluate, predict
+from senet.errors import RunError, UsageError
+
+
+def test_files_are_seen_as_in_a_validation(
+    trained: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mixed = tmp_path / "mixed"
+    shutil.copytree(images / "val" / "class1", mixed / "class1")
+    with Image.open(sorted((mixed / "class1").iterdir())[0]) as first:
+        first.convert("RGBA").save(mixed / "own.png")
+    (mixed / "class1" / "torn.jpg").write_bytes(b"\xff\xd8 and no more")
+    assert evaluate.main([str(trained), "--data", str(images), "--predictions", str(tmp_path / "all.csv")]) == 0
+    assert predict.main([str(trained), str(mixed), "--top", "3", "--out", str(tmp_path / "mixed.jsonl")]) == 0
+    said = capsys.readouterr()
+    assert f"left out: {mixed}/class1/torn.jpg: a JPEG without" in said.err
+    rows = [json.loads(line) for line in (tmp_path / "mixed.jsonl").read_text().splitlines()]
+    with (tmp_path / "all.csv").open() as file:
+        known = {Path(row["image"]).name: row for row in csv.DictReader(file)}
+    assert len(known) == 203
+    own = [row for row in rows if row["image"].endswith("own.png")]
+    named = [row for row in rows if row not in own]
+    assert [row["top"] for row in own] == [named[0]["top"]]
+    assert "label" not in own[0]
+    assert len(named) == 68
+    for row in named:
+        theirs = known[Path(row["image"]).name]
+        assert row["label"] == theirs["label"] == "class1"
+        assert [name for name, _ in row["top"]] == [theirs[f"class{place}"] for place in (1, 2, 3)]
+        assert row["of_label"] == pytest.approx(float(theirs["of_label"]), abs=1e-5)
+    wrong = sum(row["top"][0][0] != "class1" for row in named)
+    assert f"{wrong} of 68 pictures in folders of a class are taken for another" in said.out
+
+
+def test_a_sheet_and_what_cannot_be_predicted(trained: Path, images: Path, tmp_path: Path) -> None:
+    files = [str(file) for file in sorted((images / "val" / "class0").iterdir())[:7]]
+    assert predict.main([str(trained), *files, "--out", str(tmp_path / "sheet.png"), "--backend", "pillow"]) == 0
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (16 + 5 * 240, 16 + 2 * (224 + 19 * 4 + 16))
+    with pytest.raises(UsageError, match=r"nowhere: no such file or folder"):
+        predict.main([str(trained), str(tmp_path / "nowhere")])
+    with pytest.raises(UsageError, match=r"name a file in a folder that exists, ending in \.png"):
+        predict.main([str(trained), *files, "--out", str(tmp_path / "sheet.docx")])
+    (tmp_path / "torn.jpg").write_bytes(b"")
+    with pytest.raises(RunError, match="not one image could be decoded"):
+        predict.main([str(trained), str(tmp_path / "torn.jpg"), "--backend", "pillow"])
