@@ -252,7 +252,6 @@ def _open(data: Data, source: Source, split: str, seed: int, device: torch.devic
 
 
 def _images(data: Folder, source: Source, index: Index, max_bad: int, device: torch.device) -> _Split:
-    allow_open_files()
     bad = BadImages(max_bad if source.max_bad is None else source.max_bad)
 
     def decoder(sampler: Sampler) -> Backend:
