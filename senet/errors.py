@@ -32,6 +32,10 @@ class RunError(Exception):
     """A run that cannot go on (too many undecodable images, say). One line or a list. Exit code 1."""
 
 
+class DiskError(RunError):
+    """A run that cannot go on for its disk's sake. Another start may."""
+
+
 def explain(error: BaseException) -> int:
     """Print why the program ends, once for each error, and return its exit code: 2 usage, 130 interrupted, 1 otherwise.
 
@@ -45,10 +49,11 @@ def explain(error: BaseException) -> int:
     vars(error)["explained"] = True
     rank, ranks = os.environ.get("RANK") or "0", os.environ.get("WORLD_SIZE") or "1"
     where = f" (rank {rank} on {socket.gethostname()})"
+    if (code == 2 or isinstance(error, DiskError)) and rank != "0":
+        # Mostly all ranks have the same to say: rank 0 says it, and torchrun ends the others meanwhile.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(3)
     if code == 2:
-        if rank != "0":  # mostly all ranks have the same to say: rank 0 says it, and torchrun ends the others meanwhile
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(3)
         text = f"error{where * (rank != '0')}: {_plain(error)}\n"
     elif isinstance(error, RunError):  # unlike a bad flag this can be one rank's alone (its images, its disk)
         text = f"error{where}: {error}\n"

@@ -98,11 +98,8 @@ def read(path: Path) -> RunFacts:
         record = _json(line)
         if isinstance(record, dict) and record.get("kind") in records and {"epoch", "step"} <= record.keys():
             records[record["kind"]].append(record)
-    starts = _json(folder.facts.read_text()) if folder.facts.exists() else []
-    starts = starts if isinstance(starts, list) else [starts]
-    return RunFacts(
-        folder, config, status.read(path), [each for each in starts if isinstance(each, dict)], *records.values()
-    )
+    starts = _json(folder.starts.read_text()) if folder.starts.exists() else []
+    return RunFacts(folder, config, status.read(path), starts or [], *records.values())
 
 
 def _json(text: str) -> Any:

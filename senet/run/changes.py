@@ -64,6 +64,15 @@ def check_within_epoch(changed: list[str], where: Path) -> None:
         )
 
 
+def check_images(before: tuple[str, str], now: tuple[str, str], root: Path | None, where: Path) -> None:
+    """Refuse other images than before, by the fingerprints of the training and of the validation set: UsageError."""
+    for kind, was, found in zip(("training", "validation"), before, now, strict=True):
+        if was != found:
+            raise UsageError(
+                f"--data {root}: other {kind} images than those {where} was trained with; give them, or another --out"
+            )
+
+
 def check_pixels(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Compare the descriptions of two validation sets: warn if pixels are made in another way than in training, refuse
     other classes, by UsageError.

@@ -1,30 +1,31 @@
 """Checkpoint files: whole or not there, checked before they are believed. What is in one is written and read here only.
 
-A checkpoint is `step-00001234.pt` (tensors and plain containers, read with `weights_only`) and its manifest
-`step-00001234.pt.json` (size, sha256, position, validation errors). Each is written under a temporary name, synced and
-renamed, the manifest last: a checkpoint without one is not a checkpoint. `torch.load` does not notice flipped bytes;
-the sha256 does.
+A checkpoint is `step-00001234.pt`: tensors and plain containers, as torch writes them, and a seal with position,
+validation errors and a checksum (`senet.system.seal`), for torch does not notice flipped bytes. It is written under a
+temporary name, synced and renamed. What shall outlive the pruning has further names; best.pt comes first of all, so
+that there is no moment at which a newer checkpoint is there and a better one is not best.pt.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from senet.errors import UsageError
-from senet.system import faults
-from senet.system.files import replace, write_text
-from senet.system.run_folder import CheckpointFolder, RunFolder, manifest
+from senet.errors import DiskError, UsageError
+from senet.system import faults, seal
+from senet.system.files import free_name, replace
+from senet.system.run_folder import CheckpointFolder, RunFolder, facts_of
 
 FORMAT = 2
 
@@ -43,7 +44,6 @@ class Progress:
     epoch: int = 0  # whole epochs that are done ...
     step: int = 0  # ... and steps of the current one
     images: int = 0  # seen since the run began
-    best: Mapping[str, float] = field(default_factory=dict)  # epoch and validation errors of the best one
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Payload:
     meters: list[Tensor] = field(default_factory=list)  # since the last record, since the epoch began; over all ranks
     skipped: list[list[int]] = field(default_factory=list)  # stretches of steps, first and last, left out for good
     bad: dict[str, str] = field(default_factory=dict)  # undecodable images that the log names: path -> reason
-    images: str = ""  # fingerprint of the training images
+    images: str = ""  # fingerprint of the training images ...
+    val_images: str = ""  # ... and of those of the validation
     pixels: dict[str, Any] = field(default_factory=dict)  # how validation pixels are made
     config: dict[str, Any] = field(default_factory=dict)
     execution: dict[str, Any] = field(default_factory=dict)
@@ -94,88 +95,103 @@ class Payload:
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
-def write(folder: CheckpointFolder, payload: Payload, errors: Mapping[str, float]) -> Path:
-    """Write a checkpoint and return its path. The validation `errors` go to the manifest. Raises OSError: disk full."""
+def write(payload: Payload, errors: Mapping[str, float], names: Sequence[Path]) -> None:
+    """Write a checkpoint under the first of its `names` and give it the others. Its seal has its position and the
+    validation `errors`. Raises OSError: disk full.
+    """
     progress = payload.progress
-    folder.path.mkdir(parents=True, exist_ok=True)
-    path = folder.of_step(progress.global_step)
-    replace(path, lambda temporary: _save(payload, temporary), lambda phase: faults.meet(phase, progress.global_step))
-    facts = {"format": FORMAT, "bytes": path.stat().st_size, "sha256": _sha256(path), "step": progress.global_step}
-    facts |= {"epoch": progress.epoch, "epoch_step": progress.step, **errors}
-    write_text(manifest(path), json.dumps(facts, indent=1))
-    faults.meet("manifest", progress.global_step)
-    return path
+    facts: dict[str, Any] = {"step": progress.global_step, "epoch": progress.epoch, "epoch_step": progress.step}
+    facts |= {"val_images": payload.val_images, "time": time.time(), **errors}
 
+    def fill(temporary: Path) -> None:
+        # Through a file of our own: torch's writer makes a RuntimeError of a full disk.
+        with temporary.open("wb") as file:
+            sealing = seal.Sealing(file)
+            torch.save(payload.to_dict(), cast(BinaryIO, sealing))
+            sealing.seal(facts)
 
-def _save(payload: Payload, path: Path) -> None:
-    # Through a file of our own: torch's writer makes a RuntimeError of a full disk.
-    with path.open("wb") as file:
-        torch.save(payload.to_dict(), file)
+    replace(names[0], fill, lambda phase: faults.meet(phase, progress.global_step))
+    for name in names[1:]:
+        link(names[0], name)
+    faults.meet("names", progress.global_step)
 
 
 def link(path: Path, name: Path) -> None:
-    """Make `name` (best.pt, say) a second name of a checkpoint and its manifest, which outlives the pruning."""
-    for source, target in ((path, name), (manifest(path), manifest(name))):
-        replace(target, lambda temporary, source=source: os.link(source, temporary))  # type: ignore[misc]
+    """Give a checkpoint another name, or have a copy of it there. Raises OSError."""
+
+    def fill(temporary: Path) -> None:
+        try:
+            os.link(path, temporary)
+        except OSError:  # not all file systems have links; a full one says so again
+            shutil.copyfile(path, temporary)
+
+    replace(name, fill)
 
 
-def prune(folder: CheckpointFolder, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints of steps (at least one) and what broken writes left behind."""
-    for path in folder.of_steps()[max(keep, 1) :]:
-        manifest(path).unlink(missing_ok=True)
-        path.unlink()
-    for rest in folder.path.glob("*.tmp"):
-        rest.unlink()
+def prune(folder: CheckpointFolder, keep: int, step: int) -> None:
+    """Remove all but the newest `keep` checkpoints of steps up to `step` (at least that one). What this program did not
+    write stays. Raises OSError.
+    """
+    for path in [path for path in folder.of_steps() if path <= folder.of_step(step)][max(keep, 1) :]:
+        if facts_of(path):
+            path.unlink()
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def read(path: Path) -> Payload:
-    """Return the payload of a checkpoint, its manifest checked. Raises Invalid with the reason."""
+def read(path: Path, verify: bool = True) -> Payload:
+    """Return the payload of a checkpoint, its checksum verified unless told otherwise. Raises Invalid with the reason,
+    and DiskError if the file is there and cannot be read.
+    """
     try:
-        facts = json.loads(manifest(path).read_text())
-        size, digest = facts["bytes"], facts["sha256"]
-    except FileNotFoundError:
-        raise Invalid("no manifest beside it: it was never finished, or was moved without its .json") from None
-    except (ValueError, KeyError, TypeError):
-        raise Invalid("its manifest is damaged") from None
-    if path.stat().st_size != size:
-        raise Invalid(f"{path.stat().st_size} bytes instead of {size}: truncated or overwritten")
-    if _sha256(path) != digest:
-        raise Invalid("its bytes have changed since it was written (sha256)")
-    try:
+        if verify:
+            seal.check(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except seal.Broken as error:
+        raise Invalid(str(error)) from None
+    except FileNotFoundError:
+        raise Invalid("no such file") from None
+    except OSError as error:
+        raise DiskError(f"{path}: cannot be read: {error.strerror or error}; try again, or move it away") from None
     except Exception as error:
         raise Invalid(f"torch cannot read it: {' '.join(str(error).split())[:200]}") from None
     return Payload.from_dict(content)
 
 
 def newest(folder: CheckpointFolder, before: int | None = None) -> tuple[Path, Payload] | None:
-    """Return the newest valid checkpoint (of a step `before` that one, if given); None if there is none at all.
+    """Return the newest valid checkpoint (of a step `before` that one, if given) under whatever name; None if there is
+    nothing in the folder.
 
-    Newer ones are put aside under another name, and a warning says why they were refused. Raises UsageError if there
-    are checkpoints but not one is valid: starting over would overwrite them.
+    Newer ones are put aside, and a warning says why they were refused. Raises UsageError if there is something in the
+    folder, but no valid checkpoint: starting over would overwrite it.
     """
-    paths = folder.of_steps()
-    for number, path in enumerate(paths):
+    refused = []
+    for step, path in folder.newest_first():
         try:
-            if before is not None and path >= folder.of_step(before):
+            if before is not None and step >= before:
                 raise Invalid(f"not before step {before}")
             payload = read(path)
-        except (Invalid, OSError) as error:
+        except Invalid as error:
             log.warning("%s: refused: %s", path, error)
+            refused.append(path)
             continue
-        for refused in paths[:number]:  # out of the way of pruning, but not lost
-            refused.rename(refused.with_name(refused.name + ".refused"))
-            manifest(refused).unlink(missing_ok=True)
+        for other in refused:  # out of the way of what is still to be written, but not lost
+            put_aside(other)
         return path, payload
-    if any(manifest(path).exists() for path in paths):
+    if others := folder.others():
         raise UsageError(
-            f"{folder.path}: none of its {len(paths)} checkpoints is valid; move the folder away to start over, or "
-            "use another --out"
+            f"{folder.path}: no valid checkpoint, but {others[0].name} and all in all {len(others)} files; use another "
+            f"--out, or begin anew: {shlex.join(['mv', str(folder.path), str(free_name(folder.path))])}"
         )
     return None
+
+
+def put_aside(path: Path) -> Path:
+    """Give a checkpoint a name under which it stays, and return that."""
+    name = free_name(path.with_name(path.name + ".refused"))
+    path.rename(name)
+    return name
 
 
 def locate(path: Path) -> Path:
@@ -186,18 +202,10 @@ def locate(path: Path) -> Path:
     if path.is_dir():
         inside = RunFolder(path).checkpoints
         folder = inside if inside.path.is_dir() else CheckpointFolder(path)
-        found = [folder.best] if folder.best.exists() else folder.of_steps()
+        found = [folder.best] if folder.best.exists() else [path for _, path in folder.newest_first()]
         if not found:
             raise UsageError(f"{path}: no checkpoint in this folder; give a .pt file or the --out folder of a run")
         return found[0]
     if not path.exists():
         raise UsageError(f"{path}: no such checkpoint; give a .pt file, the --out folder of a run, or timm:NAME")
     return path
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from senet.config import from_dict
-from senet.errors import UsageError
 from senet.run import changes, checkpoint
 from senet.run.flags import Flags
 from senet.run.saver import Saver
 from senet.run.state import State
+from senet.system import seal
 from senet.system.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 
 class Keeper:
     """Saves the state of a run and goes back to what was saved. All ranks take part; the first one reads and writes."""
 
-    def __init__(self, folder: RunFolder, flags: Flags, state: State, images: str, pixels: Mapping[str, Any]) -> None:
-        """`images`: the fingerprint of the training images; `pixels`: how those of the validation are made."""
+    def __init__(
+        self, folder: RunFolder, flags: Flags, state: State, images: tuple[str, str], pixels: Mapping[str, Any]
+    ) -> None:
+        """`images`: the fingerprints of those of the training and of the validation; `pixels`: how the latter are
+        made.
+        """
         self.folder, self.flags, self.state = folder.checkpoints, flags, state
         self.world = state.trainer.world
         self.images, self.pixels = images, dict(pixels)
@@ -31,6 +40,9 @@ class Keeper:
     def start(self) -> None:
         """Begin to write: the folder is this run's."""
         if self.world.is_main:
+            for rest in self.folder.temporaries():
+                with contextlib.suppress(OSError):
+                    rest.unlink()
             self._saver = Saver(self.folder, self.flags.keep)
             self._timed_due = time.monotonic() + 3600 * (self.flags.keep_hours - self.folder.hours_since_timed())
 
@@ -42,11 +54,9 @@ class Keeper:
     def save(self, errors: Mapping[str, float]) -> None:
         """Write a checkpoint of the current position behind the training's back; `errors` of the epoch that it ends."""
         state, flags = self.state, self.flags
-        payload = state.pack(images=self.images, pixels=self.pixels)
+        payload = state.pack(images=self.images[0], val_images=self.images[1], pixels=self.pixels)
         if self._saver:
-            names = [self.folder.best] if errors and state.best.get("epoch") == state.epoch else []
-            if errors and flags.keep_every and state.epoch % flags.keep_every == 0:
-                names.append(self.folder.of_epoch(state.epoch))
+            names = self._epoch_name() if errors else []
             if flags.keep_hours and time.monotonic() >= self._timed_due:
                 names.append(self.folder.timed(state.global_step))
                 self._timed_due = time.monotonic() + 3600 * flags.keep_hours
@@ -57,10 +67,12 @@ class Keeper:
         """Return what could not be written since the last call."""
         return self._saver.news() if self._saver else []
 
-    def finish(self) -> None:
-        """Wait until everything is on disk."""
+    def finish(self) -> bool:
+        """Wait until everything is on disk that gets there. Return, on all ranks, whether the current position did."""
         if self._saver:
             self._saver.finish()
+        at = self.state.global_step, self.state.epoch
+        return bool(self.world.broadcast_object(self._saver is not None and self._saver.saved == at))
 
     def close(self) -> None:
         if self._saver:
@@ -81,13 +93,38 @@ class Keeper:
         config = self.state.trainer.config
         self.changed = changes.check_same(from_dict(payload.config), config, path, self.flags.accept_changes)
         changes.check_pixels(payload.pixels, self.pixels)
-        data_changed = any(change.startswith("data.") for change in self.changed)
-        if payload.images != self.images and not data_changed:
-            raise UsageError(
-                f"--data {self.flags.source.root}: other images than those {path} was trained on; give them, or "
-                "another --out"
-            )
+        if not any(change.startswith("data.") for change in self.changed):
+            changes.check_images((payload.images, payload.val_images), self.images, self.flags.source.root, path)
         self.state.restore(payload)
         if self.state.step and self.changed:
             changes.check_within_epoch(self.changed, path)
+        if self.world.is_main:
+            self._check_best()
+            with contextlib.suppress(OSError):  # a full disk
+                # A run that was killed may have got no further than to the first of them.
+                for name in [self.folder.of_step(self.state.global_step), *self._epoch_name()]:
+                    if not name.exists():
+                        checkpoint.link(path, name)
         return True
+
+    def _epoch_name(self) -> list[Path]:
+        """Return the name under which a checkpoint at the current position stays as that of its epoch, if it does."""
+        every, state = self.flags.keep_every, self.state
+        at_end = state.epoch and not state.step
+        return [self.folder.of_epoch(state.epoch)] if every and at_end and state.epoch % every == 0 else []
+
+    def _check_best(self) -> None:
+        """Put best.pt aside unless it is whole, of a step that the run has come to, and was the best on its images."""
+        best, reason = self.folder.best, ""
+        try:
+            facts = seal.check(best)
+            if facts["step"] > self.state.global_step:
+                reason = f"of step {facts['step']}, to which the run has not come"
+            elif facts["val_images"] != self.images[1]:
+                reason = "the best on other validation images"
+        except FileNotFoundError:
+            return
+        except (seal.Broken, KeyError) as error:
+            reason = str(error)
+        if reason:
+            log.warning("%s: %s; it stays as %s", best, reason, checkpoint.put_aside(best).name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from senet.models import build
 from senet.models.timm import released
 from senet.run import checkpoint
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -30,11 +33,12 @@ class Trained:
     execution: Execution = field(default_factory=Execution)  # the layout that it was trained in; never compiled
 
 
-def load(what: str, weights: Path | None = None) -> Trained:
+def load(what: str, weights: Path | None = None, verify: bool = True) -> Trained:
     """Return the net of a checkpoint, of a run folder (its best checkpoint) or of `timm:NAME`, whose weights are
     downloaded or those of the file `weights`.
 
-    Raises UsageError if there is no such thing or it is not valid.
+    A checkpoint that has no checksum, or does not fit it, is refused unless told not to `verify`. Raises UsageError if
+    there is no such thing or it is not valid.
     """
     if what.startswith("timm:"):
         name = what.removeprefix("timm:")
@@ -45,9 +49,11 @@ def load(what: str, weights: Path | None = None) -> Trained:
         raise UsageError("--weights goes with timm:NAME; a checkpoint brings its own")
     path = checkpoint.locate(Path(what))
     try:
-        payload = checkpoint.read(path)
+        payload = checkpoint.read(path, verify)
     except checkpoint.Invalid as error:
         raise UsageError(f"{path}: not usable: {error}") from None
+    if not verify:
+        log.warning("%s: its checksum is not verified: whether it is as it was written is unknown", path)
     config = from_dict(payload.config, str(path))
     net = build(config.net, config.data.classes)
     net.load_state_dict(payload.net)

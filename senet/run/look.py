@@ -43,13 +43,20 @@ class Look:
         return named(self.folders, self.config.data.classes)
 
 
-def look(what: str, source: Source, world: World, view: View | None = None, weights: Path | None = None) -> Look:
+def look(
+    what: str,
+    source: Source,
+    world: World,
+    view: View | None = None,
+    weights: Path | None = None,
+    verify: bool = True,
+) -> Look:
     """Show the validation images of `source` to the net that `what` names (see `senet.run.load`), in a view. All ranks
     call it.
 
     Raises UsageError for what is wrong with either.
     """
-    trained = load(what, weights)
+    trained = load(what, weights, verify)
     config = trained.config
     shown = (view or View()).of(config.data)
     loader = val_loader(shown.data(config.data), source, world.rank, world.size, world.device, DTYPES[config.precision])

@@ -9,7 +9,6 @@ import socket
 import time
 from pathlib import Path
 
-from filelock import FileLock
 from torch import nn
 
 from senet.config import Config
@@ -21,6 +20,8 @@ from senet.errors import UsageError
 from senet.run import provenance
 from senet.run.saver import SPARE
 from senet.system import lock
+from senet.system.files import free_bytes
+from senet.system.lock import Lock
 from senet.system.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def check_alike(world: World, images: tuple[str, str]) -> list[str]:
     return [rank["host"] for rank in ranks]
 
 
-def claim(world: World, folder: RunFolder) -> FileLock | None:
+def claim(world: World, folder: RunFolder) -> Lock | None:
     """Return the lock of the run folder, on the first rank. Raises UsageError on all ranks if another run has it."""
     found, holder = None, None
     if world.is_main:
@@ -136,11 +137,11 @@ def checkpoint_bytes(net: nn.Module) -> int:
 def disk(out: Path, needed: int) -> str:
     """Say that the disk of `out` has less than `needed` bytes free; empty if it has them."""
     folder = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.is_dir())
-    free, needed = shutil.disk_usage(folder).free, needed + SPARE
+    free, needed = free_bytes(folder), needed + SPARE
     if free >= needed:
         return ""
     return (
-        f"{folder}: {free >> 20} MiB free, the checkpoints kept will take {needed >> 20} MiB; make room, lower "
+        f"{folder}: {int(free) >> 20} MiB free, the checkpoints kept will take {needed >> 20} MiB; make room, lower "
         "--keep, or use another --out"
     )
 

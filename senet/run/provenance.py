@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import os
 import platform
+import re
 import subprocess
 import sys
+import time
+from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from senet.config import Config, to_dict
+from senet.distributed import World
+from senet.run.flags import Flags
 from senet.system.files import write_text
 from senet.system.run_folder import RunFolder
 
 PACKAGES = ("torch", "torchvision", "triton", "nvidia-dali-cuda130", "timm", "wandb", "numpy", "pillow")
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+
+log = logging.getLogger(__name__)
 
 
 def versions() -> dict[str, str]:
@@ -32,29 +42,64 @@ def versions() -> dict[str, str]:
     return found
 
 
+@lru_cache
 def code() -> tuple[str, str]:
     """Return the git commit of this code and the diff of what is not committed; empty outside a git checkout."""
+    if not (ROOT / ".git").exists():
+        return "", ""
     return _git("rev-parse", "HEAD").strip(), _git("diff", "HEAD")
 
 
-def machine() -> dict[str, object]:
-    return {"host": platform.node(), "platform": platform.platform(), "cores": os.cpu_count(), "command": sys.orig_argv}
+def start(world: World, flags: Flags, step: int) -> dict[str, Any]:
+    """Return what is to be known of a start of a run that goes on after a `step`: when, how, with which code, where."""
+    gpu = world.device.type == "cuda"
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "step": step,
+        "command": sys.orig_argv,
+        "flags": asdict(flags),
+        "ranks": world.size,
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name(world.device) if gpu else "",
+        "driver": driver() if gpu else "",
+        "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
+        "commit": code()[0],
+        "versions": versions(),
+    }
 
 
-def keep(folder: RunFolder, config: Config, flags: dict[str, Any]) -> None:
-    """Write what defines a run into its folder: config, flags, versions, code, machine."""
-    commit, diff = code()
-    facts = {"flags": flags, "versions": versions(), "commit": commit, **machine()}
+def driver() -> str:
+    """Return the version of NVIDIA's driver; empty if it does not say."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        return ""
+    found = re.search(r"\d+\.\d+(\.\d+)?", text)
+    return found[0] if found else ""
+
+
+def keep(folder: RunFolder, config: Config, facts: dict[str, Any]) -> None:
+    """Write what defines a run into its folder: the config, and the facts of this start after those before. Raises
+    OSError.
+    """
+    try:
+        starts = json.loads(folder.starts.read_text())
+    except (OSError, ValueError):
+        starts = []
     write_text(folder.config, yaml.safe_dump(to_dict(config), sort_keys=False))
-    write_text(folder.facts, json.dumps(facts, indent=1, default=str))
-    if diff:
+    write_text(folder.starts, json.dumps([*starts, facts], indent=1, default=str))
+    if diff := code()[1]:
         write_text(folder.diff, diff)
 
 
 def _git(*words: str) -> str:
+    # A checkout of another user: git would refuse it, though whoever runs this trusts the code in it already.
+    git = ["git", "-C", str(ROOT), "-c", f"safe.directory={ROOT}"]
     try:
-        return subprocess.run(
-            ["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True, timeout=30
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
+        return subprocess.run([*git, *words], capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        log.warning("%s: git does not tell the commit, which is not recorded: %s", ROOT, said.strip().split("\n")[0])
         return ""

@@ -71,16 +71,6 @@ class Report:
         self.tracker.log({"kind": kind, "epoch": epoch, "step": step, "seconds": self.clock.seconds(), **values})
 
 
-def done(config: Config, best: dict[str, float], folder: RunFolder) -> str:
-    """Return the last line of a run."""
-    if not best:
-        return "done: no epoch was trained"
-    return (
-        f"done: {config.epochs} epochs; best top-1 error {best['top1_error']:.2f} %, top-5 {best['top5_error']:.2f} % "
-        f"on {best['images']} images after epoch {best['epoch']}: {folder.checkpoints.best}"
-    )
-
-
 class Clock:
     """The times of a run: since it began, of one logging interval, and how long it will still take."""
 

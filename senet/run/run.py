@@ -6,16 +6,14 @@ import contextlib
 import json
 import logging
 import time
-from dataclasses import asdict, astuple
+from dataclasses import astuple
 from typing import Any
-
-from filelock import FileLock
 
 from senet import distributed
 from senet.config import Config
 from senet.data.source import list_images, train_loader, val_loader
-from senet.errors import RunError, UsageError, explain
-from senet.run import changes, preflight, provenance, report, status, step_plan
+from senet.errors import DiskError, RunError, UsageError, explain
+from senet.run import changes, preflight, provenance, status, step_plan
 from senet.run.flags import Flags, execution
 from senet.run.keeper import Keeper
 from senet.run.report import Report
@@ -25,6 +23,7 @@ from senet.run.stop import RESUMABLE, Stop
 from senet.run.watchdog import Watchdog
 from senet.system import faults
 from senet.system.files import write_text
+from senet.system.lock import Lock
 from senet.system.run_folder import RunFolder
 from senet.track.tracker import Stage
 from senet.train.evaluate import evaluate
@@ -55,7 +54,7 @@ class Run:
         self.config, self.flags, self.world, self.stop = config, flags, world, stop
         self.folder = RunFolder(flags.out)
         self.report = Report(world, self.folder, flags.track)
-        self.lock: FileLock | None = None
+        self.lock: Lock | None = None
         self.has_folder = False  # it is this run's: it may be written to
         self.rewinds = 0
         self.warm = False  # it has made a step
@@ -83,7 +82,8 @@ class Run:
         hooks += [self.timer] if self.timer else []
         self.trainer = Trainer.build(config, world, self.plan.execution, HookList(*hooks))
         self.state = State(self.trainer, self.loader.steps)
-        self.keeper = Keeper(self.folder, flags, self.state, self.loader.fingerprint, self.val.description)
+        fingerprints = self.loader.fingerprint, self.val.fingerprint
+        self.keeper = Keeper(self.folder, flags, self.state, fingerprints, self.val.description)
 
     # ---------------------------------------------------------------------------------------------------------- the run
 
@@ -97,18 +97,22 @@ class Run:
             self.has_folder = True
             resumed = self.keeper.resume()
             if resumed and state.epoch >= epochs:
-                log.info(f"{self.folder}: {report.done(self.config, state.best, self.folder)}")
+                log.info(f"{self.folder}: {status.done(self.folder.path, epochs)}")
                 return 0
             self._begin(resumed)
             while state.epoch < epochs and self._train_epoch() and self._end_epoch():
                 pass
-            self._finish_saving()
+            if not self._finish_saving():
+                raise DiskError(
+                    f"{self.folder.checkpoints.path}: what was trained up to {self._position} is not on disk; make "
+                    "room, and the same command goes on from the newest checkpoint that is"
+                )
             if state.epoch < epochs:
                 log.info(f"stopped after {self._position}; the same command goes on from here")
                 reason = "Orphaned: torchrun is gone on a node" if self.orphaned else ""
                 self._write_status("failed" if reason else "stopped", RESUMABLE, reason)
                 return RESUMABLE
-            log.info(report.done(self.config, state.best, self.folder))
+            log.info(status.done(self.folder.path, epochs))
             self._write_status("done", 0)
             return 0
         except Exception as error:
@@ -125,9 +129,13 @@ class Run:
         flags, state = self.flags, self.state
         self.keeper.start()
         if self.world.is_main:
-            self.plan.save(self.folder.execution)
-            if not resumed or self.keeper.changed:
-                provenance.keep(self.folder, self.config, asdict(flags))
+            try:
+                self.plan.save(self.folder.execution)
+                provenance.keep(self.folder, self.config, provenance.start(self.world, flags, state.global_step))
+            except OSError as error:  # a full disk
+                if not resumed:
+                    raise
+                log.warning("%s: this start is not noted: %s", self.folder, error.strerror or error)
         self.report.open(self.config, flags.name, state.global_step if resumed else None)
         self.report.announce(
             self.config, flags.name, (self.loader.images, self.val.images), self.plan, self.val.description["backend"]
@@ -213,12 +221,10 @@ class Run:
         train = state.total.read(self.world.all_reduce_sum(state.total.sums.clone()))
         state.total.restore(None)
         state.epoch, state.step = state.epoch + 1, 0
-        if errors["top1_error"] < state.best.get("top1_error", float("inf")):
-            state.best = {"epoch": state.epoch, **errors}
         self._record_bad_images()
         values: dict[str, Any] = {f"train_{name}": value for name, value in train.items()} | errors
         self.validation_seconds = values["validation_seconds"] = round(self.report.clock.seconds() - began, 3)
-        self._record("val", **values, best_top1_error=state.best.get("top1_error"))
+        self._record("val", **values)
         self._save(errors)
         self.report.voice.gather()
         return True
@@ -274,9 +280,11 @@ class Run:
     def _dump_images(self, steps: list[int]) -> None:
         """Name the images of this rank in the first of the steps that were left out."""
         images = {step + 1: self.loader.names(step) for step in steps[:DUMPED]}
-        self.folder.path.mkdir(parents=True, exist_ok=True)
         file = self.folder.nonfinite(steps[0] + 1, self.world.rank)
-        write_text(file, json.dumps({"epoch": self.state.epoch, "steps": steps, "images": images}, indent=1))
+        try:
+            write_text(file, json.dumps({"epoch": self.state.epoch, "steps": steps, "images": images}, indent=1))
+        except OSError as error:
+            log.warning("%s: cannot be written: %s", file, error.strerror or error)
 
     def _record_ranks(self) -> None:
         """Name the ranks that hold up the others, or no longer do, and undecodable images. Unless one was found, a few
@@ -313,13 +321,14 @@ class Run:
         self._write_status("running")
         self._record_unwritten()
 
-    def _finish_saving(self) -> None:
-        """Wait for the checkpoints: a stop has been honoured then."""
+    def _finish_saving(self) -> bool:
+        """Wait for the checkpoints: a stop has been honoured then. Return whether the last one is on disk."""
         self.watchdog.at("save", self.state.global_step)
-        self.keeper.finish()
+        saved = self.keeper.finish()
         if self.world.is_main:
             self.stop.honoured()
         self._record_unwritten()
+        return saved
 
     def _record_unwritten(self) -> None:
         for text in self.keeper.news():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-import shutil
+import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +13,8 @@ import torch
 
 from senet.run import checkpoint
 from senet.run.checkpoint import Payload
-from senet.system.run_folder import CheckpointFolder
+from senet.system.files import free_bytes
+from senet.system.run_folder import CheckpointFolder, facts_of
 
 SPARE = 16 << 20  # bytes left free on the disk
 
@@ -28,12 +29,17 @@ class Saver:
     def __init__(self, folder: CheckpointFolder, keep: int) -> None:
         """`keep`: how many of the newest checkpoints stay."""
         self.folder, self.keep = folder, keep
+        self.best = facts_of(folder.best)
+        self.saved: tuple[int, int] | None = None  # step and epoch of the last checkpoint that it has written
         self._thread = ThreadPoolExecutor(1, "saver")
         self._pending: deque[Future[str]] = deque()  # each ends with what went wrong, or nothing
         self._news: list[str] = []
+        self._said: set[str] = set()
 
-    def save(self, payload: Payload, errors: Mapping[str, float], names: list[Path]) -> None:
-        """Take a snapshot of `payload` and return. Once written it has further `names`, too: best.pt, say."""
+    def save(self, payload: Payload, errors: Mapping[str, float], names: Sequence[Path] = ()) -> None:
+        """Take a snapshot of `payload` and return. It is written under the name of its step, under further `names`,
+        and as the best if its validation `errors` are less than those of best.pt.
+        """
         while len(self._pending) > 1:
             self._collect()
         copy, made = [snapshot(payload)], None
@@ -59,27 +65,35 @@ class Saver:
         return news
 
     def _collect(self) -> None:
-        if failure := self._pending.popleft().result():
+        failure = self._pending.popleft().result()
+        if failure and failure not in self._said:
+            self._said.add(failure)
             self._news.append(failure)
 
     def _write(
-        self, box: list[Payload], made: torch.cuda.Event | None, errors: Mapping[str, float], names: list[Path]
+        self, box: list[Payload], made: torch.cuda.Event | None, errors: Mapping[str, float], names: Sequence[Path]
     ) -> str:
         # Out of its box, so that it is let go once it is copied: it takes as much of the device as the training.
         payload = _to_host(box.pop(), made)
+        progress = payload.progress
+        path = self.folder.of_step(progress.global_step)
+        better = bool(errors) and errors["top1_error"] < self.best.get("top1_error", math.inf)
+        failure = ""
         try:
             self.folder.path.mkdir(parents=True, exist_ok=True)
-            need, free = payload.nbytes + SPARE, shutil.disk_usage(self.folder.path).free
+            need, free = payload.nbytes + SPARE, free_bytes(self.folder.path)
             if free < need:
-                raise OSError(errno.ENOSPC, f"{free >> 20} MiB free, {need >> 20} MiB needed")
-            path = checkpoint.write(self.folder, payload, errors)
-            for name in names:
-                checkpoint.link(path, name)
-            checkpoint.prune(self.folder, self.keep)
+                raise OSError(errno.ENOSPC, f"{int(free) >> 20} MiB free, {need >> 20} MiB needed")
+            checkpoint.write(payload, errors, [*([self.folder.best] if better else []), *names, path])
+            self.saved = progress.global_step, progress.epoch
         except OSError as error:
-            path = self.folder.of_step(payload.progress.global_step)
-            return f"checkpoint {path} NOT written: {error.strerror or error}; training goes on"
-        return ""
+            failure = f"checkpoint {path} NOT written: {error.strerror or error}; training goes on"
+        self.best = facts_of(self.folder.best)
+        try:
+            checkpoint.prune(self.folder, self.keep, progress.global_step)
+        except OSError as error:
+            failure = failure or f"{self.folder.path}: old checkpoints stay: {error.strerror or error}"
+        return failure
 
 
 def snapshot(payload: Payload) -> Payload:

@@ -25,7 +25,6 @@ class State:
         self.total = Meter(trainer.world.device)  # since the epoch began
         self.epoch = 0  # whole epochs that are done ...
         self.step = 0  # ... and steps of the current one
-        self.best: dict[str, float] = {}  # epoch and validation errors of the best one
         self.bad: dict[str, str] = {}  # undecodable images that the log names: path -> reason
 
     @property
@@ -43,7 +42,7 @@ class State:
         per_rank = world.gather(trainer.statistics.pack())
         images = self.global_step * trainer.config.batch
         return Payload(
-            Progress(self.global_step, self.epoch, self.step, images, dict(self.best)),
+            Progress(self.global_step, self.epoch, self.step, images),
             net=self._averaged(per_rank),
             optimiser=trainer.optimiser.state_dict(),
             statistics=per_rank,
@@ -89,6 +88,6 @@ class State:
         trainer.hooks.load_state_dict(payload.hooks)
         trainer.skipped = [(first, last) for first, last in payload.skipped]
         self.epoch, self.step = progress.epoch, progress.step
-        self.best, self.bad = dict(progress.best), dict(payload.bad)
+        self.bad = dict(payload.bad)
         for meter, sums in zip((self.interval, self.total), payload.meters, strict=True):
             meter.restore(sums if world.is_main else None)  # sums over all ranks: one of them carries on with them

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from senet.system.files import write_text
-from senet.system.run_folder import RunFolder, manifest
+from senet.system.run_folder import RunFolder, facts_of
 
 Condition = Literal["running", "stopped", "done", "failed"]
 FINAL = ("UsageError", "RunError")  # what only a person can mend: another start would fail alike
@@ -83,7 +83,16 @@ def newest_step(out: Path) -> int:
 
 def best(out: Path) -> float | None:
     """Return the top-1 error in percent of the best checkpoint, None if there is none."""
-    try:
-        return float(json.loads(manifest(RunFolder(out).checkpoints.best).read_text())["top1_error"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+    return facts_of(RunFolder(out).checkpoints.best).get("top1_error")
+
+
+def done(out: Path, epochs: int) -> str:
+    """Return the last line of a run: what it came to is what its best checkpoint says."""
+    folder = RunFolder(out).checkpoints
+    best = facts_of(folder.best)
+    if "top1_error" not in best:
+        return f"done: {epochs} epochs; no {folder.best}"
+    return (
+        f"done: {epochs} epochs; best top-1 error {best['top1_error']:.2f} %, top-5 {best['top5_error']:.2f} % "
+        f"on {best['images']} images after epoch {best['epoch']}: {folder.best}"
+    )

@@ -41,7 +41,7 @@ class Stop:
         now = time.monotonic()
         if not self._signalled and self.file is not None and now - self._looked > self._every:
             self._looked = now
-            self._signalled = self.file.exists()
+            self._signalled = os.path.exists(self.file)  # unlike pathlib's, False if a shared disk hiccups
         return self._signalled
 
     def asked_seconds(self) -> float:

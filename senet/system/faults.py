@@ -3,7 +3,7 @@
 Steps are counted over the whole run. Acts: kill (SIGKILL), term (TERM to itself), hang, slow (a second of delay, in
 every step from then on), clock (the wall clock jumps ahead by a day), nan (in the images of a step). Phases: data (the
 default: before the images of a step), validate (of the epoch that ends with the step), and write, sync, rename and
-manifest of the step's checkpoint, when each is done.
+names of the step's checkpoint, when each is done.
 
 A process that torchrun has restarted does nothing of it, otherwise a run could never get past a fault; "hang@0:3:1" is
 for the first restart.
@@ -52,7 +52,7 @@ _ACTS: dict[str, Callable[[], object]] = {
     "clock": _set_clock_ahead,
     "nan": lambda: None,  # see `nan`
 }
-_FORM = re.compile(rf"({'|'.join(_ACTS)})@(\d+):(\d+)(?:/(data|validate|write|sync|rename|manifest))?(?::(\d+))?")
+_FORM = re.compile(rf"({'|'.join(_ACTS)})@(\d+):(\d+)(?:/(data|validate|write|sync|rename|names))?(?::(\d+))?")
 
 
 def _armed() -> tuple[Fault, ...]:

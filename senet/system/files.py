@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
+import math
 import os
 import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,15 +37,40 @@ def replace(
         os.replace(temporary, path)
         done("rename")
     except BaseException:
-        temporary.unlink(missing_ok=True)  # on a full disk it is in the way of the next one
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # on a full disk it is in the way of the next one
         raise
     if durable:
-        sync(path.parent)
+        sync_names(path.parent)
 
 
 def write_text(path: Path, text: str, durable: bool = True) -> None:
     """Write a small file, whole or not at all. Raises OSError."""
     replace(path, lambda temporary: temporary.write_text(text), durable=durable)
+
+
+def free_name(path: Path) -> Path:
+    """Return `path`, or that with the first number behind it, whichever nothing has."""
+    names = itertools.chain([path], (path.with_name(f"{path.name}.{number}") for number in itertools.count(1)))
+    return next(name for name in names if not os.path.lexists(name))
+
+
+def free_bytes(folder: Path) -> float:
+    """Return how much may be written to the disk of a folder; infinity if the file system does not say."""
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError:
+        return math.inf
+    return usage.free if usage.total else math.inf
+
+
+def sync_names(folder: Path) -> None:
+    """Bring a folder's names to the disk, if that is not left to the file system. Raises OSError if the disk fails."""
+    try:
+        sync(folder)
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise
 
 
 def sync(path: Path) -> None:

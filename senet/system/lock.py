@@ -1,51 +1,126 @@
-"""Locks held by one process of all machines that share a folder; the kernel frees them however the process ends."""
+"""Locks held by one process of all machines that share a folder, which end with the process however that ends.
+
+The kernel keeps them where the file system knows locks. Elsewhere (some FUSE and object mounts) the holder signs a file
+beside it again and again, and a signature that does not change any more is that of a process that has ended.
+"""
 
 from __future__ import annotations
 
-import errno
+import contextlib
+import fcntl
+import json
 import os
+import secrets
 import socket
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from senet.system.files import write_text
 
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)  # from a file system that has none
+POLL = 0.2  # seconds between two tries
+BEAT = 3.0  # seconds between two signatures ...
+STALE = 15.0  # ... and after the last one, until its process is taken for dead
 
 
 class InUse(Exception):
     """Another process holds the lock; the message says which."""
 
 
-def acquire(file: Path, patience: float, waiting: Callable[[str], object] = lambda holder: None) -> FileLock | None:
-    """Return the lock of `file`, held until `release()` or the end of the process; None if the disk knows no locks.
+class Lock:
+    """Held until `release`, or the end of the process."""
+
+    def __init__(self, release: Callable[[], object]) -> None:
+        self.release = release
+
+
+def acquire(file: Path, patience: float, waiting: Callable[[str], object] = lambda holder: None) -> Lock:
+    """Return the lock of `file`.
 
     `waiting` is called with the holder's name if it has to be waited for, `patience` seconds at most. Raises InUse
     after that, and OSError if the file cannot be written.
     """
-    lock = FileLock(file, on_acquired=_sign)
-    try:
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    deadline, told = time.monotonic() + patience, False
+    while True:
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            waiting(_holder(file))
-            lock.acquire(timeout=patience, poll_interval=0.2)
-    except Timeout:
-        raise InUse(_holder(file)) from None
-    except OSError as error:
-        if error.errno in NO_LOCKS:
-            return None
-        raise
-    return lock
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = file.read_text().strip() or "another run"
+        except OSError:
+            os.close(descriptor)
+            return _Signature(file.with_name(file.name + ".held")).acquire(deadline, waiting)
+        else:
+            with contextlib.suppress(OSError):  # a full disk
+                # Through the lock's own descriptor: on NFS, closing another one of the same file would free the lock.
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, _name().encode(), 0)
+            return Lock(lambda: os.close(descriptor))
+        if time.monotonic() > deadline:
+            os.close(descriptor)
+            raise InUse(holder)
+        if not told:
+            waiting(holder)
+            told = True
+        time.sleep(POLL)
 
 
-def _sign(descriptor: int) -> None:
-    # Through the lock's own descriptor: on NFS, closing another one of the same file would free the lock.
-    os.ftruncate(descriptor, 0)
-    signature = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
-    os.pwrite(descriptor, signature.encode(), 0)
+def _name() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
 
 
-def _holder(file: Path) -> str:
-    return file.read_text().strip() or "another run"
+class _Signature:
+    """A lock by writing and renaming alone. Two that try at once look again, after a while, whose name came last."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.token, self.name = file, secrets.token_hex(8), _name()
+        self._beats = 0
+        self._ended = threading.Event()
+
+    def acquire(self, deadline: float, waiting: Callable[[str], object]) -> Lock:
+        told = False
+        while True:
+            found = self._read()
+            changed, since = found, time.monotonic()
+            while changed == found and found and not self._is_dead(found) and time.monotonic() - since < STALE:
+                if not told:
+                    waiting(found["name"])
+                    told = True
+                time.sleep(POLL)
+                changed = self._read()
+            if changed == found:  # nobody's
+                self._sign()
+                time.sleep(2 * POLL)
+                if (self._read() or {}).get("token") == self.token:
+                    threading.Thread(target=self._beat, name="lock", daemon=True).start()
+                    return Lock(self._release)
+            elif time.monotonic() > deadline and changed:
+                raise InUse(changed["name"])
+
+    def _read(self) -> dict[str, str]:
+        try:
+            found: dict[str, str] = json.loads(self.file.read_text())
+            return found if {"token", "name", "host", "process"} <= found.keys() else {}
+        except (OSError, ValueError, AttributeError):
+            return {}
+
+    @staticmethod
+    def _is_dead(found: dict[str, str]) -> bool:
+        return found["host"] == socket.gethostname() and not Path(f"/proc/{found['process']}").exists()
+
+    def _sign(self) -> None:
+        facts = {"token": self.token, "name": self.name, "host": socket.gethostname(), "process": str(os.getpid())}
+        write_text(self.file, json.dumps(facts | {"beat": self._beats}), durable=False)
+        self._beats += 1
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT):
+            if self._read().get("token") == self.token:
+                with contextlib.suppress(OSError):  # a full disk
+                    self._sign()
+
+    def _release(self) -> None:
+        self._ended.set()
+        with contextlib.suppress(OSError):
+            write_text(self.file, "", durable=False)

@@ -6,8 +6,14 @@ Needs the standard library only, for `launch.status` and `launch.submit` answer 
 from __future__ import annotations
 
 import math
+import re
 import time
 from pathlib import Path
+from typing import Any
+
+from senet.system import seal
+
+NAME = re.compile(r"(step-\d+|timed-\d+|epoch-\d+|best)\.pt")  # of a checkpoint
 
 
 class RunFolder:
@@ -16,7 +22,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "config.yaml"  # resolved
-        self.facts = path / "run.json"  # flags, versions, commit, machine
+        self.starts = path / "run.json"  # of each start flags, versions, commit, machine
         self.diff = path / "uncommitted.diff"
         self.execution = path / "execution.json"
         self.status = path / "status.json"
@@ -66,18 +72,41 @@ class CheckpointFolder:
         """Return the checkpoints of steps that are there, whole or not, the newest first."""
         return sorted(self.path.glob("step-*.pt"), reverse=True)
 
+    def newest_first(self) -> list[tuple[int, Path]]:
+        """Return all checkpoints that a run has written, under whatever name, each after the step that it is of."""
+        found = [(step_of(path), path) for path in self.path.glob("*.pt") if NAME.fullmatch(path.name)]
+        return sorted(found, key=lambda entry: (entry[0], entry[1].name), reverse=True)
+
+    def temporaries(self) -> list[Path]:
+        """Return what writes that were broken off have left behind."""
+        return [path for path in self.path.glob("*.tmp") if NAME.fullmatch(path.name.removesuffix(".tmp"))]
+
+    def others(self) -> list[Path]:
+        """Return whatever else is in the folder: it could be a checkpoint."""
+        return sorted(set(self.path.glob("[!.]*")) - set(self.temporaries()))
+
     def newest_step(self) -> int:
-        """Return the step of the newest whole checkpoint, from which the next start goes on; 0 if there is none."""
-        whole = (path.name for path in self.path.glob("step-*.pt.json"))
-        steps = (name.removeprefix("step-").removesuffix(".pt.json") for name in whole)
-        return max((int(step) for step in steps if step.isdigit()), default=0)
+        """Return the step of the newest checkpoint, from which the next start goes on; 0 if there is none."""
+        return next((step for step, path in self.newest_first() if facts_of(path)), 0)
 
     def hours_since_timed(self) -> float:
-        """Return the age of the newest timed checkpoint by the file system's clock; infinity if there is none."""
-        written = max((path.stat().st_mtime for path in self.path.glob("timed-*.pt")), default=-math.inf)
-        return (time.time() - written) / 3600
+        """Return the age of the newest timed checkpoint, by the clock of the host that wrote it; infinity without one.
+
+        The file system's times are not used: they change when a run folder is copied.
+        """
+        written = max((facts_of(path).get("time", 0.0) for path in self.path.glob("timed-*.pt")), default=-math.inf)
+        return max(0.0, (time.time() - written) / 3600)
 
 
-def manifest(checkpoint: Path) -> Path:
-    """Return the path of the file that makes a checkpoint whole."""
-    return checkpoint.with_name(checkpoint.name + ".json")
+def facts_of(checkpoint: Path) -> dict[str, Any]:
+    """Return the facts in a checkpoint's seal, which is not checked; nothing if there is none."""
+    try:
+        return seal.facts(checkpoint)
+    except (seal.Broken, OSError):
+        return {}
+
+
+def step_of(checkpoint: Path) -> int:
+    """Return the step that a checkpoint is of, by its name or by its seal; -1 if neither says it."""
+    kind, _, number = checkpoint.stem.partition("-")
+    return int(number) if kind in ("step", "timed") else facts_of(checkpoint).get("step", -1)

@@ -6,12 +6,13 @@ Another tracker is a class derived from `Tracker` in a file of its own, and a li
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 from senet.track.jsonl import JsonLines
 from senet.track.tensorboard import TensorBoard
 from senet.track.terminal import Terminal
-from senet.track.tracker import Start, Tracker, Trackers
+from senet.track.tracker import Dispensable, Start, Tracker, Trackers
 from senet.track.wandb import WeightsAndBiases
 
 __all__ = ["NAMED", "Start", "Terminal", "Tracker", "Trackers", "build", "choose"]
@@ -46,4 +47,5 @@ def choose(track: str) -> tuple[list[NamedTracker], list[str]]:
 
 def build(start: Start, terminal: Terminal, chosen: Sequence[NamedTracker]) -> Tracker:
     """Return the trackers of a run as one. A resumed run drops what was logged after `start.resume_step`."""
-    return Trackers(JsonLines(start.folder.log, start.resume_step), terminal, *(tracker(start) for tracker in chosen))
+    others = (Dispensable(name, partial(tracker, start)) for name, tracker in NAMED.items() if tracker in chosen)
+    return Trackers(JsonLines(start.folder.log, start.resume_step), terminal, *others)

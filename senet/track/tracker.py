@@ -5,14 +5,20 @@ Every record has `kind` (train, val, event), `epoch` (counted from 1), `step` (d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 from senet.system.fan_out import fan_out
 from senet.system.run_folder import RunFolder
 
 Record = Mapping[str, Any]
+METHODS = ("log", "rewind", "begin", "advance", "expect", "say", "close")
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,10 +67,30 @@ class Tracker:
         """End, with the run complete (`ok`) or not."""
 
 
+class Dispensable(Tracker):
+    """Passes everything on to a tracker until its disk fails. That ends the tracker, and not the run."""
+
+    def __init__(self, name: str, make: Callable[[], Tracker]) -> None:
+        self._name, self._tracker = name, Tracker()
+        for method in METHODS:
+            setattr(self, method, partial(self._call, method))
+        self._tracker = self._try(make) or self._tracker
+
+    def _call(self, method: str, *arguments: object) -> None:
+        self._try(lambda: getattr(self._tracker, method)(*arguments))
+
+    def _try(self, act: Callable[[], T]) -> T | None:
+        try:
+            return act()
+        except OSError as error:
+            self._tracker = Tracker()
+            log.warning("%s: off from here on: %s", self._name, error)
+        return None
+
+
 class Trackers(Tracker):
     """Passes everything on to several trackers, in their order; the last one is closed first."""
 
     def __init__(self, *trackers: Tracker) -> None:
-        for method in ("log", "rewind", "begin", "advance", "expect", "say"):
-            setattr(self, method, fan_out(trackers, method))
-        self.close = fan_out(trackers[::-1], "close")  # type: ignore[method-assign]
+        for method in METHODS:
+            setattr(self, method, fan_out(trackers[::-1] if method == "close" else trackers, method))

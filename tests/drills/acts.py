@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -236,18 +237,25 @@ def slow(sandbox: Sandbox) -> str:
 
 
 def full_disk(sandbox: Sandbox) -> str:
-    """It costs checkpoints and not the run; what was not kept is trained again when there is space."""
+    """To the last byte: it costs checkpoints, lines, signs of life, and not the run, which says at its end that it is
+    not on disk. What was not kept is trained again when there is space.
+    """
     (disk := sandbox.folder / "disk").mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(disk)]
     if (done := subprocess.run(mount, capture_output=True, text=True, check=False)).returncode:
         pytest.skip(f"cannot mount a small disk: {done.stderr.strip()}")
     try:
-        (disk / "filler").write_bytes(b"x" * (6 << 20))
-        job = sandbox.start("--keep", 100, "--out", disk / "run")
-        job.until((disk / "run/checkpoints/step-00000005.pt.json").exists, "its fifth checkpoint")
-        (disk / "more").write_bytes(b"x" * (5 << 20))
-        job.expect(0)
+        wandb = {"WANDB_MODE": "offline"}
+        job = sandbox.start("--keep", 100, "--track", "wandb", "--out", disk / "run", faults="nan@0:14", env=wandb)
+        job.until((disk / "run/checkpoints/step-00000005.pt").exists, "its fifth checkpoint")
+        with contextlib.suppress(OSError), (disk / "more").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(1 << 12))
+        job.expect(1)
         assert final(disk / "run")["progress"]["epoch"] < 2
+        found = status.read(disk / "run")
+        assert found is not None
+        assert (found.state != "done", found.resumable) == (True, True)
         (disk / "more").unlink()
         sandbox.run("--out", disk / "run")
         shutil.copytree(disk / "run", sandbox.out)

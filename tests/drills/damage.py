@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import pickle
 from collections.abc import Callable
@@ -12,11 +10,9 @@ from typing import Any
 
 import torch
 
+from senet.system import seal
+
 SIGN = "code-was-run"  # a folder beside the checkpoint
-
-
-def manifest(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
 
 
 def flip(path: Path) -> None:
@@ -39,13 +35,17 @@ def poisoned(path: Path) -> None:
     path.write_bytes(pickle.dumps(Poison()))
 
 
-def signed(harm: Callable[[Path], object]) -> Callable[[Path], None]:
-    """Make the manifest fit after the harm."""
+def sealed(harm: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Make the checksum fit after the harm."""
 
     def act(path: Path) -> None:
+        facts = seal.facts(path)
         harm(path)
-        facts = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        manifest(path).write_text(json.dumps(json.loads(manifest(path).read_text()) | facts))
+        content = path.read_bytes()
+        with path.open("wb") as file:
+            sealing = seal.Sealing(file)
+            sealing.write(content if seal.END in content else content + seal.END + bytes(18))
+            sealing.seal(facts)
 
     return act
 
@@ -53,13 +53,13 @@ def signed(harm: Callable[[Path], object]) -> Callable[[Path], None]:
 KINDS: tuple[tuple[str, Callable[[Path], object], str], ...] = (
     ("truncated", lambda path: os.truncate(path, path.stat().st_size // 2), "truncated or overwritten"),
     ("with a flipped bit", flip, "its bytes have changed"),
-    ("empty", lambda path: path.write_bytes(b""), "0 bytes instead of"),
+    ("empty", lambda path: path.write_bytes(b""), "(0 bytes): truncated or overwritten"),
     (
         "replaced by another program's",
-        signed(lambda path: torch.save({"net": 0}, path)),
+        sealed(lambda path: torch.save({"net": 0}, path)),
         "not a checkpoint of this program",
     ),
-    ("of a future version", signed(future), "this version reads format"),
-    ("without its manifest", lambda path: manifest(path).unlink(), "no manifest beside it"),
-    ("a pickle with code in it", signed(poisoned), "torch cannot read it"),
+    ("of a future version", sealed(future), "this version reads format"),
+    ("without its checksum", future, "it has no checksum"),
+    ("a pickle with code in it", sealed(poisoned), "torch cannot read it"),
 )

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from senet.system import processes
+from senet.system.run_folder import RunFolder
 from senet.train import ledger
 from tests.helpers import ROOT, environment, until
 
@@ -164,7 +165,7 @@ class Sandbox:
 
     def newest(self) -> Path:
         """Return the newest finished checkpoint."""
-        return Path(str(max((self.out / "checkpoints").glob("step-*.pt.json"))).removesuffix(".json"))
+        return RunFolder(self.out).checkpoints.of_steps()[0]
 
     def close(self) -> None:
         for job in self.jobs:

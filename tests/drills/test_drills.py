@@ -44,7 +44,7 @@ DRILLS = [
     Drill("SIGKILL while saving, after write", restarted("kill@0:{2-15}/write")),
     Drill("SIGKILL while saving, after sync", restarted("kill@0:{2-15}/sync")),
     Drill("SIGKILL while saving, after rename", restarted("kill@0:{2-15}/rename")),
-    Drill("SIGKILL while saving, after manifest", restarted("kill@0:{2-15}/manifest")),
+    Drill("SIGKILL while saving, after names", restarted("kill@0:{2-15}/names")),
     Drill("SIGKILL while validating", restarted(f"kill@1:{STEPS}/validate")),
     Drill("SIGKILL of everything", disturbed(Job.kill_all, resumes=False)),
     Drill("SIGKILL of torchrun's agent", disturbed(acts.kill_agent), says=("torchrun is gone; saves",)),
@@ -67,7 +67,7 @@ DRILLS = [
     Drill("a second start in one folder", acts.second_start, says=("in use by",)),
     Drill("the clock jumps by a day, then SIGKILL", restarted("clock@0:{2-7} kill@1:{+3}")),
     *(Drill(f"newest checkpoint {name}", damaged(harm), says=(reason,)) for name, harm, reason in damage.KINDS),
-    Drill("disk full", acts.full_disk, says=("NOT written", "MiB free", "training goes on"), always=True),
+    Drill("disk full", acts.full_disk, says=("NOT written", "training goes on", "is not on disk"), always=True),
     # Sums over another number of ranks round otherwise.
     Drill("2 ranks, then 1, then 3", acts.other_sizes, "images", always=True),
     Drill("other images on one node", acts.other_images, says=("has other images than rank 0 on",)),

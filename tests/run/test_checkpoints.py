@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
@@ -10,8 +9,10 @@ import torch
 from senet.run import checkpoint
 from senet.run.checkpoint import Payload, Progress
 from senet.run.saver import Saver
+from senet.run.status import best
+from senet.system import seal
 from senet.system.run_folder import CheckpointFolder
-from tests.helpers import run
+from tests.helpers import lines, run
 
 
 def test_a_snapshot_is_not_reached_by_what_comes_after(tmp_path: Path) -> None:
@@ -21,7 +22,7 @@ def test_a_snapshot_is_not_reached_by_what_comes_after(tmp_path: Path) -> None:
     for step in range(5):
         weights.fill_(step)
         payload = Payload(Progress(step), {"w": weights}, {"list": [weights, 1, "x"]})
-        saver.save(payload, {}, [folder.best] if step == 2 else [])
+        saver.save(payload, {"top1_error": 50.0 + abs(step - 2)})
     weights.fill_(-1)
     saver.close()
     assert not saver.news()
@@ -43,9 +44,18 @@ def test_what_is_kept(tmp_path: Path, tiny: Path, images: Path) -> None:
     assert names == {"step-00000015.pt", "best.pt", "epoch-0002.pt", "timed-00000000.pt"}
     reached = {name: checkpoint.read(out / "checkpoints" / name).progress for name in names}
     assert reached["epoch-0002.pt"].epoch == 2
-    assert reached["best.pt"].epoch == reached["step-00000015.pt"].best["epoch"]
-    for file in (out / "checkpoints").glob("timed-*.pt"):
-        os.utime(file, (0, 0))
+    errors = {line["epoch"]: line["top1_error"] for line in lines(out, kind="val")}
+    assert errors[reached["best.pt"].epoch] == min(errors.values()) == best(out)
+    age(out / "checkpoints/timed-00000000.pt")
     again = run("launch.train", *arguments, "epochs=4", "--accept-changes", "--keep", 1, "--keep-hours", 1)
     assert again.returncode == 0, again.stderr
     assert len(list((out / "checkpoints").glob("timed-*.pt"))) == 2
+
+
+def age(path: Path) -> None:
+    """Make a checkpoint one of long ago."""
+    payload, facts = checkpoint.read(path), seal.facts(path)
+    with path.open("wb") as file:
+        sealing = seal.Sealing(file)
+        torch.save(payload.to_dict(), sealing)
+        sealing.seal(facts | {"time": 0.0})

@@ -34,7 +34,10 @@ def test_run_folder(trained: Path) -> None:
     assert [record["images"] for record in logged if record["kind"] == "val"] == [203, 203]
     assert sum(record["images"] for record in logged if record["kind"] == "train") == 2 * 60
     assert {p.name for p in trained.iterdir()} >= {"config.yaml", "run.json", "log.jsonl", "checkpoints"}
-    assert json.loads((trained / "run.json").read_text())["versions"]["torch"]
+    (start,) = json.loads((trained / "run.json").read_text())
+    assert start["versions"]["torch"]
+    assert (start["ranks"], start["step"], start["gpu"]) == (2, 0, "")
+    assert len(start["commit"]) == 40
 
 
 def test_other_pixels_than_in_training_are_warned_of(trained: Path, images: Path) -> None:
@@ -118,6 +121,7 @@ def test_damaged_checkpoints_are_refused_and_the_one_before_is_used(
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(trained, out)
+    (out / "checkpoints/best.pt").unlink()  # it may be the newest, too
     newest = sorted((out / "checkpoints").glob("step-*.pt"))[-1]
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1  # torch.load would not notice
@@ -127,9 +131,9 @@ def test_damaged_checkpoints_are_refused_and_the_one_before_is_used(
     assert again.returncode == 0, again.stderr
     assert f"{newest}: refused: its bytes have changed" in again.stdout + again.stderr
     assert "resumed" in again.stderr
-    for path in (out / "checkpoints").glob("step-*.pt"):
+    for path in (out / "checkpoints").glob("*.pt"):
         path.write_bytes(path.read_bytes()[:100])
-    refused(2, "none of its", "launch.train", tiny, "--data", images, "--out", out)
+    refused(2, "no valid checkpoint, but best.pt and all in all", "launch.train", tiny, "--data", images, "--out", out)
 
 
 def test_undecodable_images_are_named_in_the_log_and_on_the_terminal(
@@ -171,7 +175,7 @@ def test_foreign_files_are_refused(tmp_path: Path, images: Path) -> None:
     refused(2, "no such checkpoint", "launch.evaluate", tmp_path / "nothing.pt", "--data", images)
     foreign = tmp_path / "foreign.pt"
     torch.save({"state_dict": {}}, foreign)
-    refused(2, "no manifest beside it", "launch.evaluate", foreign, "--data", images)
+    refused(2, "it has no checksum", "launch.evaluate", foreign, "--data", images)
 
 
 def test_timm_models_are_evaluated_with_given_weights(tmp_path: Path, images: Path) -> None:

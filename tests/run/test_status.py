@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from launch.status import main
 from senet.run.status import Status, read, write
+from senet.system.seal import Sealing
 from tests.helpers import ROOT
 
 
@@ -19,6 +21,17 @@ def told(out: Path) -> tuple[int, list[str]]:
     )
     assert done.stdout.count("\n") == 1, done.stderr
     return done.returncode, done.stdout.split(maxsplit=2)
+
+
+def sealed(path: Path, **facts: float) -> None:
+    """Write a checkpoint with nothing in it."""
+    with zipfile.ZipFile(path, "w"):
+        pass
+    content = path.read_bytes()
+    with path.open("wb") as file:
+        sealing = Sealing(file)
+        sealing.write(content)
+        sealing.seal(facts)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +47,7 @@ def told(out: Path) -> tuple[int, list[str]]:
 )
 def test_states(tmp_path: Path, status: Status | None, code: int, state: str) -> None:
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints/step-00000010.pt.json").write_text("{}")
+    sealed(tmp_path / "checkpoints/step-00000010.pt")
     (tmp_path / "checkpoints/step-00000012.pt").write_text("not finished")
     if status is not None:
         write(tmp_path, status)
@@ -60,9 +73,9 @@ def test_a_person_reads_labels_and_a_table(tmp_path: Path, capsys: pytest.Captur
     first, second = tmp_path / "imagenet/se50", tmp_path / "se20"
     for out, status in (first, Status("done", 12, 3, 3, 0)), (second, Status("failed", 1, 0, 3, 1, "", "RunError: no")):
         (out / "checkpoints").mkdir(parents=True)
-        (out / "checkpoints/step-00001200.pt.json").touch()
+        sealed(out / "checkpoints/step-00001200.pt", step=1200)
         write(out, status)
-    (first / "checkpoints/best.pt.json").write_text('{"top1_error": 23.456}')
+    sealed(first / "checkpoints/best.pt", step=1200, top1_error=23.456)
     assert main([str(first)]) == 0
     shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert shown["state"] == "done"

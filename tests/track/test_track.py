@@ -67,8 +67,9 @@ def test_a_rewind_takes_back_all_but_events_and_steps_still_rise(tmp_path: Path)
         {"kind": "event", "step": 2, "skipped": 2, "undone_step": 6},
         {"kind": "train", "step": 3},
     ]
-    JsonLines(file, None).close(True)
-    assert not file.read_text()
+    JsonLines(file, None).log({"kind": "train", "step": 1})  # of another run
+    assert len(file.read_text().splitlines()) == 1
+    assert len((tmp_path / "log.jsonl.1").read_text().splitlines()) == 3
 
 
 def test_when_wandb_is_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
