@@ -72,21 +72,33 @@ class Bar:
 
 @contextmanager
 def page(
-    file: Path | IO[bytes], title: str, panels: int = 1, note: str = "", width: float = 7.5, height: float = 4.8
+    file: Path | IO[bytes],
+    title: str,
+    panels: int = 1,
+    note: str = "",
+    width: float = 7.5,
+    height: float = 4.8,
+    columns: int | None = None,
 ) -> Iterator[list[Axes]]:
-    """Open a page of `panels` in a row, each `width` by `height` inches; write it to `file` when the block ends well.
+    """Open a page of `panels`, each `width` by `height` inches, in rows of `columns`, by default in one; write it to
+    `file` when the block ends well.
 
     The ending of the name (.png, .svg, .pdf) says the format; an open binary file gets a PNG. Global settings of
     matplotlib stay as they are. Raises UsageError if the file cannot be written.
     """
     with matplotlib.rc_context(STYLE):
         layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
-        figure = Figure(figsize=(width * panels, height), layout=layout)
-        left = 0.12 / (width * panels)
+        across = min(columns or panels, panels)
+        down = -(-panels // across)
+        figure = Figure(figsize=(width * across, height * down), layout=layout)
+        left = 0.12 / (width * across)
         figure.suptitle(title, x=left, ha="left", fontsize=13)
         if note:
             figure.supxlabel(note, x=left, ha="left", fontsize=8, color=FAINT)
-        yield list(figure.subplots(1, panels, squeeze=False)[0])
+        every = list(figure.subplots(down, across, squeeze=False).flat)
+        for unused in every[panels:]:
+            unused.remove()
+        yield every[:panels]
         try:
             figure.savefig(file, format=None if isinstance(file, Path) else "png")
         except (OSError, ValueError) as error:

@@ -63,7 +63,7 @@ def look(
     if trained.pixels is not None:
         asked = {"crop", "resize"} if view else set()
         check_pixels({key: value for key, value in trained.pixels.items() if key not in asked}, loader.description)
-    errors, kept = _pass(trained, loader, world, shown)
+    errors, kept = one_pass(trained, loader, world, shown)
     return Look(what, shown, config, errors, kept, loader.classes or trained.classes, loader.name)
 
 
@@ -83,11 +83,11 @@ def look_at_files(
     known = {comparable(name): label for label, name in enumerate(trained.classes)}
     labels = np.array([known.get(comparable(file.absolute().parent.name), -1) for file in files], np.int64)
     loader = files_loader(config.data, source, files, labels, world.device, DTYPES[config.precision])
-    errors, kept = _pass(trained, loader, world, view, each)
+    errors, kept = one_pass(trained, loader, world, view, each)
     return Look(trained.origin, view, config, errors, kept, trained.classes, loader.name)
 
 
-def _pass(
+def one_pass(
     trained: Trained,
     loader: ValLoader,
     world: World,

@@ -1,0 +1,71 @@
+"""The SE blocks of a net, ours or timm's, by the names that the paper gives them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from senet.errors import UsageError
+from senet.models import SEBlock
+
+
+def blocks(net: nn.Module) -> dict[str, nn.Module]:
+    """Return the SE blocks in the order of the net: SE_4_6 is the sixth of stage 4; without stages, their paths.
+
+    Raises UsageError if there is none.
+    """
+    found = {_name(path): module for path, module in net.named_modules() if _is_block(module)}
+    if not found:
+        raise UsageError("this net has no SE block to look into; name a net with SE")
+    return found
+
+
+def _is_block(module: nn.Module) -> bool:
+    return isinstance(module, SEBlock) or _gate(module) is not None
+
+
+def _gate(module: nn.Module) -> nn.Module | None:
+    """Return what puts out the gates of a block of timm."""
+    if not isinstance(getattr(module, "fc1", None), nn.Conv2d) or not isinstance(
+        getattr(module, "fc2", None), nn.Conv2d
+    ):
+        return None
+    return next(
+        (gate for name in ("gate", "sigmoid") if isinstance(gate := getattr(module, name, None), nn.Module)), None
+    )
+
+
+def _name(path: str) -> str:
+    ours = re.search(r"stage(\d)\.(\d+)\.", path)
+    timms = re.search(r"layer(\d)\.(\d+)\.", path)  # its first one is the paper's second stage
+    if ours:
+        return f"SE_{ours[1]}_{int(ours[2]) + 1}"
+    return f"SE_{int(timms[1]) + 1}_{int(timms[2]) + 1}" if timms else path
+
+
+@contextmanager
+def gates(net: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Yield a mapping that holds, after each forward pass, the gates [N, C] of each block; those that keep a map's
+    height and width (`squeeze: none`) are averaged over it.
+    """
+    last: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            values = module.gates(inputs[0]) if isinstance(module, SEBlock) else output
+            last[name] = values.float().mean((2, 3))
+
+        return hook
+
+    handles = [
+        (module if isinstance(module, SEBlock) else _gate(module) or module).register_forward_hook(keep(name))
+        for name, module in blocks(net).items()
+    ]
+    try:
+        yield last
+    finally:
+        for handle in handles:
+            handle.remove()
