@@ -46,5 +46,5 @@ fi
 
 # Tests start several processes of their own; one thread in each is quickest on few cores and reproducible on many.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-# Much of their time is waiting: two at once, a file at a time, so that what a file's tests share is made once.
-exec $python -m pytest --numprocesses "${PYTEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder "$@"
+# Much of their time is waiting: three at once, a file at a time, so that what a file's tests share is made once.
+exec $python -m pytest --numprocesses "${PYTEST_PROCESSES:-3}" --dist loadfile --no-loadscope-reorder "$@"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from tests.helpers import TINY, make_set, run
+from tests.helpers import PRELOADED, TINY, make_set, run
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -20,6 +20,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     long = ("slurm", "drills", "nullgpu", "run", "execution", "train", "track", "bench", "diagnose", "prepare", "data")
     items.sort(key=lambda item: long.index(part) if (part := item.path.parent.name) in long else len(long))
+
+
+def pytest_unconfigure() -> None:
+    PRELOADED.close()
 
 
 @pytest.fixture(scope="session")

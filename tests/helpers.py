@@ -17,6 +17,7 @@ from PIL import Image
 
 from senet.run import checkpoint
 from senet.system.run_folder import RunFolder
+from tests.preloaded import Preloaded
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
@@ -68,14 +69,29 @@ def environment(**more: str) -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1", "NETRC": "/nonexistent", "PYTHONUNBUFFERED": "1"} | more
 
 
+PRELOADED = Preloaded(ROOT, environment())
+
+
 def run(
-    module: str, *words: object, ranks: int = 1, restarts: int = 0, timeout: float = 300, **more: str
+    module: str,
+    *words: object,
+    ranks: int = 1,
+    restarts: int = 0,
+    torchrun: bool = False,
+    timeout: float = 300,
+    **more: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end and return its exit code and output; `more` is added to its environment."""
+    """Run a program to its end and return its exit code and output; `more` is added to its environment.
+
+    Several ranks are under torchrun if they are to restart or the test is about how they are started.
+    """
+    env = environment(**more)
+    if not restarts and not torchrun and PRELOADED.suits(env):
+        return PRELOADED.run(module, [*map(str, words)], env, ranks, timeout)
     return subprocess.run(
         command(module, *words, ranks=ranks, restarts=restarts),
         cwd=ROOT,
-        env=environment(**more),
+        env=env,
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -92,11 +92,11 @@ def test_of_several_ranks_one_says_what_is_wrong_and_has_the_last_word(tmp_path:
     words = (tiny, "--data", tmp_path / "nowhere", "--out", tmp_path / "out")
     own = run("launch.train", *words, "--gpus", 2)
     assert (own.returncode, own.stderr.count("error"), own.stderr.count("\n")) == (2, 1, 1), own.stderr
-    under_torchrun = run("launch.train", *words, ranks=2)
+    under_torchrun = run("launch.train", *words, ranks=2, torchrun=True)
     *_, last, _ = under_torchrun.stderr.splitlines()  # below it torchrun draws a line
     assert "no such folder" in last, under_torchrun.stderr
     assert under_torchrun.stderr.count("error: --data") == 2  # ours, and torchrun's report of it
-    usage = run("launch.train", tiny, "--keep", "many", ranks=2)
+    usage = run("launch.train", tiny, "--keep", "many", ranks=2, torchrun=True)
     assert usage.stderr.count("error: argument --keep") == 2, usage.stderr
     left_over = run("launch.train", *words, RANK="", WORLD_SIZE="2")
     assert (left_over.returncode, left_over.stderr.count("\n")) == (2, 1)
