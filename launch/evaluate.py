@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch import guard, ranks
+from launch import early, guard, ranks
 from launch.flags import Parser, add_data_flags, source
 from senet.errors import UsageError
 
@@ -32,6 +32,7 @@ SHOWN = 20  # classes and confusions in a table
 
 def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
+    early.check_data(args.data)
     if ranks.to_start(args.gpus):
         return ranks.start("launch.evaluate", sys.argv[1:] if argv is None else argv, args.gpus)
 

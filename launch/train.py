@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-from launch import guard, ranks
+from launch import early, guard, ranks
 from launch.flags import Parser, add_config, add_data_flags, parse_config, run_name, source
 from senet import config
 from senet.run import flags, status
@@ -48,6 +48,9 @@ def main(argv: list[str] | None = None) -> int:
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     if restarted and (before := status.read(folder.path)) and before.state == "stopped":
         return RESUMABLE  # torchrun takes every exit for a failure, and would start again what was asked to stop
+    early.check_data(args.data, settings)
+    if early.is_finished(folder.path, settings, args.accept_changes):
+        return 0
     if ranks.to_start(args.gpus):
         code = ranks.start("launch.train", sys.argv[1:] if argv is None else argv, args.gpus, args.restarts)
         ended = status.read(folder.path)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from senet.system import seal
 from senet.system.files import write_text
 from senet.system.run_folder import RunFolder, facts_of
 
@@ -74,6 +75,17 @@ def read(out: Path) -> Status | None:
         return None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         return Status("running", 0, 0, 0, reason=f"{file} cannot be read ({error})")
+
+
+def is_done(out: Path, epochs: int) -> bool:
+    """Say whether a run of so many epochs has come to its end, and its last state is there, whole."""
+    status, found = read(out), RunFolder(out).checkpoints.newest_first()
+    if status is None or (status.state, status.epochs) != ("done", epochs) or not found:
+        return False
+    try:
+        return int(seal.check(found[0][1])["step"]) == status.step
+    except (seal.Broken, OSError, KeyError):
+        return False
 
 
 def newest_step(out: Path) -> int:

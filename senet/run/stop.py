@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import time
 from pathlib import Path
 from types import FrameType
+
+log = logging.getLogger(__name__)
 
 RESUMABLE = 75  # sysexits' EX_TEMPFAIL: started again, the run goes on
 
@@ -61,7 +64,10 @@ class Stop:
     def honoured(self) -> None:
         """Remove the file, so that the next start goes on."""
         if self.file is not None:
-            self.file.unlink(missing_ok=True)
+            try:
+                self.file.unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("%s: cannot be removed (%s): do so before the next start", self.file, error.strerror)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._signalled and number == signal.SIGINT and os.getpid() == self._process:

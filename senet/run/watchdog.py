@@ -49,7 +49,7 @@ class Watchdog(Hooks):
         self._signs: dict[int, tuple[dict[str, Any], float]] = {}  # by rank: its last one, and when it was new
         # Without torchrun a parent may well end: nohup, a shell that has been left.
         self._parent = os.getppid() if {"LOCAL_RANK", "TORCHELASTIC_RUN_ID"} & os.environ.keys() else None
-        folder.sign_of_life(rank).unlink(missing_ok=True)  # of an earlier start
+        self._withdraw_sign()  # of an earlier start
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -70,7 +70,7 @@ class Watchdog(Hooks):
     def close(self) -> None:
         self._ended.set()
         self._thread.join()
-        self.folder.sign_of_life(self.rank).unlink(missing_ok=True)
+        self._withdraw_sign()
 
     def _watch(self) -> None:
         signed = 0.0
@@ -103,6 +103,10 @@ class Watchdog(Hooks):
         with contextlib.suppress(OSError):  # a full disk is no hang
             self.folder.health.mkdir(exist_ok=True)
             write_text(self.folder.sign_of_life(self.rank), json.dumps(sign | {"beat": self._beats}), durable=False)
+
+    def _withdraw_sign(self) -> None:
+        with contextlib.suppress(OSError):
+            self.folder.sign_of_life(self.rank).unlink()
 
     def _read_signs(self) -> None:
         """Note which ranks still give signs, once something is stuck: many ranks on a shared disk are many files."""

@@ -26,9 +26,15 @@ def replace(
     The temporary file has a name of its own if the file is `shared`, that is, if other processes may be writing it too.
     What is not `durable` is not synced: many small files are synced sooner all at once. Raises OSError.
     """
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp" if shared else f"{path.name}.tmp")
+    temporary = path.with_name(f"{path.name}.tmp")
     try:
-        temporary.unlink(missing_ok=True)
+        if not shared:
+            temporary.unlink(missing_ok=True)  # of a write that was broken off
+    except OSError:  # some disks let nothing be removed
+        shared = True
+    if shared:
+        temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
         fill(temporary)
         done("write")
         if durable:

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import torch
 
+from launch import early
 from senet import distributed
 from senet.config import from_dict
 from senet.data.source import Source
@@ -230,6 +231,7 @@ def test_no_feature_of_the_file_system_is_needed_but_to_create_write_sync_and_re
             refuse()
 
     for module, name in (
+        (os, "unlink"),
         (os, "link"), (os, "symlink"), (os, "chmod"), (os, "truncate"), (os, "statvfs"), (os, "utime"),
         (fcntl, "flock"), (mmap, "mmap"), (shutil, "disk_usage"),
     ):  # fmt: skip
@@ -364,3 +366,17 @@ def test_a_checkpoint_alone_is_evaluated_when_told(
     net = load(str(alone), verify=False).net
     assert float(next(net.parameters()).detach().flatten()[0]) == 1.0
     assert "is unknown" in caplog.text
+
+
+def test_a_finished_run_says_so_at_once(tmp_path: Path, state: State, capsys: pytest.CaptureFixture[str]) -> None:
+    config = replace(CONFIG, epochs=2)
+    assert not early.is_finished(tmp_path, config, False)
+    lived(tmp_path, state, 2)
+    assert not early.is_finished(tmp_path, config, False)  # it may be running
+    status.write(tmp_path, status.Status("done", 2 * STEPS, 2, 2, 0))
+    assert early.is_finished(tmp_path, config, False)
+    assert "done: 2 epochs; best top-1 error 40.00 %" in capsys.readouterr().err
+    assert not early.is_finished(tmp_path, replace(CONFIG, epochs=3), True)
+    for path in (tmp_path / "checkpoints").glob("*0020.pt"):
+        path.write_bytes(path.read_bytes()[:-1])
+    assert not early.is_finished(tmp_path, config, False)

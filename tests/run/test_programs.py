@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 
-from tests.helpers import run
+from tests.helpers import ROOT, environment, run
 
 
 def test_validation_counts_203_on_any_number_of_ranks(trained: Path, images: Path) -> None:
@@ -86,6 +88,20 @@ def test_usage_errors_are_one_line_and_change_nothing(tmp_path: Path, tiny: Path
         image.unlink()
     refused(2, "val/class1: an empty class folder", *train, "--data", few_images)
     assert not out.exists()
+
+
+def test_what_is_wrong_is_told_before_torch_is_imported(tmp_path: Path, tiny: Path) -> None:
+    program = """
+import sys
+from launch import train
+try:
+    train.main(sys.argv[1:])
+finally:
+    print("torch" in sys.modules)
+"""
+    words = [sys.executable, "-c", program, tiny, "--data", tmp_path / "nowhere"]
+    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert (done.stdout, "no such folder" in done.stderr) == ("False\n", True)
 
 
 def test_of_several_ranks_one_says_what_is_wrong_and_has_the_last_word(tmp_path: Path, tiny: Path) -> None:
