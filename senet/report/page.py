@@ -16,7 +16,7 @@ from PIL import Image
 from senet.config import to_dict
 from senet.report.facts import RunFacts
 from senet.report.paper import Quoted
-from senet.report.summary import Cell, card, summary
+from senet.report.summary import Cell, card, starts, summary
 from senet.train.predictions import OfClass
 
 STYLE = Path(__file__).with_name("style.css")
@@ -126,6 +126,8 @@ def _wrong(image: Wrong) -> str:
 def _card(run: RunFacts, several: bool) -> list[str]:
     config = yaml.safe_dump(to_dict(run.config), sort_keys=False)
     parts = [f"<h2>Run card{f' of {escape(run.label)}' if several else ''}</h2>", _table([], card(run))]
+    if len(run.starts) > 1:
+        parts += ["<h3>Starts</h3>", _table(*starts(run))]
     if run.command:
         parts += ["<h3>The command that began it</h3>", f"<pre>{escape(run.command)}</pre>"]
     if run.events:

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import yaml
+
 from senet.config import to_dict
 from senet.report.facts import RunFacts, groups
 from senet.report.paper import quoted
@@ -55,26 +57,35 @@ def card(run: RunFacts) -> list[list[Cell]]:
     """Return the facts of a run, a row each."""
     facts = run.starts[-1] if run.starts else {}
     best, last = run.best, run.last
-    versions = ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
     speed = [record["images_per_second"] for record in run.train if record.get("images_per_second")]
-    machine = ("host", "platform", "gpu", "gpus", "driver")
+    ranks = f"{facts['ranks']} ranks" if facts.get("ranks", 1) > 1 else ""
+    machine = [ranks, *(str(facts.get(key) or "") for key in ("gpu", "host", "platform"))]
     rows: dict[str, Any] = {
         "folder": str(run.folder),
         "state": run.state,
         "last validation": last and f"epoch {last['epoch']}: {_errors(last)}",
         "best validation": best and f"epoch {best['epoch']}: {_errors(best)}",
-        "took": run.hours and f"{duration(3600 * run.hours)} over all starts",
+        "took": run.hours and f"{duration(3600 * run.hours)} in {max(1, len(run.starts))} starts",
         "speed": speed and f"{statistics.median(speed):,.0f} images/s, the median of {len(speed)} records",
-        "net": str(to_dict(run.config)["net"]),
+        "net": yaml.safe_dump(to_dict(run.config)["net"], default_flow_style=True, width=10**6).strip(),
         "data": str(run.data or "") or run.config.data.set,
         "batch, precision, seed": f"{run.config.batch}, {run.config.precision}, {run.config.seed}",
-        "machine": ", ".join(str(facts[key]) for key in machine if facts.get(key)),
-        "cores": facts.get("cores") and str(facts["cores"]),
+        "machine": ", ".join(filter(None, [*machine, f"{facts['cores']} cores" if facts.get("cores") else ""])),
+        "driver": facts.get("driver"),
         "commit": facts.get("commit") and f"{facts['commit']}{' and uncommitted.diff' * run.folder.diff.exists()}",
-        "versions": versions,
-        "starts": run.starts and str(len(run.starts)),
+        "versions": ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items()),
     }
     return [[name, value] for name, value in rows.items() if value]
+
+
+def starts(run: RunFacts) -> tuple[list[str], list[list[Cell]]]:
+    """Return header and rows of a table of a run's starts: when, from which step, where, and what made it necessary."""
+    rows: list[list[Cell]] = [
+        [str(start.get("time", "")).replace("T", " "), int(start.get("step", 0)), int(start.get("ranks", 1)),
+         str(start.get("host", "")), str(start.get("slurm_job") or "") or None, str(start.get("before") or "") or None]
+        for start in run.starts
+    ]  # fmt: skip
+    return ["start", "from step", "ranks", "host", "Slurm job", "the one before"], rows
 
 
 def _errors(record: Any) -> str:

@@ -21,6 +21,7 @@ import yaml
 
 from senet.config import Config, to_dict
 from senet.distributed import World
+from senet.run import status
 from senet.run.flags import Flags
 from senet.system.files import write_text
 from senet.system.run_folder import RunFolder
@@ -56,6 +57,7 @@ def start(world: World, flags: Flags, step: int) -> dict[str, Any]:
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "step": step,
+        "before": _ended(flags.out),
         "command": sys.orig_argv,
         "flags": asdict(flags),
         "ranks": world.size,
@@ -68,6 +70,14 @@ def start(world: World, flags: Flags, step: int) -> dict[str, Any]:
         "commit": code()[0],
         "versions": versions(),
     }
+
+
+def _ended(out: Path) -> str:
+    """Return how the start before this one has ended; empty if there was none."""
+    last = status.read(out)
+    if last is None:
+        return ""
+    return "killed" if last.state == "running" else last.state + (f": {last.reason}" if last.reason else "")
 
 
 def driver() -> str:
