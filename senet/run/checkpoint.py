@@ -36,6 +36,10 @@ class Invalid(Exception):
     """A file that cannot be trusted as a checkpoint; the message says why."""
 
 
+class Unverified(Invalid):
+    """A file whose checksum is missing, or does not fit."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a run has come."""
@@ -85,11 +89,15 @@ class Payload:
             raise Invalid("not a checkpoint of this program")
         if content["format"] != FORMAT:
             raise Invalid(f"format {content['format']}; this version reads format {FORMAT}")
-        known = {f.name: content[f.name] for f in fields(cls) if f.name in content}
         try:
-            return cls(**{**known, "progress": Progress(**known["progress"])})
+            progress = Progress(**_known(Progress, content["progress"]))
+            return cls(**_known(cls, content) | {"progress": progress})
         except (TypeError, KeyError) as error:
             raise Invalid(f"incomplete: {error}") from None
+
+
+def _known(kind: Any, content: Mapping[str, Any]) -> dict[str, Any]:
+    return {part.name: content[part.name] for part in fields(kind) if part.name in content}
 
 
 # ------------------------------------------------------------------------------------------------------------- writing
@@ -149,7 +157,7 @@ def read(path: Path, verify: bool = True) -> Payload:
             seal.check(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except seal.Broken as error:
-        raise Invalid(str(error)) from None
+        raise Unverified(str(error)) from None
     except FileNotFoundError:
         raise Invalid("no such file") from None
     except OSError as error:

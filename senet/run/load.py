@@ -50,6 +50,8 @@ def load(what: str, weights: Path | None = None, verify: bool = True) -> Trained
     path = checkpoint.locate(Path(what))
     try:
         payload = checkpoint.read(path, verify)
+    except checkpoint.Unverified as error:
+        raise UsageError(f"{path}: not usable: {error}; launch.evaluate --unverified takes it as it is") from None
     except checkpoint.Invalid as error:
         raise UsageError(f"{path}: not usable: {error}") from None
     if not verify:

@@ -7,6 +7,7 @@ beside it again and again, and a signature that does not change any more is that
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from senet.system.files import write_text
 
+UNCHANGEABLE = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # object stores, of a file that is there
 POLL = 0.2  # seconds between two tries
 BEAT = 3.0  # seconds between two signatures ...
 STALE = 15.0  # ... and after the last one, until its process is taken for dead
@@ -41,8 +43,14 @@ def acquire(file: Path, patience: float, waiting: Callable[[str], object] = lamb
     `waiting` is called with the holder's name if it has to be waited for, `patience` seconds at most. Raises InUse
     after that, and OSError if the file cannot be written.
     """
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
     deadline, told = time.monotonic() + patience, False
+    by_signature = _Signature(file.with_name(file.name + ".held"))
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        if error.errno in UNCHANGEABLE:
+            return by_signature.acquire(deadline, waiting)
+        raise
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -50,7 +58,7 @@ def acquire(file: Path, patience: float, waiting: Callable[[str], object] = lamb
             holder = file.read_text().strip() or "another run"
         except OSError:
             os.close(descriptor)
-            return _Signature(file.with_name(file.name + ".held")).acquire(deadline, waiting)
+            return by_signature.acquire(deadline, waiting)
         else:
             with contextlib.suppress(OSError):  # a full disk
                 # Through the lock's own descriptor: on NFS, closing another one of the same file would free the lock.

@@ -237,8 +237,8 @@ def slow(sandbox: Sandbox) -> str:
 
 
 def full_disk(sandbox: Sandbox) -> str:
-    """To the last byte: it costs checkpoints, lines, signs of life, and not the run, which says at its end that it is
-    not on disk. What was not kept is trained again when there is space.
+    """To the last byte, also for a second start: it costs checkpoints, lines and signs of life, not the run, which says
+    at its end that it is not on disk. What was not kept is trained again when there is space.
     """
     (disk := sandbox.folder / "disk").mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(disk)]
@@ -246,7 +246,8 @@ def full_disk(sandbox: Sandbox) -> str:
         pytest.skip(f"cannot mount a small disk: {done.stderr.strip()}")
     try:
         wandb = {"WANDB_MODE": "offline"}
-        job = sandbox.start("--keep", 100, "--track", "wandb", "--out", disk / "run", faults="nan@0:14", env=wandb)
+        words = ("--keep", 100, "--track", "wandb", "--out", disk / "run")
+        job = sandbox.start(*words, faults="nan@0:14", restarts=1, env=wandb)
         job.until((disk / "run/checkpoints/step-00000005.pt").exists, "its fifth checkpoint")
         with contextlib.suppress(OSError), (disk / "more").open("wb", buffering=0) as filler:
             while True:

@@ -67,7 +67,7 @@ DRILLS = [
     Drill("a second start in one folder", acts.second_start, says=("in use by",)),
     Drill("the clock jumps by a day, then SIGKILL", restarted("clock@0:{2-7} kill@1:{+3}")),
     *(Drill(f"newest checkpoint {name}", damaged(harm), says=(reason,)) for name, harm, reason in damage.KINDS),
-    Drill("disk full", acts.full_disk, says=("NOT written", "training goes on", "is not on disk"), always=True),
+    Drill("disk full", acts.full_disk, says=("NOT written", "is not on disk", "this start is not noted"), always=True),
     # Sums over another number of ranks round otherwise.
     Drill("2 ranks, then 1, then 3", acts.other_sizes, "images", always=True),
     Drill("other images on one node", acts.other_images, says=("has other images than rank 0 on",)),

@@ -7,12 +7,13 @@ import fcntl
 import json
 import mmap
 import os
+import resource
 import shutil
 import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ from launch import early
 from senet import distributed
 from senet.config import from_dict
 from senet.data.source import Source
-from senet.errors import UsageError
+from senet.errors import DiskError, UsageError
 from senet.execution.execution import Execution
 from senet.run import checkpoint, status
 from senet.run.flags import Flags
@@ -35,6 +36,7 @@ from senet.run.state import State
 from senet.system import lock
 from senet.system.run_folder import RunFolder, facts_of
 from senet.track.jsonl import JsonLines
+from senet.track.terminal import Terminal
 from senet.train.trainer import Trainer
 from tests.helpers import TINY
 
@@ -226,8 +228,10 @@ def test_no_feature_of_the_file_system_is_needed_but_to_create_write_sync_and_re
             refuse()
         fsync(descriptor)
 
-    def no_append(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and arguments[2] & os.O_APPEND and str(out) in str(arguments[0]):
+    def no_change(event: str, arguments: tuple[Any, ...]) -> None:
+        """Of a file that is there, unless it is written anew."""
+        changes = event == "open" and not arguments[2] & os.O_TRUNC
+        if changes and out in Path(arguments[0]).parents and Path(arguments[0]).exists():
             refuse()
 
     for module, name in (
@@ -237,10 +241,13 @@ def test_no_feature_of_the_file_system_is_needed_but_to_create_write_sync_and_re
     ):  # fmt: skip
         monkeypatch.setattr(module, name, refuse)
     monkeypatch.setattr(os, "fsync", sync)
-    with recorded(no_append):
+    monkeypatch.setattr(lock, "BEAT", 0.05)
+    with recorded(no_change):
         out.mkdir()
         held = lock.acquire(RunFolder(out).lock, 0)
         lived(out, state, 3)
+        with pytest.raises(lock.InUse):
+            lock.acquire(RunFolder(out).lock, 0)
         held.release()
         assert lived(out, state, 1).resumed
     assert logged(out) == ERRORS
@@ -360,12 +367,43 @@ def test_a_checkpoint_alone_is_evaluated_when_told(
 ) -> None:
     lived(tmp_path, state, 1)
     alone = tmp_path / "alone.pt"
-    torch.save(torch.load(tmp_path / "checkpoints/best.pt", weights_only=True), alone)
-    with pytest.raises(UsageError, match="it has no checksum"):
+    content = torch.load(tmp_path / "checkpoints/best.pt", weights_only=True)
+    content["progress"]["best"] = {}  # as an older version wrote it
+    torch.save(content, alone)
+    with pytest.raises(UsageError, match=r"it has no checksum .* --unverified takes it"):
         load(str(alone))
     net = load(str(alone), verify=False).net
     assert float(next(net.parameters()).detach().flatten()[0]) == 1.0
     assert "is unknown" in caplog.text
+
+
+def test_what_cannot_be_read_ends_the_run_and_is_not_taken_for_damaged(tmp_path: Path, state: State) -> None:
+    lived(tmp_path, state, 1)
+    (tmp_path / "checkpoints/step-00000011.pt").mkdir()
+    with pytest.raises(DiskError, match=r"step-00000011.pt: cannot be read: Is a directory"):
+        Run(tmp_path, state)
+
+
+def test_what_a_full_disk_does_not_take_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The most that a file may hold is what the kernel has here for a disk that fills up in the middle of a line."""
+    file, limits = tmp_path / "log.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    log = JsonLines(file, None)
+    log.log({"kind": "train", "step": 1})
+    size = file.stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, limits[1]))
+    try:
+        log.log({"kind": "train", "step": 2})
+        log.log({"kind": "train", "step": 3})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file.stat().st_size == size + 10
+    log.log({"kind": "train", "step": 4})
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2, 3, 4]
+    with suppress(OSError), Path("/dev/full").open("w") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", full)
+        Terminal().say("to a file on the same disk")
+        log.log({"kind": "train", "step": 5})
+    assert b'"step": 5' in file.read_bytes()
 
 
 def test_a_finished_run_says_so_at_once(tmp_path: Path, state: State, capsys: pytest.CaptureFixture[str]) -> None:
