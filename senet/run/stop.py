@@ -63,9 +63,9 @@ class Stop:
 
     def honoured(self) -> None:
         """Remove the file, so that the next start goes on."""
-        if self.file is not None:
+        if self.file is not None and os.path.lexists(self.file):
             try:
-                self.file.unlink(missing_ok=True)
+                self.file.unlink()
             except OSError as error:
                 log.warning("%s: cannot be removed (%s): do so before the next start", self.file, error.strerror)
 

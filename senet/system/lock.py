@@ -82,45 +82,41 @@ class _Signature:
     """A lock by writing and renaming alone. Two that try at once look again, after a while, whose name came last."""
 
     def __init__(self, file: Path) -> None:
-        self.file, self.token, self.name = file, secrets.token_hex(8), _name()
-        self._beats = 0
+        self.file, self.token, self.name, self.beats = file, secrets.token_hex(8), _name(), 0
         self._ended = threading.Event()
 
     def acquire(self, deadline: float, waiting: Callable[[str], object]) -> Lock:
         told = False
         while True:
-            found = self._read()
-            changed, since = found, time.monotonic()
-            while changed == found and found and not self._is_dead(found) and time.monotonic() - since < STALE:
+            found = now = self._read()
+            stale = time.monotonic() + STALE
+            while now and now == found and time.monotonic() < stale:
                 if not told:
                     waiting(found["name"])
                     told = True
                 time.sleep(POLL)
-                changed = self._read()
-            if changed == found:  # nobody's
+                now = self._read()
+            if now == found:  # nobody's
                 self._sign()
                 time.sleep(2 * POLL)
-                if (self._read() or {}).get("token") == self.token:
+                if self._read().get("token") == self.token:
                     threading.Thread(target=self._beat, name="lock", daemon=True).start()
                     return Lock(self._release)
-            elif time.monotonic() > deadline and changed:
-                raise InUse(changed["name"])
+            elif now and time.monotonic() > deadline:
+                raise InUse(now["name"])
 
     def _read(self) -> dict[str, str]:
+        """Return the signature that is there; nothing if there is none."""
         try:
             found: dict[str, str] = json.loads(self.file.read_text())
-            return found if {"token", "name", "host", "process"} <= found.keys() else {}
+            return found if {"token", "name", "beat"} == found.keys() else {}
         except (OSError, ValueError, AttributeError):
             return {}
 
-    @staticmethod
-    def _is_dead(found: dict[str, str]) -> bool:
-        return found["host"] == socket.gethostname() and not Path(f"/proc/{found['process']}").exists()
-
     def _sign(self) -> None:
-        facts = {"token": self.token, "name": self.name, "host": socket.gethostname(), "process": str(os.getpid())}
-        write_text(self.file, json.dumps(facts | {"beat": self._beats}), durable=False)
-        self._beats += 1
+        self.beats += 1
+        facts = {"token": self.token, "name": self.name, "beat": self.beats}
+        write_text(self.file, json.dumps(facts), durable=False)
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT):
