@@ -19,7 +19,7 @@ LAYERS = [
     {"senet.system"},
     {"senet.config", "senet.plots"},
     {"senet.models", "senet.data", "senet.distributed", "senet.track", "senet.slurm"},
-    {"senet.execution", "senet.prepare"},
+    {"senet.execution", "senet.prepare", "senet.weights"},
     {"senet.train", "senet.plan"},
     {"senet.run"},
     {"senet.diagnose", "senet.report", "senet.analyze", "senet.export"},

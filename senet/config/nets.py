@@ -21,6 +21,11 @@ class SqueezeExcitation:
     gate: Literal["sigmoid", "tanh", "relu"] = "sigmoid"
     bias: YesNo = True  # of the two FC layers: section 5 and the released nets have it, section 6 has not
 
+    def between(self, channels: int) -> int:
+        """Return the width of the layer between for a map of so many channels."""
+        rounded = (channels // self.ratio + self.multiple // 2) // self.multiple * self.multiple
+        return self.width or max(self.multiple, rounded)
+
 
 @dataclass(frozen=True)
 class SE(SqueezeExcitation):
@@ -70,6 +75,7 @@ class Basic(ResNet):
     """Blocks of two 3x3 convolutions."""
 
     block: Literal["basic"] = "basic"
+    relu2: YesNo = False  # after the second BN, before SE: as in timm's legacy_seresnet18 and -34 alone
 
 
 @dataclass(frozen=True)

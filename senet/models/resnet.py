@@ -83,8 +83,9 @@ class Block(TailBlock):
 
     @property
     def fusable(self) -> bool:  # type: ignore[override]
-        """Whether SE, if it stands before the sum, averages the map."""
-        return not isinstance(self.se, SEBlock) or self.se.settings.squeeze == "avg"
+        """Whether the branch ends with BN, and SE, if it stands before the sum, averages the map."""
+        averages = not isinstance(self.se, SEBlock) or self.se.settings.squeeze == "avg"
+        return averages and self.branch.norm is not IDENTITY
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute se_post(relu(se_identity(shortcut(x)) + se(branch(se_pre(x))))), from the last BN on in the tail."""
@@ -113,7 +114,7 @@ class PreactivationBlock(Block):
         return active, x if isinstance(self.shortcut, nn.Identity) else active
 
 
-def basic(net: config.ResNet, inputs: int, width: int, stride: int, se: config.SE | None) -> Branch:
+def basic(net: config.Basic, inputs: int, width: int, stride: int, se: config.SE | None) -> Branch:
     """Return two 3x3 convolutions with BN. In a pre-activation block the first BN stands before the branch, and none
     ends it.
     """
@@ -124,6 +125,8 @@ def basic(net: config.ResNet, inputs: int, width: int, stride: int, se: config.S
     )
     if not net.preactivation:
         layers.add(bn2=nn.BatchNorm2d(outputs))
+    if net.relu2:
+        layers.add(relu2=nn.ReLU())
     return layers
 
 

@@ -29,8 +29,7 @@ class SEBlock(nn.Module):
     def __init__(self, channels: int, se: config.SqueezeExcitation) -> None:
         super().__init__()
         self.settings = se
-        rounded = (channels // se.ratio + se.multiple // 2) // se.multiple * se.multiple
-        middle = se.width or max(se.multiple, rounded)
+        middle = se.between(channels)
         self.down = nn.Conv2d(channels, middle, 1, bias=se.bias)
         self.up = nn.Conv2d(middle, channels, 1, bias=se.bias)
 

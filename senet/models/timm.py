@@ -56,6 +56,13 @@ def released(name: str, weights: Path | None = None) -> tuple[nn.Module, dict[st
     return net, facts
 
 
+def exists(name: str) -> bool:
+    """Tell whether timm has a model `name`."""
+    import timm
+
+    return bool(timm.is_model(name))
+
+
 def _create(name: str, **settings: Any) -> nn.Module:
     import timm
 

@@ -215,5 +215,7 @@ def locate(path: Path) -> Path:
             raise UsageError(f"{path}: no checkpoint in this folder; give a .pt file or the --out folder of a run")
         return found[0]
     if not path.exists():
-        raise UsageError(f"{path}: no such checkpoint; give a .pt file, the --out folder of a run, or timm:NAME")
+        raise UsageError(
+            f"{path}: no such checkpoint; give one, the --out folder of a run, a file of weights, or timm:NAME"
+        )
     return path

@@ -1,15 +1,17 @@
-"""Trained nets by what a person calls them: a checkpoint, a run folder, or a name of timm."""
+"""Trained nets by what a person calls them: a checkpoint, a run folder, a name of timm, a file of weights."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from senet import config
 from senet.config import Config, Folder, Timm, from_dict
 from senet.data import imagenet
 from senet.errors import UsageError
@@ -17,6 +19,9 @@ from senet.execution.execution import Execution
 from senet.models import build
 from senet.models.timm import released
 from senet.run import checkpoint
+from senet.system.run_folder import facts_of
+from senet.weights import Weights, read, recognise
+from senet.weights.files import IsCheckpoint
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +39,8 @@ class Trained:
 
 
 def load(what: str, weights: Path | None = None, verify: bool = True) -> Trained:
-    """Return the net of a checkpoint, of a run folder (its best checkpoint) or of `timm:NAME`, whose weights are
-    downloaded or those of the file `weights`.
+    """Return the net of a checkpoint, of a run folder (its best checkpoint), of a file of weights from any library that
+    `senet.weights` knows, or of `timm:NAME`, whose weights are downloaded or those of the file `weights`.
 
     A checkpoint that has no checksum, or does not fit it, is refused unless told not to `verify`. Raises UsageError if
     there is no such thing or it is not valid.
@@ -43,11 +48,40 @@ def load(what: str, weights: Path | None = None, verify: bool = True) -> Trained
     if what.startswith("timm:"):
         name = what.removeprefix("timm:")
         net, facts = released(name, weights)
-        config = Config(net=Timm(name), data=Folder(**facts))
-        return Trained(net, config, what, _imagenet(config.data.classes))
+        settings = Config(net=Timm(name), data=Folder(**facts))
+        return Trained(net, settings, what, _imagenet(settings.data.classes))
     if weights is not None:
-        raise UsageError("--weights goes with timm:NAME; a checkpoint brings its own")
+        raise UsageError("--weights goes with timm:NAME; everything else brings its own")
     path = checkpoint.locate(Path(what))
+    if not facts_of(path):
+        with contextlib.suppress(IsCheckpoint):
+            return of_weights(read(path), str(path))
+    return _of_checkpoint(path, verify)
+
+
+def of_weights(weights: Weights, origin: str) -> Trained:
+    """Return the net of weights that were read. Images are prepared as the file says, or as the networks of ImageNet
+    and CIFAR are used to.
+    """
+    settings = weights.config or Config(net=weights.net, data=_data(weights))
+    net = build(weights.net, weights.labels)
+    net.load_state_dict(weights.state)
+    title = weights.library.title if weights.library else "this project"
+    classes = weights.classes or _imagenet(weights.labels)
+    kind = "averaged weights" if weights.averaged else "weights"
+    return Trained(net, settings, f"{origin}, {kind} in the names of {title}", classes)
+
+
+def native(trained: Trained) -> Trained:
+    """Return the same net as one of this project, if it is one of timm. Raises UsageError if there is no such net."""
+    if not isinstance(trained.config.net, Timm):
+        return trained
+    weights = recognise(trained.net.state_dict(), trained.origin)
+    settings = replace(trained.config, net=weights.net)
+    return replace(trained, net=of_weights(weights, "").net, config=settings)
+
+
+def _of_checkpoint(path: Path, verify: bool) -> Trained:
     try:
         payload = checkpoint.read(path, verify)
     except checkpoint.Unverified as error:
@@ -56,12 +90,20 @@ def load(what: str, weights: Path | None = None, verify: bool = True) -> Trained
         raise UsageError(f"{path}: not usable: {error}") from None
     if not verify:
         log.warning("%s: its checksum is not verified: whether it is as it was written is unknown", path)
-    config = from_dict(payload.config, str(path))
-    net = build(config.net, config.data.classes)
+    settings = from_dict(payload.config, str(path))
+    net = build(settings.net, settings.data.classes)
     net.load_state_dict(payload.net)
     execution = Execution(layout=payload.execution["layout"])  # compilation takes longer than an evaluation
     classes = tuple(payload.pixels.get("classes", ()))
-    return Trained(net, config, f"{path}, epoch {payload.progress.epoch}", classes, payload.pixels, execution)
+    return Trained(net, settings, f"{path}, epoch {payload.progress.epoch}", classes, payload.pixels, execution)
+
+
+def _data(weights: Weights) -> config.Data:
+    """Return the data set that weights which say nothing of it were most likely trained on."""
+    small = isinstance(weights.net, config.ResNet) and isinstance(weights.net.stem, config.CifarStem)
+    if small and weights.labels in (10, 100):
+        return config.Cifar10() if weights.labels == 10 else config.Cifar100()
+    return Folder(classes=weights.labels)
 
 
 def _imagenet(classes: int) -> tuple[str, ...]:
