@@ -99,12 +99,12 @@ class Keeper:
         if self.state.step and self.changed:
             changes.check_within_epoch(self.changed, path)
         if self.world.is_main:
-            self._check_best()
             with contextlib.suppress(OSError):  # a full disk
                 # A run that was killed may have got no further than to the first of them.
                 for name in [self.folder.of_step(self.state.global_step), *self._epoch_name()]:
                     if not name.exists():
                         checkpoint.link(path, name)
+            self._check_best()
         return True
 
     def _epoch_name(self) -> list[Path]:

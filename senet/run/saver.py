@@ -29,7 +29,6 @@ class Saver:
     def __init__(self, folder: CheckpointFolder, keep: int) -> None:
         """`keep`: how many of the newest checkpoints stay."""
         self.folder, self.keep = folder, keep
-        self.best = facts_of(folder.best)
         self.saved: tuple[int, int] | None = None  # step and epoch of the last checkpoint that it has written
         self._thread = ThreadPoolExecutor(1, "saver")
         self._pending: deque[Future[str]] = deque()  # each ends with what went wrong, or nothing
@@ -77,7 +76,7 @@ class Saver:
         payload = _to_host(box.pop(), made)
         progress = payload.progress
         path = self.folder.of_step(progress.global_step)
-        better = bool(errors) and errors["top1_error"] < self.best.get("top1_error", math.inf)
+        better = bool(errors) and errors["top1_error"] < facts_of(self.folder.best).get("top1_error", math.inf)
         failure = ""
         try:
             self.folder.path.mkdir(parents=True, exist_ok=True)
@@ -88,7 +87,6 @@ class Saver:
             self.saved = progress.global_step, progress.epoch
         except OSError as error:
             failure = f"checkpoint {path} NOT written: {error.strerror or error}; training goes on"
-        self.best = facts_of(self.folder.best)
         try:
             checkpoint.prune(self.folder, self.keep, progress.global_step)
         except OSError as error:

@@ -372,6 +372,18 @@ def test_a_checkpoint_alone_is_evaluated_when_told(
     assert "is unknown" in caplog.text
 
 
+def test_a_best_of_a_time_that_was_undone_is_the_best_no_more(tmp_path: Path, state: State) -> None:
+    life = Run(tmp_path, state)
+    for _ in range(2):
+        life.epoch()
+    assert evaluated(tmp_path) == (2.0, 40.0)
+    assert life.keeper.resume(before=2 * STEPS)
+    assert evaluated(tmp_path) == (1.0, 50.0)
+    life.epoch()
+    assert evaluated(tmp_path) == (2.0, 40.0)
+    life.close()
+
+
 def test_what_cannot_be_read_ends_the_run_and_is_not_taken_for_damaged(tmp_path: Path, state: State) -> None:
     lived(tmp_path, state, 1)
     (tmp_path / "checkpoints/step-00000011.pt").mkdir()
