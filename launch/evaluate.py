@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         passes: list[Look] = []
         for what in args.what:
             for view in _views(args):
-                passes.append(look(what, source(args), world, view, args.weights, not args.unverified))
+                passes.append(look(what, source(args), world, view, args.weights, not args.unverified, args.ema))
                 voice.gather()
         first = passes[0]
         if other := next((each for each in passes if each.folders != first.folders), None):
@@ -78,6 +78,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("what", metavar="CHECKPOINT|RUN|timm:NAME", nargs="+")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="timm:NAME: its weights, instead of a download")
     parser.add_argument("--unverified", action="store_true", help="take a checkpoint without a checksum that fits")
+    of_run = parser.add_mutually_exclusive_group()
+    average = "a run that keeps an average of the weights: "
+    of_run.add_argument("--ema", action="store_true", default=None, help=average + "the average (the default)")
+    of_run.add_argument("--raw", action="store_false", dest="ema", help=average + "the trained weights themselves")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_data_flags(parser)
     parser.add_argument("--gpus", type=int, metavar="N", help="start N ranks on this machine, one a GPU")

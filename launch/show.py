@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     shown.add_argument(
         "--json",
         action="store_true",
-        help="one JSON object: config, parameters, gmacs, learning_rate (at the start of each epoch), steps, warnings",
+        help="one JSON object: config, parameters, gmacs, learning_rate (as epochs begin), steps, warnings",
     )
     shown.add_argument("--schema", action="store_true", help="print the JSON schema of config files, of no config")
     shown.add_argument("--sizes", action="store_true", help="write the sizes of all configs, of no config given")
@@ -75,9 +75,9 @@ def main(argv: list[str] | None = None) -> int:
 
     data = settings.data
     size = summary(settings.net, data.classes, data.crop)
+    schedule = settings.schedule
     rates = [
-        learning_rate(settings.schedule, settings.optim.lr, float(epoch), settings.epochs)
-        for epoch in range(settings.epochs)
+        learning_rate(schedule, settings.optim.lr, float(epoch), settings.epochs) for epoch in range(settings.epochs)
     ]
     images = data.train_images if not isinstance(data, config.Folder) else IMAGENET if data.classes == 1000 else None
     steps = images // settings.batch if images else None
@@ -99,6 +99,9 @@ def main(argv: list[str] | None = None) -> int:
         f"\nsize: {size.parameters:,} parameters, {size.gmacs:.4g} GMACs (multiply-adds, one image of {data.crop} px)"
     )
     print(f"learning rate, as epochs begin: {'; '.join(_rates(rates)) or 'none, no epoch is trained'}")
+    if isinstance(schedule, config.Plateau):
+        after = f"after more than {schedule.patience} epochs without a better validation loss"
+        print(f"               but multiplied by {schedule.factor:g} {after}, each time")
     if steps is not None:
         print(f"steps: {steps:,} an epoch, {steps * settings.epochs:,} in all, for {images:,} training images")
     for warning in warnings:

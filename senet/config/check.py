@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from senet.config.nets import SE, Basic, Bottleneck, ResNet
-from senet.config.schema import Config, Folder
+from senet.config.schema import LAMB, LARS, SGD, Adam, Config, Folder, Plateau
 from senet.errors import UsageError
+
+HIGH = 0.05  # learning rate of Adam and LAMB: whoever sets it has written it for SGD
 
 
 def check(config: Config) -> None:
@@ -14,19 +16,30 @@ def check(config: Config) -> None:
     _check_net(config)
     _check_data(config)
     _check_schedule(config)
-    if config.optim.nesterov and config.optim.momentum == 0:
+    if isinstance(config.optim, SGD | LARS) and config.optim.nesterov and config.optim.momentum == 0:
         raise UsageError("optim.nesterov: true needs a momentum above 0; set optim.momentum=0.9")
 
 
 def warnings(config: Config) -> list[str]:
     """Return a sentence for each setting that may not be meant as it stands."""
-    never = [f"{epoch:g}" for epoch in getattr(config.schedule, "milestones", ()) if epoch >= config.epochs > 0]
-    if never:
-        return [
-            f"schedule.milestones: {', '.join(never)} are beyond the end of the run (epochs: {config.epochs}); the "
-            "learning rate stays higher than the schedule says"
-        ]
-    return []
+    schedule, optim, epochs = config.schedule, config.optim, config.epochs
+    if not epochs:
+        return []
+    found = []
+    higher = "the learning rate stays higher than the schedule says"
+    if never := [f"{epoch:g}" for epoch in getattr(schedule, "milestones", ()) if epoch >= epochs]:
+        found.append(
+            f"schedule.milestones: {', '.join(never)} are beyond the end of the run (epochs: {epochs}); {higher}"
+        )
+    if isinstance(schedule, Plateau) and schedule.patience + 2 >= epochs:
+        found.append(
+            f"schedule.patience: {schedule.patience} epochs are never waited for in a run of {epochs}; {higher}"
+        )
+    if config.bn.freeze is not None and config.bn.freeze >= epochs:
+        found.append(f"bn.freeze: {config.bn.freeze} is beyond the end of the run (epochs: {epochs}); BN is not frozen")
+    if isinstance(optim, Adam | LAMB) and optim.lr > HIGH:
+        found.append(f"optim.lr: {optim.lr:g} is far above what {optim.name} is run with (about 0.001 to 0.01)")
+    return found
 
 
 def _need(config: Config, ok: bool, key: str, remedy: str) -> None:
@@ -93,6 +106,8 @@ def _check_schedule(config: Config) -> None:
     schedule = config.schedule
     milestones = getattr(schedule, "milestones", ())
     _need(config, list(milestones) == sorted(milestones), "schedule.milestones", "must rise")
+    if config.bn.recalibrate and config.bn.freeze is not None:
+        raise UsageError("bn.recalibrate: would undo bn.freeze, to whose statistics the net has grown; leave one out")
     if schedule.warmup:
         _need(
             config, schedule.warmup.epochs < max(config.epochs, 1), "schedule.warmup.epochs",

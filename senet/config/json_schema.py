@@ -29,8 +29,8 @@ def json_schema() -> dict[str, Any]:
                 del field["default"]  # an editor would write all of it into the file
             if Options.of(hints(kind)[name]) and {"type": "null"} in field.get("anyOf", ()):
                 field["anyOf"].append({"const": "none"})
-        for line in inspect.getsource(kind).splitlines():
-            if found := re.match(r"    (\w+): .*  # (.+)", line):
+        for line in "".join(map(inspect.getsource, kind.__mro__[-2::-1])).splitlines():  # of its bases, too
+            if (found := re.match(r"    (\w+): .*  # (.+)", line)) and found[1] in part["properties"]:
                 part["properties"][found[1]]["description"] = found[2]
     change = {key: made[key] for key in ("type", "properties", "additionalProperties")}
     more = {

@@ -6,7 +6,8 @@ cosine, an image folder or CIFAR, a residual network or one of timm. A key of su
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from dataclasses import field
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,6 +20,7 @@ from senet.config.fields import (
     Positive,
     PositiveRGB,
     Share,
+    Text,
     Whole,
     YesNo,
     dataclass,
@@ -158,14 +160,72 @@ Data = Folder | Cifar10 | Cifar100 | Synthetic
 
 @dataclass(frozen=True)
 class Optim:
-    """SGD as the paper has it (section 5.1)."""
+    """What all optimisers have."""
 
     lr: NotNegative = 0.6  # for the global batch, as written: never scaled behind your back
-    momentum: BelowOne = 0.9
-    nesterov: YesNo = False
     weight_decay: NotNegative = 1e-4
     decay_norm_and_bias: YesNo = True  # False: normalisation layers and biases are left out, by module type
     label_smoothing: BelowOne = 0.0
+
+
+@dataclass(frozen=True)
+class SGD(Optim):
+    """SGD as the paper has it (section 5.1)."""
+
+    name: Literal["sgd"] = "sgd"
+    momentum: BelowOne = 0.9
+    nesterov: YesNo = False
+
+
+@dataclass(frozen=True)
+class LARS(Optim):
+    """SGD for large batches: each layer has a rate by the norms of its weights and gradients (You et al. 2017), unless
+    it does not decay.
+    """
+
+    name: Literal["lars"] = "lars"
+    decay_norm_and_bias: YesNo = False
+    momentum: BelowOne = 0.9
+    nesterov: YesNo = False
+    trust_coeff: Positive = 0.001
+    eps: NotNegative = 1e-8
+
+
+@dataclass(frozen=True)
+class Adam(Optim):
+    """Adam and its kin. A recipe of SGD has a learning rate far too high for them."""
+
+    name: Literal["adamw", "adam"] = "adamw"
+    lr: NotNegative = 1e-3
+    weight_decay: NotNegative = 0.01
+    decay_norm_and_bias: YesNo = False
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    eps: Positive = 1e-8
+
+
+@dataclass(frozen=True)
+class LAMB(Optim):
+    """Adam for large batches, with rates of layers as LARS has them (You et al. 2019)."""
+
+    name: Literal["lamb"] = "lamb"
+    lr: NotNegative = 5e-3
+    weight_decay: NotNegative = 0.02
+    decay_norm_and_bias: YesNo = False
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    eps: Positive = 1e-6
+    max_grad_norm: Positive = 1.0  # the gradient is clipped to it
+
+
+@dataclass(frozen=True)
+class TimmOptim(Optim):
+    """Any other optimiser of the library timm, by its name there."""
+
+    timm: Text = field(kw_only=True)
+    name: Literal["timm"] = "timm"
+    arguments: dict[Text, Any] = field(default_factory=dict)  # checked when the optimiser is made
+
+
+OptimSetting = Annotated[SGD | LARS | Adam | LAMB | TimmOptim, Tagged({"timm": "timm"}, name="sgd")]
 
 
 @dataclass(frozen=True)
@@ -208,7 +268,46 @@ class Cosine:
     warmup: OptionalWarmup = None
 
 
-Schedule = Step | Cosine
+@dataclass(frozen=True)
+class Poly:
+    """The learning rate falls to 0 as a power of what is left of the epochs that follow the warm-up."""
+
+    shape: Literal["poly"] = "poly"
+    power: Positive = 2.0
+    warmup: OptionalWarmup = None
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """The learning rate is multiplied by `factor` whenever the validation loss has stopped falling (sections 5.1, 6);
+    the rules and names are those of torch's ReduceLROnPlateau.
+    """
+
+    shape: Literal["plateau"] = "plateau"
+    factor: BelowOne = 0.1
+    patience: Whole = 10  # epochs without a better loss that are put up with
+    threshold: BelowOne = 1e-4  # a loss is better if it is lower than the best by this part of it
+    warmup: OptionalWarmup = None
+
+
+Schedule = Step | Cosine | Poly | Plateau
+
+
+@dataclass(frozen=True)
+class EMA:
+    """An exponential moving average of the weights, which is validated beside them."""
+
+    decay: BelowOne = 0.9999  # a step; torchvision's 0.99998 is for updates every 32 steps
+    warmup: YesNo = True  # early steps decay less: step t, from 0, by (1 + t) / (10 + t)
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """How batch normalisation is trained; by default each rank gathers statistics from its own images."""
+
+    sync: YesNo = False  # SyncBatchNorm: each batch's statistics are those of all ranks; needs GPUs
+    freeze: Annotated[Whole | None, NONE] = None  # epochs after which statistics and parameters stay as they are
+    recalibrate: Whole = 0  # steps on whose images statistics are computed anew when training ends
 
 
 @dataclass(frozen=True)
@@ -225,8 +324,10 @@ class Config:
 
     net: NetSetting = Bottleneck()
     data: Annotated[Data, Tagged(set="folder")] = Folder()
-    optim: Optim = Optim()
+    optim: OptimSetting = SGD()
     schedule: Annotated[Schedule, Tagged(shape="step")] = Step()
+    ema: Annotated[EMA | None, NONE] = None
+    bn: BatchNorm = BatchNorm()
     batch: Count = 1024  # global, over all ranks
     epochs: Whole = 100
     finetune: FineTune = FineTune()

@@ -130,6 +130,8 @@ def merge(annotation: Any, base: Any, change: Any, inherit: bool = True) -> Any:
     for another. Without `inherit` nothing is dropped: both are parts of one change.
     """
     options = Options.of(annotation)
+    if options is None and isinstance(base, Mapping) and isinstance(change, Mapping):
+        return {**base, **change}
     if options is None or change is None or change == "none":
         return None if options and change == "none" else change
     base = options.mapping(base)

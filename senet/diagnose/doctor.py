@@ -235,7 +235,7 @@ def _checkpoints(config: Config | None) -> int:
     if config is None:
         return 5 << 30
     with torch.device("meta"):
-        return 4 * preflight.checkpoint_bytes(build(config.net, config.data.classes))
+        return 4 * preflight.checkpoint_bytes(build(config.net, config.data.classes), config.ema is not None)
 
 
 # ----------------------------------------------------------------------------------------------------------------- data

@@ -106,6 +106,8 @@ def _check(net: nn.Module, execution: Execution, device: torch.device) -> None:
         raise UsageError(
             f"{flag} would have no effect: no block of this net ends with BN, SE, sum and ReLU; leave it out"
         )
+    if execution.tail != "plain" and any(isinstance(module, nn.SyncBatchNorm) for module in net.modules()):
+        raise UsageError(f"{flag} takes statistics of a rank's own images, and bn.sync is set; leave one of them out")
     if execution.tail == "triton":
         if not _has_triton():
             raise UsageError(f"{flag} needs the package triton, which comes with torch for CUDA; use --tail analytic")

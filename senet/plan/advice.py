@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from senet.config import Config, Folder, divide_batch
+from senet.config import SGD, Config, Folder, divide_batch
 from senet.errors import UsageError
 from senet.plan.planner import Model, Plan, curve
 
@@ -35,11 +35,12 @@ def _batch(config: Config, plan: Plan) -> Iterator[str]:
     except UsageError as refusal:
         yield f"the trainer refuses this: {refusal}"
     batch, rate, ruled = f"batch {config.batch:,}", config.optim.lr, PAPER * config.batch
-    if config.batch > LAYERWISE:
-        yield f"{batch} is above 32k: SGD loses accuracy there without layer-wise rates (LARS)"
+    sgd = isinstance(config.optim, SGD)
+    if config.batch > LAYERWISE and sgd:
+        yield f"{batch} is above 32k: SGD loses accuracy there without layer-wise rates (optim.name=lars)"
     elif config.batch > WARM and config.schedule.warmup is None:
         yield f"{batch} is above 8k: warm up, as in schedule.warmup=linear schedule.warmup.epochs=5"
-    if isinstance(config.data, Folder) and config.data.classes == 1000 and not 0.5 <= rate / ruled <= 2:
+    if sgd and isinstance(config.data, Folder) and config.data.classes == 1000 and not 0.5 <= rate / ruled <= 2:
         rule = f"0.6 at batch 1,024 makes {ruled:.3g} at {config.batch:,}"
         yield f"optim.lr {rate:g} is far from the linear rule: {rule}"
 

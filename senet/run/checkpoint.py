@@ -62,6 +62,7 @@ class Payload:
     hooks: dict[str, Any] = field(default_factory=dict)  # by the name of the hook's class
     meters: list[Tensor] = field(default_factory=list)  # since the last record, since the epoch began; over all ranks
     skipped: list[list[int]] = field(default_factory=list)  # stretches of steps, first and last, left out for good
+    losses: list[float] = field(default_factory=list)  # of the validations so far, one an epoch
     bad: dict[str, str] = field(default_factory=dict)  # undecodable images that the log names: path -> reason
     images: str = ""  # fingerprint of the training images ...
     val_images: str = ""  # ... and of those of the validation

@@ -20,6 +20,7 @@ from senet.models import build
 from senet.models.timm import released
 from senet.run import checkpoint
 from senet.system.run_folder import facts_of
+from senet.train.ema import averaged
 from senet.weights import Weights, read, recognise
 from senet.weights.files import IsCheckpoint
 
@@ -38,12 +39,13 @@ class Trained:
     execution: Execution = field(default_factory=Execution)  # the layout that it was trained in; never compiled
 
 
-def load(what: str, weights: Path | None = None, verify: bool = True) -> Trained:
+def load(what: str, weights: Path | None = None, verify: bool = True, ema: bool | None = None) -> Trained:
     """Return the net of a checkpoint, of a run folder (its best checkpoint), of a file of weights from any library that
     `senet.weights` knows, or of `timm:NAME`, whose weights are downloaded or those of the file `weights`.
 
-    A checkpoint that has no checksum, or does not fit it, is refused unless told not to `verify`. Raises UsageError if
-    there is no such thing or it is not valid.
+    A checkpoint that has no checksum, or does not fit it, is refused unless told not to `verify`. An average of the
+    weights is taken if the checkpoint holds one, unless `ema` is False. Raises UsageError if there is no such thing or
+    it is not valid.
     """
     if what.startswith("timm:"):
         name = what.removeprefix("timm:")
@@ -56,7 +58,7 @@ def load(what: str, weights: Path | None = None, verify: bool = True) -> Trained
     if not facts_of(path):
         with contextlib.suppress(IsCheckpoint):
             return of_weights(read(path), str(path))
-    return _of_checkpoint(path, verify)
+    return _of_checkpoint(path, verify, ema)
 
 
 def of_weights(weights: Weights, origin: str) -> Trained:
@@ -81,7 +83,7 @@ def native(trained: Trained) -> Trained:
     return replace(trained, net=of_weights(weights, "").net, config=settings)
 
 
-def _of_checkpoint(path: Path, verify: bool) -> Trained:
+def _of_checkpoint(path: Path, verify: bool, ema: bool | None) -> Trained:
     try:
         payload = checkpoint.read(path, verify)
     except checkpoint.Unverified as error:
@@ -92,7 +94,13 @@ def _of_checkpoint(path: Path, verify: bool) -> Trained:
         log.warning("%s: its checksum is not verified: whether it is as it was written is unknown", path)
     settings = from_dict(payload.config, str(path))
     net = build(settings.net, settings.data.classes)
-    net.load_state_dict(payload.net)
+    average = averaged(payload.hooks)
+    if ema and average is None:
+        raise UsageError(f"{path}: holds no average of the weights: its run was without `ema`; leave --ema out")
+    if ema is False or average is None:
+        net.load_state_dict(payload.net)
+    else:
+        net.load_state_dict(average)
     execution = Execution(layout=payload.execution["layout"])  # compilation takes longer than an evaluation
     classes = tuple(payload.pixels.get("classes", ()))
     return Trained(net, settings, f"{path}, epoch {payload.progress.epoch}", classes, payload.pixels, execution)

@@ -50,13 +50,14 @@ def look(
     view: View | None = None,
     weights: Path | None = None,
     verify: bool = True,
+    ema: bool | None = None,
 ) -> Look:
     """Show the validation images of `source` to the net that `what` names (see `senet.run.load`), in a view. All ranks
     call it.
 
     Raises UsageError for what is wrong with either.
     """
-    trained = load(what, weights, verify)
+    trained = load(what, weights, verify, ema)
     config = trained.config
     shown = (view or View()).of(config.data)
     loader = val_loader(shown.data(config.data), source, world.rank, world.size, world.device, DTYPES[config.precision])

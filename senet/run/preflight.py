@@ -84,7 +84,9 @@ def warnings(
         seen_by_all(world, folder.config),
     ]
     if world.is_main:
-        found.append(disk(folder.path, (keep + 2) * checkpoint_bytes(net)))  # the best, and the one being written
+        found.append(
+            disk(folder.path, (keep + 2) * checkpoint_bytes(net, config.ema is not None))
+        )  # the best, and the one being written
     return [text for text in found if text]
 
 
@@ -129,9 +131,12 @@ def shared_memory(world: World, needed: int) -> str:
     return ""
 
 
-def checkpoint_bytes(net: nn.Module) -> int:
-    """Return the size of a checkpoint: weights and statistics of `net`, and a momentum for each weight."""
-    return sum(part.nbytes for part in net.state_dict().values()) + sum(part.nbytes for part in net.parameters())
+def checkpoint_bytes(net: nn.Module, ema: bool = False) -> int:
+    """Return the size of a checkpoint: weights and statistics of `net`, those of their average if there is one, and a
+    momentum for each weight.
+    """
+    state = sum(part.nbytes for part in net.state_dict().values())
+    return state * (1 + ema) + sum(part.nbytes for part in net.parameters())
 
 
 def disk(out: Path, needed: int) -> str:

@@ -26,6 +26,7 @@ from senet.system.files import write_text
 from senet.system.lock import Lock
 from senet.system.run_folder import RunFolder
 from senet.track.tracker import Stage
+from senet.train.ema import EMA
 from senet.train.evaluate import evaluate
 from senet.train.hooks import Faults, HookList, Hooks
 from senet.train.ledger import Ledger
@@ -58,6 +59,7 @@ class Run:
         self.has_folder = False  # it is this run's: it may be written to
         self.rewinds = 0
         self.warm = False  # it has made a step
+        self.validated = 0  # images of this validation
         self.validation_seconds: float | None = None
         self.orphaned = False  # on any rank
         self.bad_counts: list[float] = [0] * world.size  # undecodable images that each rank has met
@@ -80,6 +82,8 @@ class Run:
         self.stragglers = StragglerDetector(hosts)
         hooks: list[Hooks] = [self.watchdog, Faults(), Ledger(world.rank, world.size * self.loader.accumulation_steps)]
         hooks += [self.timer] if self.timer else []
+        self.ema = EMA(config.ema) if config.ema else None
+        hooks += [self.ema] if self.ema else []
         self.trainer = Trainer.build(config, world, self.plan.execution, HookList(*hooks))
         self.state = State(self.trainer, self.loader.steps)
         fingerprints = self.loader.fingerprint, self.val.fingerprint
@@ -206,12 +210,17 @@ class Run:
         """Validate, keep the epoch's checkpoint, and move on to the next one; return False if asked to stop before."""
         state, statistics = self.state, self.trainer.statistics
         own = statistics.pack()
-        statistics.average(self.world)
         began = self.report.clock.seconds()
-        self.report.tracker.begin(Stage("validation", state.epoch + 1, self.config.epochs, 0, self.val.images))
-        self.validated = 0
         faults.meet("validate", state.global_step)
-        errors = evaluate(self.trainer.net, self.val, self.config, self.world, stop=self._stops_validation)
+        errors = counting = (
+            self._validate()
+        )  # those of an average count, if there is one: it is what is evaluated later
+        if self.ema:
+            with self.ema.in_net():
+                counting = self._validate()
+                if self._recalibrates:
+                    self.ema.statistics.copy_(statistics.pack())
+            errors = errors | {f"ema_{name}": value for name, value in counting.items() if name != "images"}
         (request,) = self.world.all_reduce_max(self._request())()
         if request >= Request.STOP:
             self.orphaned = request == Request.STOP_ORPHANED
@@ -221,13 +230,29 @@ class Run:
         train = state.total.read(self.world.all_reduce_sum(state.total.sums.clone()))
         state.total.restore(None)
         state.epoch, state.step = state.epoch + 1, 0
+        self.trainer.losses.append(errors["loss"])
         self._record_bad_images()
         values: dict[str, Any] = {f"train_{name}": value for name, value in train.items()} | errors
         self.validation_seconds = values["validation_seconds"] = round(self.report.clock.seconds() - began, 3)
         self._record("val", **values)
-        self._save(errors)
+        self._save(counting)
         self.report.voice.gather()
         return True
+
+    @property
+    def _recalibrates(self) -> bool:
+        """Whether training ends with this epoch, and BN statistics are computed anew then."""
+        return self.config.bn.recalibrate > 0 and self.state.epoch + 1 == self.config.epochs
+
+    def _validate(self) -> dict[str, float]:
+        """Return the validation errors of what the net holds; its BN statistics become the mean over ranks."""
+        epoch, net, stop = self.state.epoch, self.trainer.net, self._stops_validation
+        self.report.tracker.begin(Stage("validation", epoch + 1, self.config.epochs, 0, self.val.images))
+        if self._recalibrates:
+            self.trainer.recalibrate(self.loader, epoch, stop)
+        self.trainer.statistics.average(self.world)
+        self.validated = 0
+        return evaluate(net, self.val, self.config, self.world, stop=stop)
 
     def _request(self) -> Request:
         if self.stop.wanted:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from senet.config import to_dict
 from senet.errors import UsageError
 from senet.run import provenance
@@ -43,30 +41,20 @@ class State:
         images = self.global_step * trainer.config.batch
         return Payload(
             Progress(self.global_step, self.epoch, self.step, images),
-            net=self._averaged(per_rank),
+            net=trainer.statistics.averaged(trainer.net.state_dict(), per_rank),
             optimiser=trainer.optimiser.state_dict(),
             statistics=per_rank,
             scaler=trainer.scaler.state_dict(),
             hooks=trainer.hooks.state_dict(),
             meters=[world.all_reduce_sum(meter.sums.clone()) for meter in (self.interval, self.total)],
             skipped=[list(stretch) for stretch in trainer.skipped],
+            losses=list(trainer.losses),
             bad=dict(self.bad),
             config=to_dict(trainer.config),
             execution=trainer.execution.to_dict(),
             versions=provenance.versions(),
             **facts,
         )
-
-    def _averaged(self, per_rank: Tensor | None) -> dict[str, Tensor]:
-        """Return the state of the net with BN statistics averaged over ranks, `per_rank` [ranks, n]. Copies nothing."""
-        net: dict[str, Tensor] = dict(self.trainer.net.state_dict())
-        if per_rank is None:
-            return net
-        names = {value.data_ptr(): name for name, value in net.items()}
-        buffers = self.trainer.statistics.buffers
-        for buffer, mean in zip(buffers, per_rank.mean(0).split([b.numel() for b in buffers]), strict=True):
-            net[names[buffer.data_ptr()]] = mean
-        return net
 
     def restore(self, payload: Payload) -> None:
         """Go back to a payload; on another number of ranks than it was made on, all start from the averaged statistics.
@@ -86,7 +74,7 @@ class State:
             trainer.statistics.unpack(payload.statistics[world.rank].to(world.device))
         trainer.scaler.load_state_dict(payload.scaler)
         trainer.hooks.load_state_dict(payload.hooks)
-        trainer.skipped = [(first, last) for first, last in payload.skipped]
+        trainer.skipped, trainer.losses = [(first, last) for first, last in payload.skipped], list(payload.losses)
         self.epoch, self.step = progress.epoch, progress.step
         self.bad = dict(payload.bad)
         for meter, sums in zip((self.interval, self.total), payload.meters, strict=True):

@@ -62,7 +62,7 @@ def decide(
         )
     if measure and not kept:
         execution = tune(config, world, micro_batch, accumulation_steps)
-    if execution.graph and (why := obstacle(world.device, world.size, accumulation_steps)):
+    if execution.graph and (why := obstacle(world.device, world.size, accumulation_steps, config.optim)):
         raise UsageError(f"--graph: {why}; leave it out")
     if kept and execution != before:
         log.warning("computed as %s, before as %s: last bits will differ", execution, before)

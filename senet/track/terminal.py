@@ -36,8 +36,9 @@ class Terminal(Tracker):
                 )
         elif record["kind"] == "val":
             self._end_bar()
+            averaged = f" (EMA {record['ema_top1_error']:.2f} %)" if "ema_top1_error" in record else ""
             self.say(
-                f"epoch {record['epoch']}: top-1 error {record['top1_error']:.2f} %, top-5 "
+                f"epoch {record['epoch']}: top-1 error {record['top1_error']:.2f} %{averaged}, top-5 "
                 f"{record['top5_error']:.2f} % on {record['images']} images; training "
                 f"{record['train_top1_error']:.2f} %, loss {record['train_loss']:.4f}"
             )

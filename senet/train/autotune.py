@@ -62,8 +62,11 @@ def tune(
     say = log.info if world.is_main else log.debug
     with torch.device("meta"):
         net = build(config.net, config.data.classes)
-    graphs = obstacle(world.device, world.size, accumulation_steps) is None
-    offered = [choice for choice in choices(net, world.device) if graphs or not choice.graph]
+    offered = choices(net, world.device)
+    if obstacle(world.device, world.size, accumulation_steps, config.optim):
+        offered = [choice for choice in offered if not choice.graph]
+    if config.bn.sync and world.size > 1:
+        offered = [choice for choice in offered if choice.tail == "plain"]
     facts = key(config, world, micro_batch, offered)
     file = cache_folder() / f"execution-{_digest(facts)}.json"
     remembered: Execution | None = world.broadcast_object(_remembered(file) if world.is_main else None)

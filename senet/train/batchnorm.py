@@ -1,12 +1,18 @@
-"""The running statistics of batch normalisation, which every rank gathers from its own images."""
+"""Batch normalisation while training: running statistics, which every rank gathers from its own images, unless they are
+synchronised, frozen or computed anew.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
 
 from senet.distributed import World
+from senet.errors import UsageError
 
 
 class BatchNormStats:
@@ -16,8 +22,14 @@ class BatchNormStats:
     """
 
     def __init__(self, net: nn.Module) -> None:
-        norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
-        self.buffers = [b for m in norms for b in (m.running_mean, m.running_var) if b is not None]
+        self.norms = {name: module for name, module in net.named_modules() if isinstance(module, _BatchNorm)}
+        named = {
+            f"{name}.{kind}": buffer
+            for name, norm in self.norms.items()
+            for kind in ("running_mean", "running_var")
+            if (buffer := getattr(norm, kind)) is not None
+        }
+        self.names, self.buffers = list(named), list(named.values())
         self.sizes = [b.numel() for b in self.buffers]
         # On the net's device even if there are none: NCCL gathers nothing that is on the CPU.
         self.empty = torch.zeros(0, device=next(net.parameters()).device)
@@ -32,6 +44,14 @@ class BatchNormStats:
         if self.buffers:
             torch._foreach_copy_(self.buffers, list(vector.split(self.sizes)))
 
+    def averaged(self, state: Mapping[str, Tensor], per_rank: Tensor | None) -> dict[str, Tensor]:
+        """Return a state dict of the net with the mean of `per_rank` [ranks, n] for its statistics, unless that is
+        None. Copies nothing.
+        """
+        if per_rank is None or not self.buffers:
+            return dict(state)
+        return {**state, **dict(zip(self.names, per_rank.mean(0).split(self.sizes), strict=True))}
+
     @torch.no_grad()
     def restore_unless(self, finite: Tensor, before: Tensor) -> None:
         """Go back to `before`, what `pack` returned, unless `finite`: a bool on the device, which the host need not
@@ -44,3 +64,30 @@ class BatchNormStats:
         """Replace them by their mean over ranks: before validation, so that all ranks evaluate the same net."""
         if world.size > 1 and self.buffers:
             self.unpack(world.all_reduce_sum(self.pack()) / world.size)
+
+    def freeze(self) -> list[nn.Parameter]:
+        """Use them as they are, until the net's next `train`, and return the parameters that are to stay as well."""
+        for norm in self.norms.values():
+            norm.eval()
+        return [parameter for norm in self.norms.values() for parameter in norm.parameters(recurse=False)]
+
+    def recalibrate(self, net: nn.Module, images: Iterable[Tensor]) -> None:
+        """Compute them anew, as the mean over micro-batches `images` [b, 3, H, W], for the weights that `net`, their
+        own, has now ("precise BN", Wu and Johnson 2021).
+        """
+        update_bn(images, net)
+
+
+def synchronised(net: nn.Module, world: World) -> nn.Module:
+    """Return `net` with SyncBatchNorm in place of batch normalisation if there are several ranks.
+
+    Raises UsageError on CPUs, for which torch has none.
+    """
+    if world.size == 1:
+        return net
+    if world.device.type == "cpu":
+        raise UsageError("bn.sync: SyncBatchNorm needs GPUs, and this runs on CPUs; set bn.sync=false, or use one rank")
+    from timm.layers import convert_sync_batchnorm  # torch's leaves out the activations of timm's layers
+
+    synced: nn.Module = convert_sync_batchnorm(net)
+    return synced

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
+from senet.config import SGD, Adam, OptimSetting
 from senet.data.loader import Batch
 from senet.errors import UsageError
 from senet.train.meter import Meter
@@ -24,7 +25,7 @@ from senet.train.optimiser import set_learning_rate
 WARM_UP = 3  # steps before recording, in which libraries choose their algorithms and allocate what they keep
 
 
-def obstacle(device: torch.device, ranks: int, accumulation_steps: int) -> str | None:
+def obstacle(device: torch.device, ranks: int, accumulation_steps: int, optim: OptimSetting) -> str | None:
     """Return why a step cannot be recorded under these circumstances, as the end of a sentence; None if it can."""
     if device.type != "cuda":
         return f"CUDA graphs need a GPU, and this runs on the {device.type}"
@@ -32,6 +33,8 @@ def obstacle(device: torch.device, ranks: int, accumulation_steps: int) -> str |
         return f"it is for one process, and there are {ranks}: DDP's reductions are not recorded"
     if accumulation_steps > 1:
         return f"a step must be one batch, and {accumulation_steps} are accumulated: raise --largest-batch"
+    if not isinstance(optim, SGD | Adam):
+        return f"{optim.name} waits for the device in each step; use sgd, adam or adamw"
     return None
 
 

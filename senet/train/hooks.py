@@ -1,4 +1,4 @@
-"""Places in the training loop where something else may act: ledger, step timer, faults, watchdog, averages of weights.
+"""Places in the training loop where something else may act: ledger, step timer, faults, watchdog, average of weights.
 
 A new hook is a class derived from `Hooks` with the methods it needs; `Run` adds it to its list.
 """
@@ -48,7 +48,7 @@ class Hooks:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to what `state_dict` returned."""
+        """Go back to what `state_dict` returned; `state` is empty if the hook was not there then."""
 
 
 class HookList(Hooks):
@@ -65,8 +65,7 @@ class HookList(Hooks):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for hook in self.hooks:
-            if type(hook).__name__ in state:
-                hook.load_state_dict(state[type(hook).__name__])
+            hook.load_state_dict(state.get(type(hook).__name__, {}))
 
 
 class Faults(Hooks):

@@ -73,13 +73,14 @@ def least_batch(config: Config) -> int:
 
 def _probe(config: Config, world: World, size: int, execution: Execution) -> None:
     """Make two steps of `size` images beside all that a run holds on the device at the same time: batches that wait,
-    DALI's buffers, the snapshot of a checkpoint (weights and momenta) and, with several ranks, DDP's buckets.
+    DALI's buffers, the snapshot of a checkpoint (weights and momenta), an average of the weights in both and, with
+    several ranks, DDP's buckets.
     """
     step = stepper(config, World(0, 1, world.device), size, execution)
     with torch.device("meta"):
         weights = sum(p.numel() * p.element_size() for p in build(config.net, config.data.classes).parameters())
     image = 3 * config.data.crop**2 * (1 + torch.finfo(DTYPES[config.precision]).bits // 8)
-    held = 2 * weights + WAITING * size * image
+    held = (2 + 2 * (config.ema is not None)) * weights + WAITING * size * image
     held += size * DECODED if config.data.set == "folder" else 0
     held += weights + weights // 2 * (config.compress != "none") if world.size > 1 else 0
     beside = torch.empty(held, dtype=torch.uint8, device=world.device)

@@ -3,39 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from senet.errors import UsageError
+
+def reads_found_inf(optimiser: Optimizer) -> bool:
+    """Return whether an optimiser leaves out steps by itself, on the device, by the mark that GradScaler goes by."""
+    return getattr(optimiser, "_step_supports_amp_scaling", False)
 
 
 class NonFiniteGuard:
     """Makes an optimiser leave out every step whose gradients are not finite, without waiting for the device.
 
     A fused optimiser of torch reads `found_inf`, a tensor on the device, before it writes anything: above 0 it changes
-    neither weights nor its own state. A GradScaler sets that tensor itself; without one, `check` does.
+    neither weights nor its own state. A GradScaler sets that tensor itself; without one, `check` does. Other optimisers
+    are made to read it, at the price of a wait for the device in each step: they keep part of their state on the host.
     """
 
     def __init__(self, optimiser: Optimizer) -> None:
-        """Watch `optimiser`. Raises UsageError for one that would not read `found_inf`: its weights could turn NaN."""
-        # The mark by which GradScaler, too, tells optimisers that read `found_inf` from those that do not.
-        if not getattr(optimiser, "_step_supports_amp_scaling", False):
-            raise UsageError(
-                f"optim: {type(optimiser).__name__} cannot leave out a step whose gradients are not finite (it does "
-                "not read found_inf); use a fused optimiser of torch, such as SGD"
-            )
         self.optimiser = optimiser
         self.consecutive_skips = 0  # steps left out up to the last one that `nonfinite_steps` has seen
         self._one = torch.ones((), device=optimiser.param_groups[0]["params"][0].device)
         self._found_inf = torch.zeros_like(self._one)
         self._recorded: list[tuple[int, Tensor]] = []
-        optimiser.register_step_pre_hook(self._keep_found_inf)
+        step = optimiser.step
+        waits = not reads_found_inf(optimiser)
 
-    def _keep_found_inf(self, optimiser: Optimizer, *_: Any) -> None:
-        self._found_inf = optimiser.found_inf  # type: ignore[attr-defined]  # a GradScaler deletes it after the step
+        def guarded() -> None:
+            self._found_inf = optimiser.found_inf  # type: ignore[attr-defined]  # a GradScaler deletes it after the step
+            if not waits:
+                step()
+            elif not self._found_inf:
+                if (scale := getattr(optimiser, "grad_scale", None)) is not None:  # of a GradScaler
+                    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+                    torch._foreach_div_([p.grad for p in parameters if p.grad is not None], scale)
+                step()
+
+        optimiser.step = guarded  # type: ignore[method-assign, assignment]
+        optimiser._step_supports_amp_scaling = True  # type: ignore[attr-defined]
 
     def check(self, gradients: list[Tensor]) -> None:
         """Set `found_inf` from `gradients`, with the kernel that a GradScaler uses, at a scale of 1."""

@@ -1,22 +1,36 @@
-"""The optimiser of a config: the paper's SGD with momentum (section 5.1). The one place that knows optimisers."""
+"""The optimiser of a config: the paper's SGD with momentum (section 5.1), or one of the library timm.
+
+The one place that knows optimisers.
+"""
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
+from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from senet import config
+from senet.config.files import nearest
+from senet.errors import UsageError
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
-def build(net: nn.Module, settings: config.Optim) -> Optimizer:
-    """Return the optimiser that `settings` describe over the parameters of `net`, which are on their device already."""
+def build(net: nn.Module, settings: config.OptimSetting) -> Optimizer:
+    """Return the optimiser that `settings` describe over the parameters of `net`, which are on their device already.
+
+    Raises UsageError for one that timm does not have, or cannot make of these arguments.
+    """
+    groups = parameter_groups(net, settings)
+    if not isinstance(settings, config.SGD):
+        return _of_timm(groups, settings)
     optimiser = SGD(
-        parameter_groups(net, settings),
+        groups,
         lr=settings.lr,
         momentum=settings.momentum,
         nesterov=settings.nesterov,
@@ -28,6 +42,29 @@ def build(net: nn.Module, settings: config.Optim) -> Optimizer:
             for parameter in group["params"]:
                 optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimiser
+
+
+def _of_timm(groups: list[dict[str, Any]], settings: config.OptimSetting) -> Optimizer:
+    """Make an optimiser by timm's factory, torch's own ones as fused kernels."""
+    if isinstance(settings, config.TimmOptim):
+        name, arguments = settings.timm, dict(settings.arguments)
+    else:
+        common = {"name", *(field.name for field in fields(config.Optim))}
+        name, arguments = settings.name, {key: value for key, value in asdict(settings).items() if key not in common}
+    if name not in list_optimizers():
+        raise UsageError(f"optim.timm: timm has no optimiser {name!r}{nearest(name, list_optimizers())}")
+    try:
+        if get_optimizer_info(name).second_order:
+            raise ValueError("it needs second derivatives, which this loop does not take")
+        known = inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters
+        for key in arguments:
+            if key not in known or key in ("params", "lr", "weight_decay"):
+                raise UsageError(f"optim.arguments.{key}: {name} has no such argument{nearest(key, list(known)[2:])}")
+        if "fused" in known:
+            arguments["fused"] = True
+        return create_optimizer_v2(groups, name, lr=settings.lr, **arguments)
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(f"optim: {name} cannot be made: {' '.join(str(error).split())}") from None
 
 
 def parameter_groups(net: nn.Module, settings: config.Optim) -> list[dict[str, Any]]:

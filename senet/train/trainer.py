@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from senet.data.endless import noise
 from senet.data.loader import Batch, TrainLoader
 from senet.distributed import World
 from senet.execution.execution import Execution, prepare
-from senet.train.batchnorm import BatchNormStats
+from senet.train.batchnorm import BatchNormStats, synchronised
 from senet.train.cuda_graph import GraphedStep
 from senet.train.hooks import Hooks
 from senet.train.meter import Meter
@@ -45,10 +46,7 @@ class Trainer:
         execution: Execution,
         hooks: Hooks | None = None,
     ) -> None:
-        """Take a net that was prepared for `execution` on its device.
-
-        Raises UsageError for an optimiser that cannot leave out steps.
-        """
+        """Take a net that was prepared for `execution` on its device."""
         self.config, self.world, self.model, self.optimiser = config, world, model, optimiser
         set_tf32(config)
         self.execution, self.hooks = execution, hooks or Hooks()
@@ -60,6 +58,8 @@ class Trainer:
         self.statistics = BatchNormStats(self.net)
         graphed = GraphedStep(self.step, self.net, optimiser, self.scaler, self._changed)
         self.graphed = graphed if execution.graph else None
+        self.frozen: list[nn.Parameter] = []  # those of BN, when it is frozen
+        self.losses: list[float] = []  # of the validations so far, one an epoch: a plateau shows in them
         self.skipped: list[tuple[int, int]] = []  # stretches of steps, first and last, that are left out
         self.hooks.attach(self)
 
@@ -72,6 +72,8 @@ class Trainer:
         """
         torch.manual_seed(config.seed)
         net = models.build(config.net, config.data.classes).to(world.device)
+        if config.bn.sync:
+            net = synchronised(net, world)
         model = world.distribute(prepare(net, execution), config.compress)
         return cls(config, world, model, build_optimiser(net, config.optim), execution, hooks)
 
@@ -90,13 +92,15 @@ class Trainer:
 
     def _stretch(self, loader: TrainLoader, epoch: int, first: int, end: int, meter: Meter) -> Iterator[int]:
         self.model.train()
+        freeze = self.config.bn.freeze
+        self.frozen = self.statistics.freeze() if freeze is not None and epoch >= freeze else []
         self.hooks.train(epoch, first)
         launch = self.graphed or self.step
         with closing(loader.batches(epoch, first)) as batches:
             for step in range(first, end):
                 number = epoch * loader.steps + step
                 # What the net draws (dropout) follows from the position alone, so there is no generator to save.
-                seed(_mix(self.config.seed, number, self.world.rank), self.world.device)
+                self._seed(number)
                 set_learning_rate(self.optimiser, self.learning_rate(epoch + step / loader.steps))
                 finite = launch(self._micro_batches(loader, batches, number), meter, loader.accumulation_steps)
                 self.guard.record(number, finite)
@@ -135,6 +139,8 @@ class Trainer:
         """Update the weights, unless a gradient is not finite: then BN statistics, too, go back to what they were
         `before` the step. Gradients are those of the global batch, so all ranks decide alike.
         """
+        for parameter in self.frozen:
+            parameter.grad = None  # optimisers pass over it; DDP, which knows nothing of this, has reduced it
         if not self.scaler.is_enabled():  # a GradScaler checks them itself
             self.guard.check([p.grad for p in self.parameters if p.grad is not None])
         self.scaler.step(self.optimiser)
@@ -143,6 +149,24 @@ class Trainer:
         finite = self.guard.finite()
         self.statistics.restore_unless(finite, before)
         return finite
+
+    def recalibrate(self, loader: TrainLoader, epoch: int, stop: Callable[[], bool] = lambda: False) -> None:
+        """Compute BN statistics anew, for the weights that the net has now, on the images of the first steps of an
+        epoch, as many as the config says. `stop`, asked after each micro-batch, ends it early.
+        """
+        micro_batches = min(self.config.bn.recalibrate, loader.steps) * loader.accumulation_steps
+        if not micro_batches:
+            return
+
+        def images() -> Iterator[Tensor]:
+            for batch in islice(batches, micro_batches):
+                yield batch.images
+                if stop():
+                    return
+
+        self._seed(epoch * loader.steps)
+        with closing(loader.batches(epoch, 0)) as batches, precision(self.config, self.world.device):
+            self.statistics.recalibrate(self.net, images())
 
     def rehearse(self, images: int) -> None:
         """Compute once, on made-up images, what the run will compute for hours, so that what would fail then fails now;
@@ -174,7 +198,10 @@ class Trainer:
 
     def learning_rate(self, epoch: float) -> float:
         """Return the learning rate at `epoch`, fractional, from 0."""
-        return learning_rate(self.config.schedule, self.config.optim.lr, epoch, self.config.epochs)
+        return learning_rate(self.config.schedule, self.config.optim.lr, epoch, self.config.epochs, self.losses)
+
+    def _seed(self, step: int) -> None:
+        seed(_mix(self.config.seed, step, self.world.rank), self.world.device)
 
 
 def precision(config: Config, device: torch.device) -> autocast:

@@ -19,14 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from senet.config import Cifar10, Config, Folder, Optim, from_dict
+from senet.config import LARS, SGD, Cifar10, Config, Folder, from_dict
 from senet.data.loader import Batch, TrainLoader
 from senet.data.source import Source, train_loader
 from senet.distributed import World
 from senet.execution.execution import Execution
 from senet.system import faults
 from senet.train.cuda_graph import GraphedStep, obstacle
-from senet.train.hooks import Faults, HookList, Hooks
+from senet.train.hooks import Faults
 from senet.train.meter import Meter
 from senet.train.optimiser import build as build_optimiser
 from senet.train.trainer import DTYPES, Trainer, seed
@@ -275,10 +275,11 @@ def test_a_graph_trains_as_its_kernels_do_one_by_one(monkeypatch: pytest.MonkeyP
 
 def test_where_a_step_cannot_be_a_graph_the_reason_is_told() -> None:
     gpu = torch.device("cuda", 0)
-    assert "need a GPU" in (obstacle(CPU, 1, 1) or "")
-    assert "there are 4" in (obstacle(gpu, 4, 1) or "")
-    assert "--largest-batch" in (obstacle(gpu, 1, 2) or "")
-    assert obstacle(gpu, 1, 1) is None
+    assert "need a GPU" in (obstacle(CPU, 1, 1, SGD()) or "")
+    assert "there are 4" in (obstacle(gpu, 4, 1, SGD()) or "")
+    assert "--largest-batch" in (obstacle(gpu, 1, 2, SGD()) or "")
+    assert "lars waits for the device" in (obstacle(gpu, 1, 1, LARS()) or "")
+    assert obstacle(gpu, 1, 1, SGD()) is None
 
 
 # --------------------------------------------------------------------------------------------------------------- loader
@@ -367,52 +368,7 @@ def test_compiled_blocks_under_ddp_reduce_the_same_gradients_while_they_compute(
 
 def test_momenta_are_there_before_the_first_step() -> None:
     net = nn.Linear(3, 2)
-    optimiser = build_optimiser(net, Optim(lr=0.1))
+    optimiser = build_optimiser(net, SGD(lr=0.1))
     assert [s["momentum_buffer"].tolist() for s in optimiser.state.values()] == [
         p.mul(0).tolist() for p in net.parameters()
     ]
-
-
-class Average(Hooks):
-    """An average of the weights, as a hook of the loop keeps it: over the steps that were made."""
-
-    def __init__(self) -> None:
-        self.parts: list[Tensor] = []
-
-    def attach(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.parts = [p.detach().clone() for p in trainer.parameters]
-
-    def after_step(self, step: int, finite: Tensor) -> None:
-        torch._foreach_lerp_(self.parts, [p.detach() for p in self.trainer.parameters], finite * 0.1)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"parts": self.parts}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        torch._foreach_copy_(self.parts, state["parts"])
-
-
-def test_a_hook_sees_every_step_and_goes_on_where_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faults, "_ARMED", (faults.Fault("nan", "data", 3),))
-    loader = loaded(CONFIG)
-
-    def made(first: int, before: tuple[Trainer, Hooks] | None = None) -> tuple[Trainer, Hooks]:
-        hooks = HookList(Average(), Faults())
-        trainer = Trainer.build(CONFIG, World(0, 1, CPU), Execution(), hooks)
-        if before:
-            trainer.net.load_state_dict(before[0].net.state_dict())
-            trainer.optimiser.load_state_dict(before[0].optimiser.state_dict())
-            hooks.load_state_dict(before[1].state_dict())
-        for done in trainer.steps(loader, 0, first, Meter(CPU)):
-            if done == (2 if first == 0 and before is None else 5):
-                break
-        return trainer, hooks
-
-    resumed = made(2, made(0))
-    whole = Trainer.build(CONFIG, World(0, 1, CPU), Execution(), hooks := HookList(Average(), Faults()))
-    list(whole.steps(loader, 0, 0, Meter(CPU)))
-    loader.close()
-    assert whole.guard.nonfinite_steps() == [3]
-    assert_same(hooks.state_dict(), resumed[1].state_dict())
-    assert not any(part.isnan().any() for part in hooks.state_dict()["Average"]["parts"])
