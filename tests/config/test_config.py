@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 import random
 import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from senet.config import (
+    LAMB,
     SE,
     Basic,
+    BatchNorm,
     Bottleneck,
     Cifar10,
     Cifar100,
@@ -23,10 +27,12 @@ from senet.config import (
     Cosine,
     Folder,
     LinearWarmup,
+    Plateau,
     RandAugment,
     Step,
     Synthetic,
     Timm,
+    TimmOptim,
     check,
     difference,
     divide_batch,
@@ -128,8 +134,14 @@ def test_base_variants_and_overrides(tmp_path: Path) -> None:
             "schedule: {shape: cosine, gamma: 0.2}",
             "unknown key of schedule cosine; known: shape, warmup",
         ),
-        ("schedule: {shape: cosin}", "schedule.shape: 'cosin' is not one of step, cosine; did you mean 'cosine'?"),
-        ("schedule: cosin", "schedule.shape: 'cosin' is not one of step, cosine; did you mean 'cosine'?"),
+        (
+            "schedule: {shape: cosin}",
+            "schedule.shape: 'cosin' is not one of step, cosine, poly, plateau; did you mean 'cosine'?",
+        ),
+        (
+            "schedule: cosin",
+            "schedule.shape: 'cosin' is not one of step, cosine, poly, plateau; did you mean 'cosine'?",
+        ),
         ("schedule: 3", "schedule: expected a mapping of settings, got 3"),
         ("schedule: {milestones: [60, 30]}", "schedule.milestones: (60.0, 30.0) is out of range: must rise"),
         ("schedule: {warmup: {epochs: 100}}", "schedule.warmup.epochs: 100.0 is out of range: must end before the run"),
@@ -145,6 +157,14 @@ def test_base_variants_and_overrides(tmp_path: Path) -> None:
         ("lr: 0.3", "lr: unknown key; did you mean optim.lr?"),
         ("net: {ratio: 4}", "net.ratio: unknown key of net resnet bottleneck; did you mean net.se.ratio?"),
         ("optim: {nesterov: true, momentum: 0}", "optim.nesterov: true needs a momentum above 0"),
+        (
+            "optim: {name: lasr}",
+            "optim.name: 'lasr' is not one of sgd, lars, adamw, adam, lamb, timm; did you mean 'lars'?",
+        ),
+        ("optim: {name: adamw, momentum: 0.9}", "optim.momentum: unknown key of optim adamw"),
+        ("optim: {name: lars, nesterov: true, momentum: 0}", "optim.nesterov: true needs a momentum above 0"),
+        ("ema: {decay: 1}", "ema.decay: 1 is out of range: must be below 1"),
+        ("bn: {freeze: 3, recalibrate: 9}", "bn.recalibrate: would undo bn.freeze"),
         ("net: {zero_init: true, preactivation: true}", "net.zero_init: would silence each branch for good"),
         ("net: [1]", "net: expected a mapping"),
         ("a: [", "not valid YAML"),
@@ -166,6 +186,12 @@ def test_errors_name_the_key_and_the_remedy(tmp_path: Path, text: str, message: 
     [
         ("cifar10/se_resnet20", "schedule.shape=cosine", "schedule", Cosine()),
         ("cifar10/se_resnet20", "schedule=cosine", "schedule", Cosine()),
+        ("imagenet/mobilenet", "optim.name=lamb optim.betas=[0.9,0.95]", "optim",
+            LAMB(lr=0.1, weight_decay=4e-5, betas=(0.9, 0.95))),
+        ("imagenet/mobilenet", "optim.arguments.eps=1e-6 optim.timm=lion optim.lr=1e-3 optim.arguments.caution=true",
+            "optim", TimmOptim(timm="lion", lr=1e-3, weight_decay=4e-5, arguments={"eps": 1e-6, "caution": True})),
+        ("imagenet/mobilenet", "schedule.patience=5", "schedule", Plateau(patience=5)),
+        ("imagenet/senet154", "ema={decay: 0.99} bn.sync=true", "bn", BatchNorm(sync=True, freeze=95)),
         ("cifar10/se_resnet110", "schedule.warmup=none", "schedule", Step(milestones=(82, 123))),
         ("cifar10/se_resnet110", "schedule.warmup=null", "schedule", Step(milestones=(82, 123))),
         ("cifar10/se_resnet110", "schedule.warmup=linear", "schedule.warmup", LinearWarmup(epochs=1.0256, lr=0.01)),
@@ -267,8 +293,15 @@ def test_a_config_is_found_by_the_end_of_its_path(tmp_path: Path, monkeypatch: p
 def test_schedules_that_never_act_are_named() -> None:
     file = ROOT / "configs/imagenet/se_resnet50.yaml"
     assert warnings(load(file)) == []
-    (warning,) = warnings(load(file, ["epochs=50"]))
-    assert "schedule.milestones: 60, 90 are beyond the end of the run (epochs: 50)" in warning
+    for changes, said in (
+        (["epochs=50"], "schedule.milestones: 60, 90 are beyond the end of the run (epochs: 50)"),
+        (["schedule=plateau", "epochs=12"], "schedule.patience: 10 epochs are never waited for in a run of 12"),
+        (["bn.freeze=100"], "bn.freeze: 100 is beyond the end of the run (epochs: 100)"),
+        (["optim=adamw"], "optim.lr: 0.6 is far above what adamw is run with"),
+    ):
+        (warning,) = warnings(load(file, changes))
+        assert said in warning
+    assert warnings(load(file, ["schedule=plateau", "epochs=13", "bn.freeze=12", "optim=lars"])) == []
 
 
 def test_unknown_variants_and_overrides_are_refused(tmp_path: Path) -> None:
@@ -297,7 +330,29 @@ def test_schedules() -> None:
     check(cosine)
     rates = [learning_rate(cosine.schedule, 0.6, e, 105) for e in (0, 2.5, 5, 55, 105)]
     assert rates == pytest.approx([0.1, 0.35, 0.6, 0.3, 0.0])
+    lars = load(ROOT / "configs/imagenet/resnet50_lars.yaml")
+    rates = [learning_rate(lars.schedule, 31.2, e, 72) for e in (0, 12.5, 25, 25 + 47 / 2, 72)]
+    assert rates == pytest.approx([0, 15.6, 31.2, 7.8, 0])
     warm = load(ROOT / "configs/cifar10/se_resnet110.yaml")
     assert learning_rate(warm.schedule, 0.1, 399 / 390, 164) == 0.01
     assert learning_rate(warm.schedule, 0.1, 400 / 390, 164) == 0.1
     assert Config().schedule.warmup is None
+
+
+@pytest.mark.parametrize(("patience", "threshold", "factor"), [(10, 1e-4, 0.1), (0, 0.05, 0.5), (2, 0.0, 0.1)])
+def test_a_plateau_is_what_torch_takes_for_one(patience: int, threshold: float, factor: float) -> None:
+    schedule = Plateau(patience=patience, threshold=threshold, factor=factor)
+    optimiser = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimiser, factor=factor, patience=patience, threshold=threshold, eps=0.0
+    )
+    generator = random.Random(0)
+    losses = [math.exp(-epoch / 30) + 0.3 * generator.random() for epoch in range(90)]
+    losses[40] = math.nan
+    falls = set()
+    for epoch in range(1, 91):
+        theirs.step(losses[epoch - 1])
+        ours = learning_rate(schedule, 0.1, float(epoch), 400, losses[:epoch])
+        assert ours == pytest.approx(optimiser.param_groups[0]["lr"])
+        falls.add(ours)
+    assert len(falls) > 2

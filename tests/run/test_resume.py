@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from senet.run import checkpoint
+from senet.run.load import load
+from senet.system.run_folder import RunFolder, facts_of
 from tests.helpers import assert_same, final, records, run
 
 AUGMENT = [
@@ -21,7 +24,12 @@ AUGMENT = [
 BACKENDS = {
     "augmented shards": ["--backend", "dali", *(f"data.augment.{setting}" for setting in AUGMENT)],
     "pillow": ["--backend", "pillow"],
-    "cifar": ["data.set=cifar10"],
+    # With an average of the weights, BN statistics computed anew, and a learning rate that falls after each epoch whose
+    # loss is not a tenth of the best: the third epoch's is that of the first two losses.
+    "cifar": [
+        *("data.set=cifar10", "epochs=3", "ema.decay=0.9", "bn.recalibrate=2"),
+        *("schedule=plateau", "schedule.patience=0", "schedule.threshold=0.9"),
+    ],
 }
 
 
@@ -43,6 +51,14 @@ def test_killed_and_resumed_equals_undisturbed(
     assert "resumed" in again.stderr
     assert_same(final(whole), final(broken))
     assert records(whole) == records(broken)
+    if backend == "cifar":
+        rates = {record["epoch"]: record["learning_rate"] for record in records(whole) if record["kind"] == "train"}
+        assert rates == {1: 0.05, 2: 0.05, 3: pytest.approx(0.005)}
+        errors = [record["ema_top1_error"] for record in records(whole) if record["kind"] == "val"]
+        assert facts_of(RunFolder(whole).checkpoints.best)["top1_error"] == min(errors)
+        payload = checkpoint.read(RunFolder(whole).checkpoints.best)
+        assert_same(dict(load(str(whole)).net.state_dict()), payload.hooks["EMA"]["net"])
+        assert_same(dict(load(str(whole), ema=False).net.state_dict()), payload.net)
 
 
 def test_other_images_are_refused_and_other_pixels_warned_of(tmp_path: Path, tiny: Path, images: Path) -> None:
