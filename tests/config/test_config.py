@@ -105,7 +105,7 @@ def test_base_variants_and_overrides(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("optim: {lrate: 1}", "optim.lrate: unknown key; did you mean optim.lr?"),
+        ("optim: {lrate: 1}", "optim.lrate: unknown key of optim sgd; did you mean optim.lr?"),
         ("scedule: {}", "scedule: unknown key; did you mean schedule?"),
         ("optim: {lr: fast}", "optim.lr: expected a finite number, got 'fast'"),
         ("optim: {lr: .nan}", "optim.lr: expected a finite number"),
@@ -272,7 +272,7 @@ def test_files_drop_what_they_inherit_for_another_tag_too(tmp_path: Path) -> Non
     with pytest.raises(UsageError, match=r"base\.yaml:wrong: data\.crop: unknown key of data cifar10"):
         load(tmp_path / "base.yaml:wrong")
     write(tmp_path, "optim: {lrr: 1}", "base.yaml")
-    with pytest.raises(UsageError, match=r"base\.yaml: optim\.lrr: unknown key; did you mean optim\.lr\?"):
+    with pytest.raises(UsageError, match=r"base\.yaml: optim\.lrr: unknown key of optim sgd; did you mean optim\.lr\?"):
         load(write(tmp_path, "base: base.yaml\nnet: {timm: resnet50}"))  # names the file to mend
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from senet import config as config_of
 from senet import distributed
 from senet.config import Cifar10, Config, from_dict
 from senet.data.device import DevicePipeline
@@ -34,6 +35,7 @@ from senet.run.saver import Saver, snapshot
 from senet.run.state import State
 from senet.system.run_folder import CheckpointFolder
 from senet.train.autotune import tune
+from senet.train.ema import EMA
 from senet.train.largest_batch import largest_batch
 from senet.train.meter import Meter
 from senet.train.trainer import DTYPES, Trainer
@@ -62,7 +64,7 @@ def stat(name: str) -> int:
 
 
 def assemble(config: Config, execution: Execution = SIMPLE, world: distributed.World = ALONE) -> Trainer:
-    return Trainer.build(config, world, execution)
+    return Trainer.build(config, world, execution, EMA(config.ema) if config.ema else None)
 
 
 @contextmanager
@@ -108,7 +110,7 @@ def steps(config: Config, execution: Execution = SIMPLE, world: distributed.Worl
 
 
 def executions() -> dict[str, Any]:
-    """Steps in executions of every kind."""
+    """Steps in executions of every kind, with an average of the weights; also with BN frozen."""
     wanted = [
         Execution(),
         Execution("contiguous"),
@@ -116,7 +118,9 @@ def executions() -> dict[str, Any]:
         Execution(graph=True),
         Execution(tail="analytic", compile=True),
     ]
-    return {str(execution): steps(config(), execution) for execution in wanted}
+    found = {str(execution): steps(config(ema=config_of.EMA()), execution) for execution in wanted}
+    frozen = config(bn=config_of.BatchNorm(freeze=0))
+    return found | {f"{execution} frozen": steps(frozen, execution) for execution in wanted[2:4]}
 
 
 def all_executions() -> dict[str, Any]:

@@ -32,6 +32,8 @@ def test_no_step_waits_for_the_device_in_any_kind_of_execution(told: dict[str, A
         "channels_last triton",
         "channels_last graph",
         "channels_last analytic compile",
+        "channels_last triton frozen",
+        "channels_last graph frozen",
     }
 
 
