@@ -10,7 +10,6 @@ from dataclasses import asdict, fields
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
@@ -46,6 +45,9 @@ def build(net: nn.Module, settings: config.OptimSetting) -> Optimizer:
 
 def _of_timm(groups: list[dict[str, Any]], settings: config.OptimSetting) -> Optimizer:
     """Make an optimiser by timm's factory, torch's own ones as fused kernels."""
+    # Importing timm takes seconds.
+    from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info, list_optimizers
+
     if isinstance(settings, config.TimmOptim):
         name, arguments = settings.timm, dict(settings.arguments)
     else:
