@@ -6,6 +6,7 @@
         --val-tar ILSVRC2012_img_val.tar --devkit ILSVRC2012_devkit_t12.tar.gz
     python -m launch.prepare imagenet data/imagenet --kaggle imagenet-object-localization-challenge.zip
     python -m launch.prepare shards data/imagenet data/shards
+    python -m launch.prepare shards data/imagenet data/decoded --decoded --short-side 256
     python -m launch.prepare audit data/imagenet
 
 A second run reuses what the first one made; an interrupted one is finished by running it again.
@@ -69,13 +70,17 @@ def main(argv: list[str] | None = None) -> int:
         maker.add_argument("folder", type=Path, metavar="TO")
     for maker in (imagenet, shards):
         maker.add_argument("--shard-mb", type=int, default=256, metavar="MB", help="size of a shard (default 256)")
+        maker.add_argument("--decoded", action="store_true", help="keep pixels: large, and read by few cores")
+        maker.add_argument(
+            "--fraction", type=float, default=1.0, metavar="F", help="decode this part of the images only (default 1)"
+        )
     for maker in (imagenet, shards, folders):
         maker.add_argument(
             "--short-side", type=int, metavar="N", help="make training images smaller whose shorter side is longer"
         )
         maker.add_argument("--quality", type=int, default=90, metavar="Q", help="of those, as JPEG (default 90)")
         maker.add_argument(
-            "--shrink-val", action="store_true", help="make validation images smaller too: errors change by it"
+            "--shrink-val", action="store_true", help="make (or decode) validation images too: errors change by it"
         )
         _processes(maker)
     audit = commands.add_parser("audit", help="decode every image of a data set; training leaves out what cannot be")
@@ -109,8 +114,9 @@ def _prepare(args: argparse.Namespace) -> list[str]:
         from senet.prepare.encoding import Encoding
         from senet.prepare.shards import Packing
 
-        encoding = Encoding(args.short_side, args.quality, args.shrink_val)
-        in_shards = args.command == "shards" or (args.command == "imagenet" and args.shards)
+        in_shards = args.command == "shards" or (args.command == "imagenet" and (args.shards or args.decoded))
+        decoded = (args.decoded, args.fraction) if args.command != "folders" else ()
+        encoding = Encoding(args.short_side, args.quality, args.shrink_val, *decoded)
         output = Packing(args.shard_mb, encoding=encoding) if in_shards else encoding
         if args.command != "imagenet":
             return convert(args.source, args.folder, output, args.processes)

@@ -51,6 +51,17 @@ def shards(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return into
 
 
+@pytest.fixture(scope="session")
+def decoded(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`images` as shards of pixels, the validation set's too, and of JPEGs: one in three."""
+    into = tmp_path_factory.mktemp("decoded")
+    words = ["--decoded", "--fraction", 0.67, "--short-side", 64, "--shrink-val", "--processes", 1]
+    done = run("launch.prepare", "shards", images, into, *words)
+    assert done.returncode == 0, done.stderr
+    assert "GB to write" in done.stdout
+    return into
+
+
 @pytest.fixture
 def few_images(tmp_path: Path) -> Path:
     """A small set of its own for a test that damages it."""

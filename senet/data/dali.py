@@ -26,7 +26,7 @@ from nvidia.dali.auto_aug.core._select import select
 
 from senet.data.loader import BadImages, Raw
 from senet.data.philox import Ints
-from senet.data.pixels import head, uncompressed
+from senet.data.pixels import decode, head, uncompressed
 from senet.data.policy import BINS, FILL, OPERATIONS, SIGNED, levels, operations
 from senet.data.sampler import NUMBER, ValSampler
 from senet.data.samples import Samples
@@ -177,7 +177,7 @@ class Dali:
         try:
             content = self.samples.read(key)
             height, width, alike = head(content)
-            return File(content if alike else uncompressed(content), (height, width)), ""
+            return File(content if alike else uncompressed(decode(content)), (height, width)), ""
         except (OSError, ValueError, SyntaxError) as error:
             return None, str(error) or type(error).__name__
 

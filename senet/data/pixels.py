@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ UNTURNED = {  # from what PIL makes of an orientation back to what is stored
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
+_PPM = re.compile(rb"P6\s+(\d+)\s+(\d+)\s+255\s")
 SIGNATURES = {
     b"\xff\xd8": "jpeg",
     b"\x89PNG\r\n\x1a\n": "png",
@@ -95,10 +97,18 @@ def decode(content: bytes) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
-def uncompressed(content: bytes) -> bytes:
-    """Return what `decode` makes of an image as a file that all decoders read alike (PPM). Raises as `decode`."""
-    image = decode(content)
-    return b"P6 %d %d 255\n" % image.size + image.tobytes()
+def uncompressed(image: Image.Image) -> bytes:
+    """Return an RGB image as a file that all decoders read alike (PPM): a head of 64 bytes, then the pixels."""
+    return (b"P6 %d %d" % image.size).ljust(59) + b" 255\n" + image.tobytes()
+
+
+def stored_size(start: bytes, size: int) -> tuple[int, int]:
+    """Return height and width of an image whose pixels are stored as they are, at the end of a file of `size` bytes
+    that begins with `start`: a PPM of 8 bits. Of any other, zeros.
+    """
+    found = _PPM.match(start)
+    width, height = (int(found[1]), int(found[2])) if found else (0, 0)
+    return (height, width) if found and found.end() + 3 * height * width == size else (0, 0)
 
 
 def kind(content: bytes) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -51,8 +52,14 @@ class Samples:
         Raises ValueError if the archive that it is in is damaged. Raises RunError if the file cannot be read: that
         tells nothing about the image, and the next start may read it, so another must not take its place.
         """
-        try:
+        with self.reading(key):
             return self.index.storage.read(int(key) & NUMBER)
+
+    @contextmanager
+    def reading(self, key: int) -> Iterator[None]:
+        """Return a context in which an OSError becomes the RunError that `read` raises."""
+        try:
+            yield
         except OSError as error:
             raise RunError(
                 f"{self.path(key)}: cannot be read: {error.strerror or error}; mend that and start again"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from senet.config import Data, Folder, Synthetic
@@ -256,6 +257,10 @@ def _images(data: Folder, source: Source, index: Index, max_bad: int, device: to
 
     def decoder(sampler: Sampler) -> Backend:
         samples = Samples(index, data, sampler)
+        if source.backend == "auto" and index.storage.columns.get("shapes", np.zeros(1)).any():
+            from senet.data.decoded import Decoded
+
+            return Decoded(samples, device, source.workers_per_rank, bad)
         if source.uses_dali:
             from senet.data.dali import Dali
 

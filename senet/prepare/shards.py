@@ -2,26 +2,32 @@
 classes.
 
 KEY is CLASS/STEM, with the dots and blanks of either as underscores. Beside each TO/train/train-000000.tar lies the
-list that DALI wants (.idx, as wds2idx writes it), in TO also classes.txt (a class per line, in order of label) and the
-list of all images. The same images give the same bytes, whether they come from folders, archives or other shards.
+list that DALI wants (.idx, as wds2idx writes it), and SHA256SUMS; in TO also classes.txt (a class per line, in order of
+label) and the list of all images. The same images give the same bytes, whether they come from folders, archives or
+other shards.
+
+Decoded images are KEY.ppm: whatever reads images reads those too, PIL, OpenCV, DALI and webdataset among them, while
+.npy would need code of its own everywhere. Tar counts in 512 bytes and their head takes 64, so pixels are aligned.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tarfile
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from senet.data.philox import Ints
-from senet.data.pixels import kind
+from senet.data.philox import Ints, permutation
+from senet.data.pixels import kind, stored_size
 from senet.data.storage.archives import stamp_of
 from senet.data.storage.index import Index, Names, index_file, key
-from senet.data.storage.tars import Tars
+from senet.data.storage.tars import HEAD, Tars
 from senet.errors import UsageError
 from senet.prepare.encoding import Encoding
 from senet.prepare.folders import clear, read, write_classes
@@ -30,12 +36,13 @@ from senet.prepare.pool import each
 from senet.system import files
 
 ENDINGS = {"jpeg": "jpg", "tiff": "tif"}  # where they are not called as the format
+SAMPLE = 512  # images, to tell how large all are
 BLOCK, RECORD = 512, 10240  # bytes: tar counts in the first, and its end is filled up to the second
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How shards are made. Megabytes are of the images before any re-encoding."""
+    """How shards are made. Megabytes are of the images before they are made smaller."""
 
     shard_mb: int = 256
     seed: int = 0
@@ -54,7 +61,10 @@ def write_shards(index: Index, to: Path, split: str, packing: Packing, processes
     """
     _require_keys(index)
     sizes = _sizes(index, processes)
+    encoding = packing.encoding.of(split)
     needed = int((-(-sizes // BLOCK) * BLOCK).sum()) + 3 * BLOCK * len(index)
+    if encoding.decoded:
+        needed = round((1 - encoding.fraction) * needed + encoding.fraction * _pixels(index, encoding))
     count = max(1, -(-needed // (packing.shard_mb << 20)))
     parts = np.array_split(index.storage.packing_order(packing.seed), count)
     stems = [f"{split}-{number:06}" for number in range(count)]
@@ -62,13 +72,16 @@ def write_shards(index: Index, to: Path, split: str, packing: Packing, processes
         aside = to / f".{split}.unfinished"
         aside.mkdir(parents=True, exist_ok=True)
         missing = [number for number in range(count) if not (aside / f"{stems[number]}.tar").exists()]
-        encoding = packing.encoding.of(split)
-        require_space(to, needed * len(missing) // count, encoding.short_side is not None)
+        if missing and encoding.decoded:
+            print(f"{to / split}: about {needed * len(missing) / count / 1e9:.1f} GB to write", flush=True)
+        shrinking = encoding.short_side is not None and not (encoding.decoded and encoding.fraction == 1)
+        require_space(to, needed * len(missing) // count, shrinking)
         jobs = ((aside / stems[number], encoding, index.subset(parts[number])) for number in missing)
         images = sum(len(parts[number]) for number in missing)
         for _ in each(_write_shard, jobs, processes, f"packing {split}", images, int):
             pass
         clear(aside)
+        _join_checksums(aside)
         aside.rename(to / split)
     if len(Tars.find(to, split)) != count:
         raise UsageError(
@@ -98,6 +111,24 @@ def _sizes(index: Index, processes: int | None) -> Ints:
     return sizes
 
 
+def _pixels(index: Index, encoding: Encoding) -> int:
+    """Return about how many bytes the shards of all images take decoded: from a sample of them, alike in all forms."""
+    sample = permutation(0, 0, len(index))[:SAMPLE]
+    found = [encoding.size(read(index, int(image))) for image in sample]
+    return len(index) * (sum(found) // len(found) + 4 * BLOCK)
+
+
+def _join_checksums(folder: Path) -> None:
+    """Add the shards' checksums to SHA256SUMS, for sha256sum -c, and remove their files."""
+    sums, parts = folder / "SHA256SUMS", list(folder.glob("*.sha256"))
+    lines = sums.read_text().splitlines() if sums.exists() else []
+    by_name = {line.split()[1]: line for line in [*lines, *(part.read_text().strip() for part in parts)]}
+    content = "".join(f"{by_name[name]}\n" for name in sorted(by_name))
+    files.replace(sums, lambda target: target.write_text(content), shared=True)
+    for part in parts:
+        part.unlink()
+
+
 def _measure(job: tuple[int, Index]) -> tuple[int, Ints]:
     first, images = job
     try:
@@ -109,23 +140,33 @@ def _measure(job: tuple[int, Index]) -> tuple[int, Ints]:
 
 
 def _write_shard(job: tuple[Path, Encoding, Index]) -> int:
-    """Write base.tar and, before it has its name, base.idx; returns the number of images."""
+    """Write base.tar and, before it has its name, base.idx and base.sha256; returns the number of images."""
     base, encoding, images = job
     lines = [f"v1.2 {len(images)}\n"]
 
     def fill(part: Path) -> None:
         with part.open("wb") as file:
             for image, name in enumerate(images.storage.names):
-                content = encoding(read(images, image))
+                content = encoding.part(image / len(images))(read(images, image))
                 picture, label = f"{key(name)}.{_ending(content, name)}", b"%d" % images.labels[image]
                 lines.append(f"{_add(file, picture, content)} {_add(file, f'{key(name)}.cls', label)}\n")
             file.write(bytes(2 * BLOCK))
             file.write(bytes(-file.tell() % RECORD))
-        listed = os.fsencode("".join(lines))
-        files.replace(base.with_suffix(".idx"), lambda target: target.write_bytes(listed), shared=True, durable=False)
+        checksum = f"{_digest(part)}  {base.name}.tar\n".encode()
+        for ending, content in ((".idx", os.fsencode("".join(lines))), (".sha256", checksum)):
+            file_of = base.with_suffix(ending)
+            files.replace(file_of, partial(Path.write_bytes, data=content), shared=True, durable=False)
 
     files.replace(base.with_suffix(".tar"), fill, shared=True)
     return len(images)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _add(file: BinaryIO, name: str, content: bytes) -> str:
@@ -150,15 +191,18 @@ def _ending(content: bytes, name: str) -> str:
 def _listed(index: Index, to: Path, split: str, stems: list[str], parts: list[NDArray[Any]]) -> Index:
     """Return the list of the shards, in the order of `index`, from their .idx files."""
     names = [""] * len(index)
-    spans = np.zeros((len(index), 3), np.int64)
+    spans, shapes = np.zeros((len(index), 3), np.int64), np.zeros((len(index), 2), np.int32)
     for number, (stem, part) in enumerate(zip(stems, parts, strict=True)):
         file = to / split / f"{stem}.idx"
         try:
             lines = os.fsdecode(file.read_bytes()).split("\n")[1:-1]
-            for image, line in zip(part, lines, strict=True):
-                _, start, size, names[image], *_ = line.split(" ")
-                spans[image] = number, int(start), int(size)
+            with file.with_suffix(".tar").open("rb", buffering=0) as shard:
+                for image, line in zip(part, lines, strict=True):
+                    ending, start, size, names[image], *_ = line.split(" ")
+                    spans[image] = number, int(start), int(size)
+                    if ending == "ppm":
+                        shapes[image] = stored_size(os.pread(shard.fileno(), HEAD, int(start)), int(size))
         except (OSError, ValueError):
             raise UsageError(f"{file}: missing or damaged; remove {to / split} and run it again") from None
     stamp = stamp_of(to, [to / split / f"{stem}.tar" for stem in stems])
-    return Index(Tars(to, Names.of(names), stamp, {"spans": spans}), index.labels, index.classes)
+    return Index(Tars(to, Names.of(names), stamp, {"spans": spans, "shapes": shapes}), index.labels, index.classes)

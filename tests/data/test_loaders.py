@@ -24,14 +24,19 @@ CPU = torch.device("cpu")
 FOLDER = Folder(classes=3, crop=32, resize=40)
 CIFAR = Cifar10(pad=4)
 SYNTHETIC = Synthetic(classes=10, crop=16, train_images=62, val_images=203)
-SETS = [("dali", FOLDER), ("pillow", FOLDER), ("auto", CIFAR), ("auto", SYNTHETIC)]
+SETS = {
+    "dali": (FOLDER, "images", "dali"),
+    "pillow": (FOLDER, "images", "pillow"),
+    "decoded": (FOLDER, "decoded", "auto"),
+    "cifar": (CIFAR, "cifar", "auto"),
+    "synthetic": (SYNTHETIC, "images", "auto"),
+}
 
 
-@pytest.fixture(params=SETS, ids=["dali", "pillow", "cifar", "synthetic"])
-def case(request: pytest.FixtureRequest, images: Path, cifar: Path) -> tuple[Data, Source]:
-    backend, data = request.param
-    root = cifar if data.set == "cifar10" else images
-    return data, Source(root, backend, workers=1, val_batch=50)
+@pytest.fixture(params=SETS)
+def case(request: pytest.FixtureRequest) -> tuple[Data, Source]:
+    data, root, backend = SETS[request.param]
+    return data, Source(request.getfixturevalue(root), backend, workers=1, val_batch=50)
 
 
 def epoch(

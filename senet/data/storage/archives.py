@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from senet.data.philox import Ints
 from senet.data.storage.index import Format, Index, Names, order, read_classes, split_folder
@@ -27,10 +28,12 @@ class Member(NamedTuple):
     name: str
     start: int  # its first byte
     size: int  # bytes
+    shape: tuple[int, int] = (0, 0)  # height and width, if its pixels are stored as they are
 
 
 class Archives(Format):
-    """Images in the files of the stamp; `spans` [n, 3] has the position of their file, first byte and bytes.
+    """Images in the files of the stamp; `spans` [n, 3] has the position of their file, first byte and bytes; `shapes`
+    [n, 2] height and width of those whose pixels are stored as they are, zeros of others.
 
     A format defines `members`, the `patterns` of its files' names, and what to expect in them.
     """
@@ -78,9 +81,10 @@ class Archives(Format):
         found.sort(key=lambda row: (row[1], order(row[2])))
         if int(found[0][1]) < 0:
             raise UsageError(f"{root}: {found[0][2]}: label {found[0][1]}; labels start at 0")
-        spans = np.array([(number, start, size) for number, _, _, start, size in found], np.int64)
+        spans = np.array([(number, start, size) for number, _, _, start, size, _ in found], np.int64)
+        columns: dict[str, NDArray[Any]] = {"spans": spans, "shapes": np.array([row[-1] for row in found], np.int32)}
         labels_ = np.array([row[1] for row in found], np.int64)
-        return Index(cls(root, Names.of(row[2] for row in found), stamp, {"spans": spans}), labels_, classes)
+        return Index(cls(root, Names.of(row[2] for row in found), stamp, columns), labels_, classes)
 
     @classmethod
     def unchanged(cls, root: Path, split: str, stamp: Mapping[str, Any]) -> bool:

@@ -6,10 +6,12 @@ import json
 import tarfile
 from pathlib import Path
 
+from senet.data.pixels import stored_size
 from senet.data.storage.archives import Archives, Member
 from senet.data.storage.folders import ENDINGS
 from senet.errors import UsageError
 
+HEAD = 64  # bytes that hold the head of a PPM
 LABELS = ("label", "cls", "class_id", "class_index", "target", "class")  # what the label is called in a KEY.json
 
 
@@ -23,7 +25,7 @@ class Tars(Archives):
 
     @classmethod
     def members(cls, path: Path) -> list[Member]:
-        images: dict[str, tuple[str, int, int]] = {}
+        images: dict[str, tuple[str, int, int, tuple[int, int]]] = {}
         labels: dict[str, int | str] = {}
         described: dict[str, int | str] = {}
         try:
@@ -35,7 +37,10 @@ class Tars(Archives):
                     if not member.isreg():
                         continue
                     if "." + ending.lower() in ENDINGS:
-                        images[key] = (member.name, member.offset_data, member.size)
+                        shape = (0, 0)
+                        if ending.lower() == "ppm" and (content := archive.extractfile(member)):
+                            shape = stored_size(content.read(HEAD), member.size)
+                        images[key] = (member.name, member.offset_data, member.size, shape)
                     elif ending in ("cls", "json"):
                         content = archive.extractfile(member)
                         text = content.read(1 << 20) if content else b""
