@@ -45,7 +45,7 @@ errors = json.loads(open(sys.argv[1]).read().splitlines()[-1])
 print(f"\ntop-1 error {errors['top1_error']:.2f} %, top-5 error {errors['top5_error']:.2f} %", end=" ")
 print(f"on {errors['images']} validation images (guessing: 90 %, 50 %)")
 END
-$python -m launch.report $out/run
+$python -m launch.report $out/run >/dev/null
 if (($(wc -l <$log) > ${before:-0})); then
   echo "training took $seconds s on $processes processes"
 else

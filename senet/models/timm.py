@@ -63,10 +63,15 @@ def exists(name: str) -> bool:
     return bool(timm.is_model(name))
 
 
+def from_folder(folder: Path) -> nn.Module:
+    """Return the model in a folder of timm's form: config.json and model.safetensors."""
+    return _create(f"local-dir:{folder}", pretrained=True)
+
+
 def _create(name: str, **settings: Any) -> nn.Module:
     import timm
 
-    if not timm.is_model(name):
+    if not name.startswith("local-dir:") and not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.3)
         raise UsageError(f"net.timm: timm has no model {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     net = timm.create_model(name, **settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from senet.config import Cifar10, Folder
 from senet.data.source import Source, val_loader
 from senet.distributed import World
 from senet.errors import UsageError
+from senet.run.changes import check_pixels
 from senet.train.evaluate import Pass, View, evaluate, fused
 from senet.train.predictions import Predictions, by_class, interval, pairs
+from senet.train.real import real_errors
 from tests.train.test_step import CONFIG, CPU, trainer_of
 
 ALONE = World(0, 1, CPU)
@@ -86,3 +89,22 @@ def test_classes_and_confusions_are_counted() -> None:
     low, high = interval(23.29, 50_000)  # Wilson's, as statsmodels gives it
     assert (round(low, 2), round(high, 2)) == (22.92, 23.66)
     assert interval(0.0, 10) == (0.0, pytest.approx(27.75, abs=0.01))
+
+
+def test_other_labels_of_imagenet_count(tmp_path: Path) -> None:
+    """ReaL's lists of labels, and the folders of V2, which are numbers."""
+    file = tmp_path / "real.json"
+    file.write_text("[[0, 7], [], [217], [3]]")
+    folders = ("n02102040", "n01440764")  # English springer, 217; tench, 0
+    files = ["val/n01440764/ILSVRC2012_val_00000001.JPEG", "a.tar/ILSVRC2012_val_00000002", "ILSVRC2012_val_00000003"]
+    taken = np.array([1, 0, 1])  # tench: in the list; no label; tench for a springer
+    found = Predictions(np.arange(3), np.array([0, 0, 0]), taken[:, None], np.zeros((3, 1)), np.zeros(3))
+    assert real_errors(found, files.__getitem__, folders, file) == {"real_top1_error": 50, "real_images": 2}
+    with pytest.raises(UsageError, match=r"cat\.JPEG is none of its 4 images"):
+        real_errors(found, lambda image: "cat.JPEG", folders, file)
+    file.write_text("{")
+    with pytest.raises(UsageError, match="not a JSON list"):
+        real_errors(found, files.__getitem__, folders, file)
+    check_pixels({"classes": ["n01440764", "n01443537"]}, {"classes": ["0", "1"]})
+    with pytest.raises(UsageError, match="label 1 is '10' here"):
+        check_pixels({"classes": ["n01440764", "n01443537"]}, {"classes": ["0", "10"]})

@@ -1,0 +1,56 @@
+"""Write a trained net in a form that others read, with what it takes to use it, and compare it with its source.
+
+    python -m launch.export runs/se50 --to onnx --out se50-onnx     # model.onnx, preprocessing.json, README.md
+
+Forms: safetensors (the weights under our names, with the config; every program here takes the file), onnx and pt2 (a
+graph for batches of any size), timm (for timm.create_model("local-dir:DIR", pretrained=True)). WHAT is whatever
+launch.predict takes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from launch import guard
+from launch.flags import Parser
+from senet.errors import RunError
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser("launch.export", __doc__)
+    parser.add_argument("what", metavar="CHECKPOINT|RUN|timm:NAME|WEIGHTS")
+    parser.add_argument("--to", required=True, choices=["safetensors", "onnx", "pt2", "timm"])
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder, which is made")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="timm:NAME: its weights, instead of a download")
+    args = parser.parse_args(argv)
+
+    from senet.export.card import card
+    from senet.export.forms import FORMS, TOLERANCE, deviation, facts
+    from senet.report.facts import read
+    from senet.run.load import load
+    from senet.system.files import write_text
+    from senet.system.run_folder import RunFolder
+
+    trained = load(args.what, args.weights)
+    described, form = facts(trained), FORMS[args.to]
+    args.out.mkdir(parents=True, exist_ok=True)
+    run = form.write(trained, args.out, described)
+    if run is None:
+        compared = "It was not compared with its source: onnxruntime is not installed."
+    else:
+        apart = deviation(trained, run)
+        if not apart <= TOLERANCE:
+            raise RunError(f"{args.out / form.file}: its logits are {apart:.1e} apart from the source's; do not use it")
+        compared = f"Read again, its logits are those of the source within {apart:.1e} of the largest."
+    folder = next(
+        (path for path in (Path(args.what), *Path(args.what).parents) if RunFolder(path).config.exists()), None
+    )
+    write_text(args.out / "preprocessing.json", json.dumps(described, indent=1))
+    write_text(args.out / "README.md", card(trained, args.to, described, read(folder) if folder else None, compared))
+    print(f"{args.out / form.file}: {(args.out / form.file).stat().st_size:,} bytes. {compared}")
+    return 0
+
+
+if __name__ == "__main__":
+    guard(main)
