@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -69,9 +70,9 @@ def _safetensors(trained: Trained, folder: Path, facts: Mapping[str, Any]) -> Ru
 
 def _pt2(trained: Trained, folder: Path, facts: Mapping[str, Any]) -> Run:
     file = folder / "model.pt2"
-    program = _program(trained)
-    more = {"senet.json": json.dumps(facts)}
-    replace(file, lambda temporary: torch.export.save(program, temporary, extra_files=more))
+    content = io.BytesIO()  # torch warns of a file with another ending, as a temporary one has
+    torch.export.save(_program(trained), content, extra_files={"senet.json": json.dumps(facts)})
+    replace(file, lambda temporary: temporary.write_bytes(content.getbuffer()))
     module: nn.Module = torch.export.load(file).module()
     return module
 

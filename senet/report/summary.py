@@ -65,7 +65,7 @@ def card(run: RunFacts) -> list[list[Cell]]:
         "state": run.state,
         "last validation": last and f"epoch {last['epoch']}: {_errors(last)}",
         "best validation": best and f"epoch {best['epoch']}: {_errors(best)}",
-        "took": run.hours and f"{duration(3600 * run.hours)} in {max(1, len(run.starts))} starts",
+        "took": run.hours and duration(3600 * run.hours) + f", in {len(run.starts)} starts" * (len(run.starts) > 1),
         "speed": speed and f"{statistics.median(speed):,.0f} images/s, the median of {len(speed)} records",
         "net": yaml.safe_dump(to_dict(run.config)["net"], default_flow_style=True, width=10**6).strip(),
         "data": str(run.data or "") or run.config.data.set,
