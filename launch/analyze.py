@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch import guard
-from launch.flags import Parser, add_data_flags, source
+from launch.flags import Parser, add_data_flags, add_net_flags, net, source
 
 if TYPE_CHECKING:
     from senet.distributed import World
@@ -27,12 +27,11 @@ def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
 
     from senet import distributed
-    from senet.run.load import load
     from senet.run.voice import speaking
     from senet.track import Terminal
 
     with distributed.start(args.device) as world, speaking(world, Terminal().say):
-        trained = load(args.what, args.weights)
+        trained = net(args)
         print({"excitations": _excitations, "prune": _prune, "gradcam": _gradcam}[args.analysis](args, trained, world))
     return 0
 
@@ -96,8 +95,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     kinds = parser.add_subparsers(dest="analysis", required=True, metavar="excitations|prune|gradcam")
     for name in ("excitations", "prune", "gradcam"):
         kind = kinds.add_parser(name, description=__doc__)
-        kind.add_argument("what", metavar="CHECKPOINT|RUN|timm:NAME")
-        kind.add_argument("--weights", type=Path, metavar="FILE", help="timm:NAME: its weights, instead of a download")
+        add_net_flags(kind)
         if name == "excitations":
             kind.add_argument(
                 "--classes", type=lambda text: text.split(","), metavar="NAME,...", help="names, wnids or numbers"

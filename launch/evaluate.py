@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch import early, guard, ranks
-from launch.flags import Parser, add_data_flags, source
+from launch.flags import Parser, add_data_flags, add_net_flags, net, source
 from senet.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         passes: list[Look] = []
         for what in args.what:
             for view in _views(args):
-                passes.append(look(what, source(args), world, view, args.weights, not args.unverified, args.ema))
+                passes.append(look(net(args, what), source(args), world, view))
                 voice.gather()
         first = passes[0]
         if other := next((each for each in passes if each.folders != first.folders), None):
@@ -75,13 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser("launch.evaluate", __doc__)
-    parser.add_argument("what", metavar="CHECKPOINT|RUN|timm:NAME", nargs="+")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="timm:NAME: its weights, instead of a download")
-    parser.add_argument("--unverified", action="store_true", help="take a checkpoint without a checksum that fits")
-    of_run = parser.add_mutually_exclusive_group()
-    average = "a run that keeps an average of the weights: "
-    of_run.add_argument("--ema", action="store_true", default=None, help=average + "the average (the default)")
-    of_run.add_argument("--raw", action="store_false", dest="ema", help=average + "the trained weights themselves")
+    add_net_flags(parser, nargs="+")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_data_flags(parser)
     parser.add_argument("--gpus", type=int, metavar="N", help="start N ranks on this machine, one a GPU")

@@ -13,26 +13,26 @@ import json
 from pathlib import Path
 
 from launch import guard
-from launch.flags import Parser
-from senet.errors import RunError
+from launch.flags import Parser, add_net_flags, net
+from senet.errors import RunError, UsageError
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("launch.export", __doc__)
-    parser.add_argument("what", metavar="CHECKPOINT|RUN|timm:NAME|WEIGHTS")
+    add_net_flags(parser)
     parser.add_argument("--to", required=True, choices=["safetensors", "onnx", "pt2", "timm"])
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder, which is made")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="timm:NAME: its weights, instead of a download")
     args = parser.parse_args(argv)
 
     from senet.export.card import card
     from senet.export.forms import FORMS, TOLERANCE, deviation, facts
     from senet.report.facts import read
-    from senet.run.load import load
     from senet.system.files import write_text
     from senet.system.run_folder import RunFolder
 
-    trained = load(args.what, args.weights)
+    trained = net(args)
+    if trained.average is not None and args.ema is None:
+        raise UsageError(f"{trained.origin}: holds trained weights and their average; say which: --ema or --raw")
     described, form = facts(trained), FORMS[args.to]
     args.out.mkdir(parents=True, exist_ok=True)
     run = form.write(trained, args.out, described)

@@ -11,6 +11,7 @@ from senet.errors import UsageError
 
 if TYPE_CHECKING:
     from senet.data.source import Source
+    from senet.run.load import Trained
 
 
 class Parser(argparse.ArgumentParser):
@@ -106,6 +107,24 @@ def source(args: argparse.Namespace) -> Source:
         max_bad=args.max_bad,
         checksum=not args.no_checksum,
     )
+
+
+def add_net_flags(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    """Add what names a trained net, `what`; several with `nargs`."""
+    add = parser.add_argument_group("net").add_argument
+    parser.add_argument("what", metavar="CHECKPOINT|RUN|WEIGHTS|timm:NAME", nargs=nargs)
+    add("--weights", type=Path, metavar="FILE", help="timm:NAME: its weights, instead of a download")
+    add("--unverified", action="store_true", help="take a checkpoint without a checksum that fits")
+    average = "a run that keeps an average of the weights: "
+    add("--ema", action="store_true", default=None, help=average + "the average (the default)")
+    add("--raw", action="store_false", dest="ema", help=average + "the trained weights themselves")
+
+
+def net(args: argparse.Namespace, what: str | None = None) -> Trained:
+    """Return the trained net that the flags name. Raises UsageError."""
+    from senet.run.load import load
+
+    return load(what or args.what, args.weights, not args.unverified, args.ema)
 
 
 def run_name(config: str) -> str:

@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 
 from launch import guard
-from launch.flags import Parser, add_data_flags, source
+from launch.flags import Parser, add_data_flags, add_net_flags, net, source
 from senet.errors import UsageError
 
 DRAWN = 60  # pictures on a sheet, at most
@@ -32,7 +32,6 @@ def main(argv: list[str] | None = None) -> int:
     from senet.data.loader import Batch
     from senet.data.sheet import pictures
     from senet.report.predicted import sheet
-    from senet.run.load import load
     from senet.run.look import look_at_files
     from senet.run.voice import speaking
     from senet.system import files as whole
@@ -46,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
             shown.extend(pictures(batch.images, look_data))
 
     with distributed.start(args.device) as world, speaking(world, Terminal().say):
-        trained = load(args.what, args.weights)
+        trained = net(args)
         look_data = trained.config.data
         seen = look_at_files(trained, files, source(args), world, show)
         _, predictions = fused([seen.kept], world, args.top)
@@ -72,9 +71,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser("launch.predict", __doc__)
-    parser.add_argument("what", metavar="CHECKPOINT|RUN|timm:NAME")
+    add_net_flags(parser)
     parser.add_argument("images", metavar="IMAGE|DIR", type=Path, nargs="+")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="timm:NAME: its weights, instead of a download")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes named for each picture (default 5)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="a .png sheet, or a .csv or .jsonl table")
     add_data_flags(parser)

@@ -52,14 +52,14 @@ class RunFacts:
 
     @property
     def best(self) -> Record | None:
-        """The validation with the least top-1 error."""
-        known = [record for record in self.val if record.get("top1_error") is not None]
+        """The validation with the least top-1 error; with an average of the weights, that one's errors count."""
+        known = [record for record in map(counted, self.val) if record.get("top1_error") is not None]
         return min(known, key=lambda record: record["top1_error"], default=None)
 
     @property
     def last(self) -> Record | None:
         """The last validation."""
-        return self.val[-1] if self.val else None
+        return counted(self.val[-1]) if self.val else None
 
     @property
     def hours(self) -> float:
@@ -81,6 +81,12 @@ class RunFacts:
     def recipe(self) -> dict[str, Any]:
         """The config without its seed: equal recipes make a group."""
         return {key: value for key, value in to_dict(self.config).items() if key != "seed"}
+
+
+def counted(record: Record) -> Record:
+    """Return a validation with the errors by which a run is judged: those of the average of its weights if it has one."""
+    average = {key.removeprefix("ema_"): value for key, value in record.items() if key.startswith("ema_")}
+    return {**record, **average}
 
 
 def read(path: Path) -> RunFacts:

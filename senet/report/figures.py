@@ -46,7 +46,16 @@ def _errors(coloured: list[tuple[RunFacts, str]], paper: Quoted | None) -> bytes
             for run, colour in coloured:
                 _plot(axes, run, run.val, top, color=colour, label=run.label)
                 _plot(axes, run, run.val, f"train_{top}", color=colour, linestyle="--", linewidth=1.2)
-                _plot(axes, run, run.val, f"ema_{top}", color=colour, linestyle="-.", linewidth=1.2, label="EMA")
+                _plot(
+                    axes,
+                    run,
+                    run.val,
+                    f"ema_{top}",
+                    color=colour,
+                    linestyle="-.",
+                    linewidth=1.2,
+                    label="average of the weights",
+                )
             _axes(axes, coloured, f"{top[:3]}-{top[3]} error, %")
             axes.set_ylim(bottom=0)
     return picture.getvalue()

@@ -20,6 +20,7 @@ from senet.report import figures
 from senet.report.facts import RunFacts
 from senet.report.page import Seen, Wrong, html
 from senet.report.paper import quoted
+from senet.run.load import load
 from senet.run.look import Look, look
 from senet.system.files import replace, write_text
 from senet.train.evaluate import fused
@@ -61,7 +62,7 @@ def _see(run: RunFacts, source: Source | None, world: World) -> Seen:
         return Seen("which data it was trained on is not known; give --data DIR")
     source = dataclasses.replace(source, root=source.root or run.data)
     try:
-        seen = look(str(run.folder), source, world)
+        seen = look(load(str(run.folder)), source, world)
         return _wrongs(seen, source, world)
     except (UsageError, RunError) as error:
         log.warning("%s: errors are not shown: %s", run.folder, error)

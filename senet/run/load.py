@@ -36,6 +36,7 @@ class Trained:
     origin: str  # what it is, for people: "timm:seresnet50", "runs/se50/checkpoints/best.pt, epoch 90"
     classes: tuple[str, ...] = ()  # their names in order of label (`senet.data.imagenet.readable`); () if unknown
     pixels: Mapping[str, Any] | None = None  # how the validation pixels of its training were made; None if unknown
+    average: bool | None = None  # whether it is the average of the weights; None if there is nothing to choose from
     execution: Execution = field(default_factory=Execution)  # the layout that it was trained in; never compiled
 
 
@@ -97,13 +98,13 @@ def _of_checkpoint(path: Path, verify: bool, ema: bool | None) -> Trained:
     average = averaged(payload.hooks)
     if ema and average is None:
         raise UsageError(f"{path}: holds no average of the weights: its run was without `ema`; leave --ema out")
-    if ema is False or average is None:
-        net.load_state_dict(payload.net)
-    else:
-        net.load_state_dict(average)
+    chosen = None if average is None else ema is not False
+    net.load_state_dict(average if average is not None and chosen else payload.net)
     execution = Execution(layout=payload.execution["layout"])  # compilation takes longer than an evaluation
     classes = tuple(payload.pixels.get("classes", ()))
-    return Trained(net, settings, f"{path}, epoch {payload.progress.epoch}", classes, payload.pixels, execution)
+    which = {None: "", True: ", average of the weights", False: ", without the average of the weights"}[chosen]
+    origin = f"{path}, epoch {payload.progress.epoch}{which}"
+    return Trained(net, settings, origin, classes, payload.pixels, chosen, execution)
 
 
 def _data(weights: Weights) -> config.Data:

@@ -18,7 +18,7 @@ from senet.data.source import Source, files_loader, val_loader
 from senet.distributed import World
 from senet.execution.execution import prepare
 from senet.run.changes import check_pixels
-from senet.run.load import Trained, load
+from senet.run.load import Trained
 from senet.train.evaluate import Pass, View, evaluate
 from senet.train.trainer import DTYPES
 
@@ -43,21 +43,11 @@ class Look:
         return named(self.folders, self.config.data.classes)
 
 
-def look(
-    what: str,
-    source: Source,
-    world: World,
-    view: View | None = None,
-    weights: Path | None = None,
-    verify: bool = True,
-    ema: bool | None = None,
-) -> Look:
-    """Show the validation images of `source` to the net that `what` names (see `senet.run.load`), in a view. All ranks
-    call it.
+def look(trained: Trained, source: Source, world: World, view: View | None = None) -> Look:
+    """Show the validation images of `source` to a net, in a view. All ranks call it.
 
     Raises UsageError for what is wrong with either.
     """
-    trained = load(what, weights, verify, ema)
     config = trained.config
     shown = (view or View()).of(config.data)
     loader = val_loader(shown.data(config.data), source, world.rank, world.size, world.device, DTYPES[config.precision])
@@ -65,7 +55,7 @@ def look(
         asked = {"crop", "resize"} if view else set()
         check_pixels({key: value for key, value in trained.pixels.items() if key not in asked}, loader.description)
     errors, kept = one_pass(trained, loader, world, shown)
-    return Look(what, shown, config, errors, kept, loader.classes or trained.classes, loader.name)
+    return Look(trained.origin, shown, config, errors, kept, loader.classes or trained.classes, loader.name)
 
 
 def look_at_files(
