@@ -84,7 +84,7 @@ class RunFacts:
 
 
 def counted(record: Record) -> Record:
-    """Return a validation with the errors by which a run is judged: those of the average of its weights if it has one."""
+    """Return a validation with the errors that count: those of the averaged weights, if the run keeps them."""
     average = {key.removeprefix("ema_"): value for key, value in record.items() if key.startswith("ema_")}
     return {**record, **average}
 
