@@ -21,6 +21,17 @@ REMEDIES = {
     errno.ENAMETOOLONG: "use a shorter path",
     errno.ENOSPC: "make room, or name a path on another disk",
     errno.EDQUOT: "make room, or ask for a larger quota",
+    errno.ELOOP: "a link leads back to itself: mend it",
+    errno.EMFILE: "allow more open files: ulimit -n",
+    errno.ENFILE: "allow more open files on this machine: sysctl fs.file-max",
+    errno.EIO: "the disk fails, or the server of the file system: see dmesg",
+    errno.ESTALE: "mount the file system again",
+    errno.ENODEV: "mount the file system again",
+    errno.ENOTCONN: "mount the file system again",
+    errno.ETIMEDOUT: "the server of the file system does not answer",
+    errno.EHOSTDOWN: "the server of the file system does not answer",
+    errno.EINVAL: "this file system does not allow the name: use another path",
+    errno.EFBIG: "this file system allows no file of that size: use another path",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -27,4 +28,4 @@ def named(classes: Sequence[str], count: int) -> tuple[str, ...]:
 
 def comparable(name: str) -> str:
     """Return what is the same for a class whoever names it: n01440764, tench, or "tench, Tinca tinca"."""
-    return readable(name).partition(",")[0].replace("_", " ").strip().lower()
+    return unicodedata.normalize("NFC", readable(name).partition(",")[0].replace("_", " ").strip().lower())

@@ -22,7 +22,7 @@ from senet.data.memory import InMemory, synthetic
 from senet.data.philox import Ints
 from senet.data.sampler import NUMBER, Sampler, TrainSampler, ValSampler
 from senet.data.samples import Samples
-from senet.data.storage.find import find, listing, splits
+from senet.data.storage.find import find, listing
 from senet.data.storage.folders import Folders
 from senet.data.storage.index import Index, Names
 from senet.errors import UsageError
@@ -211,16 +211,18 @@ def _val(
     return _Val(data, split, sampler, device, None, dtype)
 
 
-def list_images(data: Data, source: Source, exchange: Callable[[str], list[str]]) -> None:
-    """Let one process of each machine list the images, and save the list if that took long; the others wait for it and
-    read it. `exchange` returns what each rank gives it.
+def list_images(
+    data: Data, source: Source, exchange: Callable[[str], list[str]], wanted: Sequence[str] = ("train", "val")
+) -> None:
+    """Let one process of each machine list the images of the splits that are `wanted`, and save the list if that took
+    long; the others wait for it and read it. `exchange` returns what each rank gives it.
 
     Raises UsageError, on all ranks, if they cannot be listed on any machine.
     """
     refusal = ""
     if isinstance(data, Folder) and int(os.environ.get("LOCAL_RANK", "0")) == 0:
         try:
-            for split in splits(source.folder):
+            for split in wanted:
                 listing(source.folder, split)
         except UsageError as error:
             refusal = str(error)

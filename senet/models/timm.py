@@ -36,15 +36,20 @@ def released(name: str, weights: Path | None = None) -> tuple[nn.Module, dict[st
     except UsageError:
         raise
     except Exception as error:
+        why = " ".join(str(error).split())[:200]
         raise UsageError(
-            f"timm:{name}: weights cannot be loaded ({' '.join(str(error).split())[:200]}); give them with --weights"
+            f"timm:{name}: weights cannot be downloaded ({why}); give a file of them with --weights"
+            if weights is None
+            else f"--weights {weights}: not the weights of timm:{name} ({why}); give those of this model"
         ) from None
     wants = timm.data.resolve_model_data_config(net, use_test_size=True)
-    crop, interpolation, mode = wants["input_size"][-1], wants["interpolation"], wants.get("crop_mode", "center")
-    if interpolation not in ("bilinear", "bicubic") or mode != "center":
-        log.warning(
-            "timm:%s: wants %s interpolation and crop mode %s, which is done otherwise here", name, interpolation, mode
-        )
+    (channels, *sides), mode = wants["input_size"], wants.get("crop_mode", "center")
+    crop, interpolation = sides[0], wants["interpolation"]
+    if mode != "center" or channels != 3 or sides != [crop, crop]:
+        shape = " x ".join(map(str, wants["input_size"]))
+        raise UsageError(f"timm:{name}: wants images of {shape}, crop mode {mode}; square centre crops are made here")
+    if interpolation not in ("bilinear", "bicubic"):
+        log.warning("timm:%s: wants %s interpolation, and gets bicubic", name, interpolation)
     facts = {
         "classes": net.num_classes,
         "crop": crop,

@@ -26,12 +26,12 @@ from senet.data.imagenet import classes
 from senet.data.pixels import head
 from senet.data.source import has_dali
 from senet.data.storage.find import AUDIT, scan, splits
-from senet.data.storage.folders import ENDINGS, Folders, class_folders
+from senet.data.storage.folders import ENDINGS, Folders, class_folders, is_ignored
 from senet.data.storage.index import Index, index_file, split_folder
 from senet.errors import UsageError
 from senet.prepare.findings import FINDING, TRAITS, Findings, duplicates, examine
 from senet.prepare.page import page
-from senet.prepare.pool import each
+from senet.prepare.pool import count, each
 from senet.system import files
 
 CHUNK = 64  # images in a job
@@ -80,9 +80,9 @@ def _unused(root: Path, split: str) -> list[str]:
     known = class_folders(root, base)
     names = [entry.name for entry in os.scandir(base) if entry.name not in known]
     for folder, folders, inside in (part for name in known for part in os.walk(base / name, followlinks=True)):
-        names += [f"{folder[len(str(base)) + 1 :]}/{name}" for name in folders if name.startswith(".")]
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        unused = (name for name in inside if name.startswith(".") or not name.lower().endswith(ENDINGS))
+        names += [f"{folder[len(str(base)) + 1 :]}/{name}" for name in folders if is_ignored(name)]
+        folders[:] = [name for name in folders if not is_ignored(name)]
+        unused = (name for name in inside if is_ignored(name) or not name.lower().endswith(ENDINGS))
         names += [f"{folder[len(str(base)) + 1 :]}/{name}" for name in unused]
     return sorted(f"{base.name}/{name}" for name in names)
 
@@ -91,7 +91,7 @@ def _examine_all(split: str, findings: Findings, processes: int | None) -> None:
     index, with_dali = findings.index, has_dali()
     spans = (np.arange(start, min(start + CHUNK, len(index))) for start in range(0, len(index), CHUNK))
     jobs = ((int(span[0]), index.subset(span), with_dali) for span in spans)
-    results = each(_examine, jobs, processes, f"auditing {split}", len(index), lambda result: len(result[1]))
+    results = each(_examine, jobs, processes, f"auditing {split}", len(index))
     for start, rows, bad in results:
         findings.rows[start : start + len(rows)] = rows
         for image, entry in bad.items():
@@ -105,6 +105,7 @@ def _examine(job: Job) -> Result:
     batch: dict[int, tuple[bytes, NDArray[np.uint8] | None]] = {}  # for DALI: contents, and what PIL made of them
     with _quiet():
         for image, name in enumerate(images.storage.names):
+            count()
             try:
                 content = images.storage.read(image)
             except (OSError, ValueError) as error:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import struct
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,9 +53,21 @@ def same(made: Path, folders: Path, tmp_path: Path) -> None:
         assert contents(listing(tmp_path / "shards", split)) == contents(listing(made, split))
 
 
-@pytest.mark.parametrize("kind", ["number", "digits", "name"])
-def test_shards_with_labels_in_json_in_one_folder(images: Path, tmp_path: Path, kind: str) -> None:
-    """As img2dataset and timm's sets: names begin anew in each tar, and more stands in them."""
+@pytest.mark.parametrize(
+    ("picture", "ending", "told"),
+    [
+        ("jpg", "json", lambda label: json.dumps({"width": 9, "label": label})),
+        ("JPEG", "json", lambda label: json.dumps({"id": 7, "class_id": str(label)})),
+        ("jpeg", "json", lambda label: json.dumps({"label": f"class{label}"})),
+        ("webp", "cls", lambda label: f"class{label}\n"),
+        ("img.jpg", "cls.txt", lambda label: f" {label}\n"),
+        ("image.png", "cls.json", json.dumps),
+    ],
+)
+def test_shards_of_others_in_one_folder(
+    images: Path, tmp_path: Path, picture: str, ending: str, told: Callable[[int], str]
+) -> None:
+    """As img2dataset's, timm's and other sets: names begin anew in each tar, and more stands in them."""
     made = tmp_path / "made"
     made.mkdir()
     for split, called in (("train", "train"), ("val", "validation")):
@@ -62,14 +75,15 @@ def test_shards_with_labels_in_json_in_one_folder(images: Path, tmp_path: Path, 
         for shard in range(3):
             with tarfile.open(made / f"set-{called}-{shard:04}.tar", "w") as archive:
                 for number, (file, label) in enumerate(listed[shard::3]):
-                    told = {"number": label, "digits": str(label), "name": f"class{label}"}[kind]
-                    add(archive, f"{number:06}.jpg", file.read_bytes())
-                    add(archive, f"{number:06}.json", json.dumps({"width": 9, "label": told}).encode())
+                    add(archive, f"{number:06}.{picture}", file.read_bytes())
+                    add(archive, f"{number:06}.{ending}", told(label).encode())
                     add(archive, f"{number:06}.txt", b"a caption")
-    with tarfile.open(made / "train-extras.tar", "w") as archive:  # no shard: it has no labels
-        add(archive, "picture.jpg", b"")
+                    add(archive, f"._{number:06}.{picture}", b"what macOS adds")
+    for name in ("train-extras.tar", "interval.tar"):  # no shards: one has no labels, and one no split
+        with tarfile.open(made / name, "w") as archive:
+            add(archive, "picture.jpg", b"")
     same(made, images, tmp_path)
-    assert listing(made, "train").classes == (("class0", "class1", "class2") if kind == "name" else ())
+    assert listing(made, "train").classes == (("class0", "class1", "class2") if "class1" in told(1) else ())
 
 
 def varint(number: int) -> bytes:
@@ -118,25 +132,45 @@ def test_tfrecords(images: Path, tmp_path: Path, kind: str) -> None:
             listing(made, "val")
 
 
-@pytest.mark.parametrize("kind", ["imagenet", "cifar"])
-def test_parquet_of_hugging_face(images: Path, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("image", "label", "folder", "val"),
+    [
+        ("image", "label", "data", "validation"),  # imagenet-1k
+        ("img", "fine_label", "cifar100", "test"),  # cifar100
+        ("pixels", "target", "default/partial", "val"),  # plain bytes, and names as labels
+    ],
+)
+def test_parquet_of_hugging_face(images: Path, tmp_path: Path, image: str, label: str, folder: str, val: str) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    made, image = tmp_path / "made", {"imagenet": "image", "cifar": "img"}[kind]
-    folder = made / {"imagenet": "data", "cifar": "plain_text"}[kind]
-    folder.mkdir(parents=True)
-    facts = {"info": {"features": {"label": {"names": ["zero", "one", "two"], "_type": "ClassLabel"}}}}
-    for split, called in (("train", "train"), ("val", "validation" if kind == "imagenet" else "test")):
-        for shard in range(2):
-            part = list(rows(images, split))[shard::2]
-            structs = [{"bytes": f.read_bytes(), "path": f.name if kind == "imagenet" else None} for f, _ in part]
-            table = pyarrow.table({image: structs, "label": [label for _, label in part]})
+    made, plain = tmp_path / "made", image == "pixels"
+    (made / folder).mkdir(parents=True)
+    facts = {"info": {"features": {label: {"names": ["zero", "one", "two"], "_type": "ClassLabel"}}}}
+
+    def write(name: str, part: list[tuple[Path, int]], **more: list[Any]) -> Path:
+        structs = [{"bytes": f.read_bytes(), "path": f.name if image == "image" else None} for f, _ in part]
+        columns = {"text": ["a caption"] * len(part), image: [s["bytes"] for s in structs] if plain else structs}
+        columns[label] = [f"class{n}" if plain else n for _, n in part]
+        table = pyarrow.table(columns | more)
+        if not plain:
             table = table.replace_schema_metadata({"huggingface": json.dumps(facts)})
-            parquet.write_table(table, folder / f"{called}-{shard:05}-of-00002.parquet", row_group_size=10)
+        parquet.write_table(table, made / folder / f"{name}.parquet", row_group_size=10)
+        return made / folder / f"{name}.parquet"
+
+    for split, called in (("train", "train"), ("val", val)):
+        for shard in range(2):
+            write(f"{called}-{shard:05}-of-00002", list(rows(images, split))[shard::2])
     same(made, images, tmp_path)
-    assert listing(made, "train").classes == ("zero", "one", "two")
-    (folder / "train-00000-of-00002.parquet").write_bytes(b"PAR1")
+    assert listing(made, "train").classes == (("class0", "class1", "class2") if plain else ("zero", "one", "two"))
+    part = list(rows(images, "train"))[:3]
+    lacking = write("train-00000-of-00002", part, **{label: [1, None, 2]})
+    with pytest.raises(UsageError, match=f"row 1 of row group 0 has None for {label}"):
+        listing(made, "train")
+    write("train-00000-of-00002", part, **{image: ["a/path"] * 3})
+    with pytest.raises(UsageError, match="expected one of bytes, as image, and one of labels"):
+        listing(made, "train")
+    lacking.write_bytes(b"PAR1")
     with pytest.raises(UsageError, match="cannot be read"):
         listing(made, "train")
 

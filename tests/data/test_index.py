@@ -148,12 +148,51 @@ def test_images_in_sub_folders_of_a_class_are_read(few_images: Path) -> None:
     assert len(listing(few_images, "train")) == 28
 
 
-def test_what_stands_beside_the_images_does_no_harm(few_images: Path) -> None:
+def test_what_stands_beside_the_images_does_no_harm(few_images: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = listing(few_images, "train").fingerprint
-    for name in ("train.tar", "train/images.tar", "val/ILSVRC2012_img_val.tar", "train/notes.txt", "val/class0/a.tar"):
+    for name in (
+        "train.tar", "train/images.tar", "val/ILSVRC2012_img_val.tar", "train/notes.txt", "val/class0/a.tar",
+        "train.tfrecord", "train-00000-of-00001", "data.parquet", "train/.DS_Store", "train/class0/._000.JPEG",
+        "train/__MACOSX/._class0.jpg", "train/class1/@eaDir/001.JPEG/SYNOPHOTO_THUMB_M.jpg", "val/lost+found/a.jpg",
+    ):  # fmt: skip
+        (few_images / name).parent.mkdir(parents=True, exist_ok=True)
         (few_images / name).write_bytes(b"no matter what")
+    (few_images / "train/class0/parent").symlink_to("..")
+    (few_images / "train/class0/self").symlink_to("self")
+    (few_images / "train/class3").symlink_to("class3")
     assert listing(few_images, "train").fingerprint == before
     assert len(listing(few_images, "val")) == 9
+    assert "are no classes and are ignored: __MACOSX" in caplog.text
+    assert "class0/parent: leads back to a folder that it is in" in caplog.text
+    (few_images / "train/class1").rename(few_images / "elsewhere")
+    (few_images / "train/class1").symlink_to(few_images / "elsewhere")
+    assert listing(few_images, "train").fingerprint == before
+
+
+def test_where_a_data_set_may_be_meant_to_be(few_images: Path) -> None:
+    for wrong in (few_images / "train", few_images.parent):
+        with pytest.raises(UsageError, match=f"has neither a folder train/ .* did you mean --data {few_images}\\?"):
+            listing(wrong, "train")
+    with pytest.raises(UsageError, match="a file, no folder"):
+        listing(few_images / "train/class0/000.JPEG", "train")
+    (few_images / "test").mkdir()
+    shutil.move(few_images / "val", few_images / "valid")
+    (few_images / "val").mkdir()
+    assert len(listing(few_images, "val")) == 9, "an empty folder is no validation set"
+    shutil.rmtree(few_images / "valid")
+    with pytest.raises(UsageError, match="val: an empty folder"):
+        listing(few_images, "val")
+
+
+def test_names_that_macos_takes_apart(few_images: Path) -> None:
+    one, other = "caf\u00e9", "cafe\u0301"
+    for split, name in (("train", one), ("val", other)):
+        (few_images / split / "class1").rename(few_images / split / name)
+    with pytest.raises(UsageError, match="names that look alike are composed otherwise"):
+        listing(few_images, "train")
+    (few_images / "train" / one).rename(few_images / "train" / other)
+    (few_images / "classes.txt").write_bytes(b"\xef\xbb\xbfclass2\r\n" + f"{one}\r\nclass0\r\n".encode())
+    assert listing(few_images, "train").classes == ("class2", other, "class0")
 
 
 @pytest.mark.parametrize("name", ["validation", "valid", "test"])

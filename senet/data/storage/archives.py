@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import resource
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -50,10 +51,15 @@ class Archives(Format):
     def find(cls, root: Path, split: str) -> list[Path]:
         """Return the files of a split: those in its folder, otherwise those in ROOT with its name in theirs."""
 
-        def matching(folder: Path) -> list[Path]:
-            return sorted({path for pattern in cls.patterns for path in folder.glob(f"[!.]{pattern}")})
+        def matching(folder: Path, word: str = "") -> list[Path]:
+            found = {path for pattern in cls.patterns for path in folder.glob(f"[!.]{pattern}")}
+            return sorted(path for path in found if re.search(rf"(?<![a-zA-Z]){word}", path.name))
 
-        return matching(split_folder(root, split)) or [path for path in matching(root) if split in path.name]
+        return (
+            matching(split_folder(root, split))
+            or matching(root, split)
+            or (matching(root, "test") if split == "val" else [])
+        )
 
     @classmethod
     def holds(cls, root: Path, split: str) -> bool:
@@ -64,22 +70,17 @@ class Archives(Format):
         """List the files of a split. Raises UsageError for one that is damaged, and if none has labelled images."""
         paths = cls.find(root, split)
         stamp = stamp_of(root, paths)
-        found = [(number, *member) for number, path in enumerate(paths) for member in cls.members(path)]
-        if not found:
+        members = [(number, member) for number, path in enumerate(paths) for member in cls.members(path)]
+        if not members:
             raise UsageError(
                 f"{paths[0].parent}: no labelled images in its {len(paths)} files; expected {cls.expected}"
             )
-        classes = read_classes(root)
-        if any(isinstance(row[1], str) for row in found):
-            classes = classes or tuple(sorted({str(row[1]) for row in found}))
-            labels = {name: label for label, name in enumerate(classes)}
-            if unknown := next((row[1] for row in found if row[1] not in labels), None):
-                raise UsageError(f"{root}: {unknown} is not in its classes.txt; mend that list or remove it")
-            found = [(row[0], labels[str(row[1])], *row[2:]) for row in found]
+        numbers, classes = numbered(root, [member.label for _, member in members])
+        found = [(file, label, *member[1:]) for (file, member), label in zip(members, numbers, strict=True)]
         if len({row[2] for row in found}) < len(found):  # names begin anew in each file
             found = [(*row[:2], f"{paths[row[0]].stem}/{row[2]}", *row[3:]) for row in found]
         found.sort(key=lambda row: (row[1], order(row[2])))
-        if int(found[0][1]) < 0:
+        if found[0][1] < 0:
             raise UsageError(f"{root}: {found[0][2]}: label {found[0][1]}; labels start at 0")
         spans = np.array([(number, start, size) for number, _, _, start, size, _ in found], np.int64)
         columns: dict[str, NDArray[Any]] = {"spans": spans, "shapes": np.array([row[-1] for row in found], np.int32)}
@@ -112,6 +113,29 @@ class Archives(Format):
     def sizes(self) -> Ints:
         sizes: Ints = self.columns["spans"][:, 2]
         return sizes
+
+
+def numbered(root: Path, labels: Sequence[int | str]) -> tuple[list[int], tuple[str, ...]]:
+    """Return labels as numbers, and the names of the classes: of ROOT/classes.txt, otherwise those that are labels, in
+    order. Raises UsageError for a name that is not in the list.
+    """
+    classes = read_classes(root)
+    if not any(isinstance(label, str) for label in labels):
+        return [int(label) for label in labels], classes
+    classes = classes or tuple(sorted({str(label) for label in labels}))
+    known = {name: number for number, name in enumerate(classes)}
+    if unknown := next((label for label in labels if str(label) not in known), None):
+        raise UsageError(f"{root}: {unknown} is not in its classes.txt; mend that list or remove it")
+    return [known[str(label)] for label in labels], classes
+
+
+def as_label(value: Any) -> int | str:
+    """Return a label as others write it: a number, also as text or with a point, or a name. Raises ValueError."""
+    if isinstance(value, str) and value.strip() and not value.strip().lstrip("-").isdecimal():
+        return value.strip()
+    if value is None or (isinstance(value, float) and value != int(value)):
+        raise ValueError(f"{value!r} is no label")
+    return int(value)
 
 
 def stamp_of(root: Path, archives: list[Path]) -> dict[str, Any]:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from functools import partial
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import numpy as np
 
-from senet.data.storage.folders import LAYOUT, Folders, class_folders
+from senet.data.storage.folders import LAYOUT, Folders, class_folders, composed
 from senet.data.storage.index import Format, Index, index_file, split_folder
 from senet.data.storage.lists import Listed
 from senet.data.storage.parquet import Parquet
 from senet.data.storage.tars import Tars
 from senet.data.storage.tfrecords import TFRecords
-from senet.errors import UsageError
+from senet.errors import REMEDIES, UsageError
 
 FORMATS: tuple[type[Format], ...] = (Listed, Folders, Tars, TFRecords, Parquet)  # the first that holds a split is used
 AUDIT = 2  # the format of audit.json
@@ -52,7 +54,13 @@ def listing(root: Path, split: str) -> Index:
     if (saved := saved_listing(root, split)) is not None:
         return saved
     file, began = index_file(root, split), time.monotonic()
-    stale, index = file.exists(), scan(root, split)
+    stale = file.exists()
+    notice = Timer(SLOW, log.info, ("%s: listing the images of %s; the list is kept for the next start", root, split))
+    notice.start()
+    try:
+        index = scan(root, split)
+    finally:
+        notice.cancel()
     if stale or time.monotonic() - began > SLOW:
         try:
             index.save(file)
@@ -66,13 +74,15 @@ def scan(root: Path, split: str) -> Index:
     try:
         index = form_of(root, split).scan(root, split)
     except OSError as error:
-        raise UsageError(f"{error.filename or root}: cannot be read: {error.strerror or error}; mend that") from None
+        raise _unreadable(root, error) from None
     both = {part: split_folder(root, part) for part in splits(root) if form_of(root, part) is Folders}
     classes = [set(class_folders(root, folder)) for folder in both.values()]
     if len(both) == 2 and (differ := sorted(classes[0] ^ classes[1])):
+        alike = len({composed(name) for name in differ}) < len(differ)
+        why = " (names that look alike are composed otherwise, NFC and NFD: see convmv)" if alike else ""
         raise UsageError(
             f"{root}: {' and '.join(folder.name + '/' for folder in both.values())} have other classes: "
-            f"{', '.join(differ[:5])}{' ...' if len(differ) > 5 else ''}; make them alike"
+            f"{', '.join(differ[:5])}{' ...' if len(differ) > 5 else ''}{why}; make them alike"
         )
     return index
 
@@ -86,18 +96,34 @@ def saved_listing(root: Path, split: str) -> Index | None:
 def form_of(root: Path, split: str) -> type[Format]:
     """Return the format of a split. Raises UsageError if ROOT has it in none."""
     if not root.is_dir():
-        raise UsageError(f"--data {root}: no such folder; {LAYOUT}")
-    for form in FORMATS:
-        if form.holds(root, split):
-            return form
-    if split_folder(root, split).is_dir():
-        raise UsageError(f"{root / split}: no class folders and no shards in it; {LAYOUT}")
-    raise UsageError(f"--data {root}: has neither a folder {split}/ nor shards of that name; {LAYOUT}")
+        raise UsageError(f"--data {root}: {'a file, no folder' if root.exists() else 'no such folder'}; {LAYOUT}")
+    if (form := _form(root, split)) is not None:
+        return form
+    folder = split_folder(root, split)
+    if folder.is_dir() and not any(folder.iterdir()):
+        raise UsageError(f"{folder}: an empty folder; {LAYOUT}")
+    if folder.is_dir():
+        raise UsageError(f"{folder}: no image in class folders and no shards in it; {LAYOUT}")
+    near = (path for path in (root.absolute().parent, *sorted(root.iterdir())) if path.is_dir())
+    meant = next((f"did you mean --data {path}? " for path in near if _form(path, split)), "")
+    raise UsageError(f"--data {root}: has neither a folder {split}/ nor shards of that name; {meant}{LAYOUT}")
+
+
+def _form(root: Path, split: str) -> type[Format] | None:
+    try:
+        return next((form for form in FORMATS if form.holds(root, split)), None)
+    except OSError as error:
+        raise _unreadable(root, error) from None
+
+
+def _unreadable(root: Path, error: OSError) -> UsageError:
+    path = os.fsdecode(error.filename or root)
+    return UsageError(f"{path}: cannot be read: {error.strerror or error}; {REMEDIES.get(error.errno or 0, 'mend it')}")
 
 
 def splits(root: Path) -> list[str]:
     """Return those of train and val that ROOT has. Raises UsageError if it has neither."""
-    found = [split for split in ("train", "val") if any(form.holds(root, split) for form in FORMATS)]
+    found = [split for split in ("train", "val") if _form(root, split)]
     if not found:
         form_of(root, "train")  # says what is amiss
     return found

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import shlex
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ from senet.data.philox import Ints
 from senet.data.storage.index import Format, Index, Names, order, read_classes, split_folder
 from senet.errors import UsageError
 
-ENDINGS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+ENDINGS = (".jpeg", ".jpg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+STRANGERS = ("__MACOSX", "lost+found", "@eaDir", "$RECYCLE.BIN", "System Volume Information")  # what systems add
 LAYOUT = "expected DIR/train/CLASS/*.JPEG and DIR/val/CLASS/*.JPEG, or shards DIR/train/*.tar and DIR/val/*.tar"
 log = logging.getLogger(__name__)
 
@@ -25,7 +29,7 @@ class Folders(Format):
     @classmethod
     def holds(cls, root: Path, split: str) -> bool:
         base = split_folder(root, split)
-        return base.is_dir() and bool(_folders(base))
+        return base.is_dir() and any(True for name in _folders(base) for _ in images_below(base, {}, name))
 
     @classmethod
     def scan(cls, root: Path, split: str) -> Index:
@@ -73,29 +77,50 @@ def class_folders(root: Path, base: Path, warn: bool = False) -> list[str]:
     """Return the class folders in `base`, in order of label: that of ROOT/classes.txt if it lists them, otherwise of
     their names.
     """
-    names, listed = _folders(base), list(read_classes(root))
-    if sorted(listed) == names:
-        return listed
+    names, listed = _folders(base), [composed(name) for name in read_classes(root)]
+    own = {composed(name): name for name in names}
+    if sorted(listed) == sorted(own):
+        return [own[name] for name in listed]
     if not warn:
         return names
     if listed:
-        log.warning("%s: classes.txt lists other classes than %s has; it is not used", root, base)
-    with os.scandir(base) as entries:
-        hidden = sorted(entry.name for entry in entries if entry.is_dir() and entry.name.startswith("."))
-    if hidden:
-        log.warning("%s: hidden folders are no classes and are ignored: %s", base, ", ".join(hidden))
+        differ = sorted({*listed} ^ {*own}) or ["a name twice"]
+        text = "%s: classes.txt lists other classes than %s has (%s); it is not used"
+        log.warning(text, root, base, ", ".join(differ[:3]))
+    if ignored := _folders(base, ignored=True):
+        log.warning("%s: folders of these names are no classes and are ignored: %s", base, ", ".join(ignored))
     if all(name.isdecimal() for name in names) and sorted(names, key=int) != names:
         log.warning(
             "%s: its class folders are numbers, and labels follow them as text (%s ...), as in torchvision; "
             "for the order of numbers, which timm uses: ls %s | sort -n > %s",
-            base, ", ".join(names[:3]), base, root / "classes.txt",
+            base, ", ".join(names[:3]), shlex.quote(str(base)), shlex.quote(str(root / "classes.txt")),
         )  # fmt: skip
     return names
 
 
-def _folders(base: Path) -> list[str]:
+def composed(name: str) -> str:
+    """Return a name as most systems write it (NFC): macOS takes accents apart."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _folders(base: Path, ignored: bool = False) -> list[str]:
+    """Return the class folders in `base`, or those that are `ignored`, by name."""
     with os.scandir(base) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        return sorted(entry.name for entry in entries if _is_folder(entry) and is_ignored(entry.name) == ignored)
+
+
+def is_ignored(name: str) -> bool:
+    """Tell whether what is called so, file or folder, belongs to no data set."""
+    return name.startswith(".") or name in STRANGERS
+
+
+def _is_folder(entry: os.DirEntry[str], follow: bool = True) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=follow)
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself, as good as one to nothing
+            return False
+        raise
 
 
 def _time(folder: Path) -> int:
@@ -109,11 +134,16 @@ def images_below(base: Path, times: dict[str, int], folder: str = "") -> Iterato
     times[folder] = _time(base / folder)  # first: what is added in the meantime must not go unnoticed
     with os.scandir(base / folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            if is_ignored(entry.name):
                 continue
             path, is_image = os.path.join(folder, entry.name), entry.name.lower().endswith(ENDINGS)
             # Whether a link is a folder takes a question to the file system: none for what is called an image.
-            if entry.is_dir(follow_symlinks=not is_image):
-                yield from images_below(base, times, path)
+            if _is_folder(entry, follow=not is_image):
+                if entry.is_symlink() and f"{os.path.realpath(base / folder)}/".startswith(
+                    f"{os.path.realpath(entry.path)}/"
+                ):
+                    log.warning("%s: leads back to a folder that it is in, and is ignored", entry.path)
+                else:
+                    yield from images_below(base, times, path)
             elif is_image:
                 yield path

@@ -9,6 +9,7 @@ it is used as long as what it was made from has not changed.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import logging
@@ -181,13 +182,17 @@ def split_folder(root: Path, split: str) -> Path:
     """Return the folder of a split, train or val: of the names that are in use for it, the first that is there."""
     kaggle = (f"{folder}/{split}" for folder in ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC"))
     names = [split, *({"val": ("validation", "valid", "test")}.get(split, ())), *kaggle]
-    return root / next((name for name in names if (root / name).is_dir()), split)
+    there = [root / name for name in names if (root / name).is_dir()]
+    return next((folder for folder in there if any(folder.iterdir())), there[0] if there else root / split)
 
 
 def read_classes(root: Path) -> tuple[str, ...]:
     """Return the names in ROOT/classes.txt, a line each in order of label, or none without that file."""
     file = root / "classes.txt"
-    return tuple(os.fsdecode(file.read_bytes()).rstrip("\r\n").splitlines()) if file.exists() else ()
+    if not file.exists():
+        return ()
+    lines = os.fsdecode(file.read_bytes().removeprefix(codecs.BOM_UTF8)).replace("\r\n", "\n").rstrip("\n")
+    return tuple(lines.split("\n")) if lines else ()  # splitlines() would break names in other places, too
 
 
 def index_file(root: Path, split: str) -> Path:

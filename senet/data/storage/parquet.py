@@ -1,4 +1,4 @@
-"""Parquet as Hugging Face keeps image sets: a struct `image` (or `img`) of `bytes` and `path`, and an integer `label`.
+"""Parquet as Hugging Face keeps image sets: a column of structs of `bytes` and `path`, or of bytes, and one of labels.
 
 To read one image is to read its row group, tens of megabytes of a large set: small sets are trained on as they are,
 large ones converted first, which reads every row group once. Needs pyarrow.
@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from senet.data.philox import Ints, permutation
-from senet.data.storage.archives import stamp_of
+from senet.data.storage.archives import as_label, numbered, stamp_of
 from senet.data.storage.folders import ENDINGS
-from senet.data.storage.index import Format, Index, Names, order, read_classes
+from senet.data.storage.index import Format, Index, Names, order
 from senet.errors import UsageError
 
-IMAGES, LABELS = ("image", "img", "jpg", "png", "webp"), ("label", "fine_label", "labels", "cls")
+IMAGES = ("image", "img", "jpg", "png", "webp")  # columns that are taken if there are several
+LABELS = ("label", "labels", "fine_label", "cls", "target", "class")
 LARGE = 2 << 30  # bytes of a set
 log = logging.getLogger(__name__)
 
@@ -31,8 +32,8 @@ class Parquet(Format):
 
     @classmethod
     def find(cls, root: Path, split: str) -> list[Path]:
-        """Return the files of a split, in ROOT or one folder down: train-00000-of-00294.parquet."""
-        paths = sorted([*root.glob("[!.]*.parquet"), *root.glob("[!.]*/[!.]*.parquet")])
+        """Return the files of a split, in ROOT or up to two folders down: train-00000-of-00294.parquet."""
+        paths = sorted(path for depth in ("", "[!.]*/", "[!.]*/[!.]*/") for path in root.glob(f"{depth}[!.]*.parquet"))
         for word in ("train",) if split == "train" else ("val", "test"):
             if found := [path for path in paths if path.name.startswith(word) or path.parent.name.startswith(word)]:
                 return found
@@ -47,6 +48,8 @@ class Parquet(Format):
         """List the rows of a split. Raises UsageError for files that hold no images, and without pyarrow."""
         paths = cls.find(root, split)
         found = [(number, *row) for number, path in enumerate(paths) for row in _rows(path)]  # file, group, row, ...
+        labels, classes = numbered(root, [row[3] for row in found])
+        found = [(*row[:3], label, row[4]) for row, label in zip(found, labels, strict=True)]
         names = [row[4] or "" for row in found]
         if len(set(names)) < len(names) or not all(name.lower().endswith(ENDINGS) for name in names):
             names = [f"{paths[row[0]].stem}/{row[1]:04}-{row[2]:06}.jpg" for row in found]
@@ -60,7 +63,7 @@ class Parquet(Format):
             )
         stamp = stamp_of(root, paths)
         storage = cls(root, Names.of(names[i] for i in ranks), stamp, {"rows": rows[:, :3].copy()})
-        return Index(storage, rows[:, 3].copy(), read_classes(root) or _class_names(paths[0]))
+        return Index(storage, rows[:, 3].copy(), classes or _class_names(paths[0]))
 
     @classmethod
     def unchanged(cls, root: Path, split: str, stamp: Mapping[str, Any]) -> bool:
@@ -68,7 +71,9 @@ class Parquet(Format):
 
     def read(self, image: int) -> bytes:
         _, group, row = self.columns["rows"][image].tolist()
-        content: bytes = _group(str(self.file(image)), group)[row].as_py()
+        content: bytes | None = _group(str(self.file(image)), group)[row].as_py()
+        if content is None:
+            raise ValueError("its row has no bytes, at most a path on another machine")
         return content
 
     def file(self, image: int) -> Path:
@@ -95,7 +100,7 @@ class Parquet(Format):
 
 
 def _open(path: Path) -> tuple[Any, str, str]:
-    """Return a file and the names of its columns of images and labels."""
+    """Return a file, the path of its column of bytes, and the name of its column of labels."""
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
@@ -104,23 +109,40 @@ def _open(path: Path) -> tuple[Any, str, str]:
         file = parquet.ParquetFile(path)
     except (OSError, ArrowException) as error:
         raise UsageError(f"{path}: cannot be read ({error}); fetch it again") from None
-    names = file.schema_arrow.names
-    image, label = (next((name for name in known if name in names), None) for known in (IMAGES, LABELS))
+    schema = file.schema_arrow
+    of_bytes = {part.path.partition(".")[0]: part.path for part in file.schema if _holds_bytes(part)}
+    image = next((name for name in (*IMAGES, *of_bytes) if name in of_bytes), None)
+    label = next((name for name in LABELS if name in schema.names), None)
     if image is None or label is None:
-        raise UsageError(f"{path}: its columns are {', '.join(names)}; expected image (bytes, path) and label")
-    return file, image, label
+        raise UsageError(
+            f"{path}: its columns are {', '.join(schema.names)}; expected one of bytes, as image, and one of labels: "
+            f"{', '.join(LABELS)}"
+        )
+    return file, of_bytes[image], label
 
 
-def _rows(path: Path) -> list[tuple[int, int, int, str | None]]:
-    """Return row group, row, label and name of each image."""
-    file, image, label = _open(path)
+def _holds_bytes(column: Any) -> bool:
+    """Tell whether a column of a Parquet schema is one of images: bytes that are no text."""
+    plain = column.physical_type == "BYTE_ARRAY" and column.logical_type.type == "NONE"
+    return bool(plain and column.path.count(".") < 2)
+
+
+def _rows(path: Path) -> list[tuple[int, int, int | str, str | None]]:
+    """Return row group, row, label and name of each image. Raises UsageError for rows without a label."""
+    file, content, label = _open(path)
+    image = content.partition(".")[0]
     found = []
     for group in range(file.num_row_groups):
         table = file.read_row_group(group, [f"{image}.path", label])
         structs = table.column(image).to_pylist() if image in table.column_names else [None] * len(table)
         names = [Path(one["path"]).name if one and one.get("path") else None for one in structs]
-        labels = table.column(label).to_pylist()
-        found += [(group, row, *pair) for row, pair in enumerate(zip(labels, names, strict=True))]
+        for row, (value, name) in enumerate(zip(table.column(label).to_pylist(), names, strict=True)):
+            try:
+                found.append((group, row, as_label(value), name))
+            except (ValueError, TypeError):
+                raise UsageError(
+                    f"{path}: row {row} of row group {group} has {value!r} for {label}; a number or a name is a label"
+                ) from None
     return found
 
 
@@ -136,15 +158,17 @@ def _class_names(path: Path) -> tuple[str, ...]:
 
 @lru_cache(maxsize=8)
 def _group(path: str, group: int) -> Any:
-    file, image, _ = _open(Path(path))
-    return file.read_row_group(group, [f"{image}.bytes"]).column(image).combine_chunks().field("bytes")
+    file, content, _ = _open(Path(path))
+    image, _, inner = content.partition(".")
+    column = file.read_row_group(group, [content]).column(image).combine_chunks()
+    return column.field(inner) if inner else column
 
 
 def _means(path: Path) -> list[int]:
-    file, image, _ = _open(path)
+    file, content, _ = _open(path)
     means = []
     for group in (file.metadata.row_group(number) for number in range(file.num_row_groups)):
         columns = (group.column(number) for number in range(group.num_columns))
-        size = next(one.total_uncompressed_size for one in columns if one.path_in_schema == f"{image}.bytes")
+        size = next(one.total_uncompressed_size for one in columns if one.path_in_schema == content)
         means.append(size // max(1, group.num_rows))
     return means

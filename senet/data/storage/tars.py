@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from pathlib import Path
 
 from senet.data.pixels import stored_size
-from senet.data.storage.archives import Archives, Member
+from senet.data.storage.archives import Archives, Member, as_label
 from senet.data.storage.folders import ENDINGS
 from senet.errors import UsageError
 
 HEAD = 64  # bytes that hold the head of a PPM
-LABELS = ("label", "cls", "class_id", "class_index", "target", "class")  # what the label is called in a KEY.json
+LABELS = ("cls", "label", "class_id", "class_index", "target", "class")  # as in KEY.cls, or names in a KEY.json
 
 
 class Tars(Archives):
-    """Images in tars. A label is a number in KEY.cls, or a number or a name in KEY.json."""
+    """Images in tars. A label is a number or a name, in KEY.cls or in KEY.json."""
 
     patterns = ("*.tar",)
     expected = (
@@ -32,20 +33,22 @@ class Tars(Archives):
             with tarfile.open(path, "r:") as archive:
                 for member in archive:
                     folder, _, name = member.name.rpartition("/")
-                    stem, _, ending = name.partition(".")
-                    key = f"{folder}/{stem}"
-                    if not member.isreg():
+                    if not member.isreg() or name.startswith("."):
                         continue
-                    if "." + ending.lower() in ENDINGS:
+                    stem, _, ending = name.partition(".")
+                    key, endings = f"{folder}/{stem}", ending.lower().split(".")
+                    if f".{endings[-1]}" in ENDINGS:
+                        if key in images:
+                            raise ValueError(f"{images[key][0]} and {member.name} are two images of one key")
                         shape = (0, 0)
-                        if ending.lower() == "ppm" and (content := archive.extractfile(member)):
+                        if endings[-1] == "ppm" and (content := archive.extractfile(member)):
                             shape = stored_size(content.read(HEAD), member.size)
                         images[key] = (member.name, member.offset_data, member.size, shape)
-                    elif ending in ("cls", "json"):
+                    elif endings[0] in LABELS or endings[-1] == "json":
                         content = archive.extractfile(member)
-                        text = content.read(1 << 20) if content else b""
-                        if ending == "cls":
-                            labels[key] = int(text)
+                        text = os.fsdecode(content.read(1 << 20)) if content else ""
+                        if endings[0] in LABELS:
+                            labels[key] = _label(text)
                         elif (label := _described(text)) is not None:
                             described[key] = label
         except (tarfile.TarError, OSError, ValueError) as error:
@@ -60,8 +63,18 @@ class Tars(Archives):
         return [Member(labels[key], *place) for key, place in images.items()]
 
 
-def _described(text: bytes) -> int | str | None:
-    """Return the label in a KEY.json, if it has one."""
+def _label(text: str) -> int | str:
+    """Return the label in a KEY.cls: a number, or the name of a class, plain or as JSON. Raises ValueError."""
+    try:
+        label = json.loads(text)
+    except ValueError:
+        label = text.strip()
+    return as_label(label)
+
+
+def _described(text: str) -> int | str | None:
+    """Return the label in a KEY.json, if it has one. Raises ValueError."""
     facts = json.loads(text)
-    label = next((facts[name] for name in LABELS if name in facts), None) if isinstance(facts, dict) else None
-    return int(label) if isinstance(label, str) and label.isdecimal() else label
+    if isinstance(facts, dict):
+        facts = next((facts[name] for name in LABELS if name in facts), None)
+    return None if facts is None or isinstance(facts, list | dict) else as_label(facts)
