@@ -14,17 +14,19 @@ import torch
 
 from senet.config import Config, Folder
 from senet.data.endless import Endless, noise
-from senet.data.source import Source, train_loader
+from senet.data.source import Source, list_images, train_loader
 from senet.distributed import World
 from senet.execution.execution import Execution, prepare
 from senet.models import build
 from senet.run.step_plan import StepPlan
 from senet.system.table import text
 from senet.system.timing import synchronise, timed
+from senet.track.terminal import bar
 from senet.train import optimiser
 from senet.train.meter import Meter
 from senet.train.trainer import DTYPES, Trainer
 
+PARTS = ("net alone", "net under DDP", "all-reduce alone", "loader alone", "all together")
 WARM = 3  # steps before any that count: memory is allocated, algorithms are chosen, connections made
 FEWEST, MOST = 2, 2000  # steps that count
 EXPOSED = 0.15  # share of a step from which communication is what bounds
@@ -62,27 +64,40 @@ def measure(world: World, config: Config, source: Source, how: StepPlan, seconds
     Raises UsageError and RunError as the training would.
     """
     dtype, layout, ranks = DTYPES[config.precision], how.execution.memory_format, (world.rank, world.size, world.device)
+    list_images(config.data, source, world.all_gather_object, ["train"])
     loader = train_loader(config.data, source, config.batch, how.micro_batch, config.seed, *ranks, dtype)
     loader.memory_format = layout
+    shown = bar("measuring", len(PARTS), "part", main=world.is_main)
+
+    def begin(part: str) -> None:
+        shown.n = PARTS.index(part)
+        shown.set_postfix_str(part)
+
     try:
         config = replace(config, optim=replace(config.optim, lr=1e-6))  # nothing is to be learnt from one batch
         net = prepare(build(config.net, config.data.classes).to(world.device), how.execution)
         batch = noise(how.micro_batch, config.data.crop, config.data.classes, world.device, dtype, layout)
         same = Endless(lambda number: [batch], how.accumulation_steps)
         trainer = Trainer(config, world, net, optimiser.build(net, config.optim), how.execution)
+        begin("net alone")
         step = alone = _loop(world, trainer, same, seconds)
         if world.size > 1:
             model = world.distribute(net, config.compress)
             trainer = Trainer(config, world, model, optimiser.build(net, config.optim), how.execution)
+            begin("net under DDP")
             step = _loop(world, trainer, same, seconds)
         gradients = sum(part.numel() * 4 for part in net.parameters())
+        begin("all-reduce alone")
         reduced = _all_reduce(world, gradients, seconds / 2)
         endless = Endless(lambda number: loader.batches(number, 0), loader.accumulation_steps)
+        begin("loader alone")
         data, busy = _data(world, endless, seconds)
         waited, began = loader.waited, time.monotonic()
+        begin("all together")
         together = _loop(world, trainer, endless, seconds)
         waited = (loader.waited - waited) / (time.monotonic() - began)
     finally:
+        shown.close()
         loader.close()
     every = world.all_gather_object(data)
     rank = max(range(world.size), key=every.__getitem__)

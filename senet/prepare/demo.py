@@ -15,6 +15,7 @@ from senet.errors import UsageError
 from senet.prepare.drawing import CLASSES, jpeg
 from senet.prepare.folders import appearing, fill
 from senet.prepare.plan import PLAN, is_complete, record
+from senet.prepare.pool import count
 
 VERSION = 1  # of the drawings: raise it when the same seed gives other pictures
 Job = tuple[Path, int, list[int]]
@@ -73,7 +74,7 @@ def prepare(folder: Path, demo: Demo, processes: int | None = None) -> str:
     return f"{folder}: demo set written: {what}" if pending else f"{folder}: the demo set is there already: {what}"
 
 
-def _draw(job: Job) -> int:
+def _draw(job: Job) -> None:
     folder, seed, numbers = job
     split = folder.parent.name
     with appearing(folder) as part:
@@ -81,4 +82,4 @@ def _draw(job: Job) -> int:
             # A generator per picture: neither order nor processes nor an interruption changes it.
             rng = np.random.default_rng([seed, split == "val", number])
             (part / f"{split}_{number:06}.JPEG").write_bytes(jpeg(folder.name, rng))
-    return len(numbers)
+            count()

@@ -18,7 +18,7 @@ from senet.data.storage.index import Index, Names, index_file, key
 from senet.errors import UsageError
 from senet.prepare.encoding import Encoding
 from senet.prepare.plan import require_space
-from senet.prepare.pool import each
+from senet.prepare.pool import count, each
 from senet.system import files
 
 Job = TypeVar("Job")
@@ -53,7 +53,11 @@ def write_folders(index: Index, to: Path, split: str, encoding: Encoding, proces
 
 
 def write_classes(folder: Path, classes: tuple[str, ...]) -> None:
-    """Write FOLDER/classes.txt, a name per line in order of label. Raises OSError."""
+    """Write FOLDER/classes.txt, a name per line in order of label. Raises OSError, and UsageError for a name of several
+    lines.
+    """
+    if broken := next((name for name in classes if "\n" in name or "\r" in name), None):
+        raise UsageError(f"{broken!r}: the name of a class with a line break in it; rename it")
     content = os.fsencode("".join(f"{name}\n" for name in classes))
     folder.mkdir(parents=True, exist_ok=True)
     files.replace(folder / "classes.txt", lambda target: target.write_bytes(content))
@@ -64,20 +68,20 @@ def fill(
     to: Path,
     split: str,
     job: Callable[[Path, Ints], Job],
-    task: Callable[[Job], int],
+    task: Callable[[Job], object],
     processes: int | None = None,
 ) -> None:
     """Have `task` do the `job` of each class folder of `index` that is not there, then save the list of all.
 
-    A job is made of a folder and its images; the task returns how many it wrote. A class folder must appear when it is
-    complete: it is not written again. Raises UsageError if one holds something else.
+    A job is made of a folder and its images, which the task counts. A class folder must appear when it is complete: it
+    is not written again. Raises UsageError if one holds something else.
     """
     base = to / split
     bounds = np.searchsorted(index.labels, np.arange(len(index.classes) + 1))
     parts = {base / name: np.arange(*bounds[label : label + 2]) for label, name in enumerate(index.classes)}
     missing = {folder: images for folder, images in parts.items() if not folder.is_dir()}
     jobs = (job(folder, images) for folder, images in missing.items())
-    for _ in each(task, jobs, processes, f"writing {split}", sum(map(len, missing.values())), int):
+    for _ in each(task, jobs, processes, f"writing {split}", sum(map(len, missing.values()))):
         pass
     clear(base)
     times: dict[str, int] = {}
@@ -125,7 +129,7 @@ def read(index: Index, image: int) -> bytes:
         ) from None
 
 
-def _write_class(job: tuple[Path, Encoding, Index, Names]) -> int:
+def _write_class(job: tuple[Path, Encoding, Index, Names]) -> None:
     folder, encoding, images, names = job
     with appearing(folder) as part:
         for image, name in enumerate(names):
@@ -134,4 +138,4 @@ def _write_class(job: tuple[Path, Encoding, Index, Names]) -> int:
             if target.exists():
                 raise UsageError(f"{images.storage.path(image)}: another image would be {name}, too; rename one")
             target.write_bytes(encoding(read(images, image)))
-    return len(images)
+            count()

@@ -16,6 +16,7 @@ from senet.data.storage.index import Index, Names
 from senet.errors import UsageError
 from senet.prepare.folders import appearing, fill
 from senet.prepare.plan import is_complete, record
+from senet.prepare.pool import count
 
 Job = tuple[Path, list[str], NDArray[np.uint8]]
 
@@ -56,9 +57,9 @@ def export(name: str, folder: Path, to: Path, checksum: bool = True, processes: 
     return notes
 
 
-def _write(job: Job) -> int:
+def _write(job: Job) -> None:
     folder, files, pixels = job
     with appearing(folder) as part:
         for file, image in zip(files, pixels, strict=True):
             Image.fromarray(image).save(part / file)
-    return len(files)
+            count()

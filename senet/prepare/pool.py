@@ -6,15 +6,25 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from senet.errors import RunError, UsageError
 from senet.system.processes import end_with_parent, fork_server
+from senet.track.terminal import bar
 
+GLANCE = 0.2  # seconds between two looks at how far the processes are
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+_count: Callable[[int], object] = lambda units: None  # noqa: E731 - told by `count`, in whatever process a task is
+
+
+def count(units: int = 1) -> None:
+    """Note, in a task, that so many of its units are done."""
+    _count(units)
 
 
 def each(
@@ -23,41 +33,51 @@ def each(
     processes: int | None,
     label: str,
     total: int,
-    count: Callable[[Result], int],
     unit: str = "image",
 ) -> Iterator[Result]:
     """Yield what `task` makes of each job, in the order in which they are done, by as many `processes` as there are
     cores by default.
 
-    A terminal shows a bar of `total` units, of which each result is `count`. Few jobs are in memory at a time. The
-    processes end with this one, however it ends. Raises UsageError for a number of processes below 1, RunError when
-    one is killed, and what `task` raises.
+    A terminal shows a bar of `total` units, which tasks `count`. Few jobs are in memory at a time. The processes end
+    with this one, however it ends. Raises UsageError for a number of processes below 1, RunError when one is killed,
+    and what `task` raises.
     """
     processes = len(os.sched_getaffinity(0)) if processes is None else processes
     if processes < 1:
         raise UsageError(f"--processes {processes}: must be at least 1")
-    results = map(task, jobs) if processes == 1 else _spread(task, jobs, processes)
-    # disable=None: no bar where nobody looks at a terminal
-    with tqdm(total=total, desc=label, unit=f" {unit}s", leave=False, dynamic_ncols=True, disable=None) as bar:
-        for result in results:
-            yield result
-            bar.update(count(result))
+    with bar(label, total, unit) as shown:
+        yield from _alone(task, jobs, shown) if processes == 1 else _spread(task, jobs, processes, shown)
 
 
-def _spread(task: Callable[[Job], Result], jobs: Iterable[Job], processes: int) -> Iterator[Result]:
+def _alone(task: Callable[[Job], Result], jobs: Iterable[Job], shown: tqdm[Any]) -> Iterator[Result]:
+    global _count
+    before, _count = _count, shown.update
+    try:
+        yield from map(task, jobs)
+    finally:
+        _count = before
+
+
+def _spread(task: Callable[[Job], Result], jobs: Iterable[Job], processes: int, shown: tqdm[Any]) -> Iterator[Result]:
     context = fork_server(__name__, task.__module__)
     theirs, ours = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(processes, context, initializer=end_with_parent, initargs=(theirs,))
+    counted = context.Value("q")
+    pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(theirs, counted))
     waiting: set[Future[Result]] = set()
+
+    def some(most: int) -> Iterator[Result]:
+        """Wait until at most so many jobs are waiting."""
+        nonlocal waiting
+        while len(waiting) > most:
+            done, waiting = wait(waiting, GLANCE, FIRST_COMPLETED)
+            shown.update(counted.value - shown.n)
+            yield from (future.result() for future in done)
+
     try:
         for job in jobs:
             waiting.add(pool.submit(task, job))
-            while len(waiting) >= 2 * processes:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
+            yield from some(2 * processes - 1)
+        yield from some(0)
     except BrokenProcessPool:
         raise RunError(
             "a worker process was killed (out of memory?); run it again to go on, with fewer --processes"
@@ -69,3 +89,15 @@ def _spread(task: Callable[[Job], Result], jobs: Iterable[Job], processes: int) 
         pool.shutdown(cancel_futures=True)
         ours.close()
         theirs.close()
+
+
+def _begin(pipe: Connection, counted: Any) -> None:
+    """Begin a process that works."""
+    global _count
+
+    def add(units: int) -> None:
+        with counted.get_lock():
+            counted.value += units
+
+    _count = add
+    end_with_parent(pipe)

@@ -23,7 +23,7 @@ from senet.data.storage.tars import Tars
 from senet.errors import UsageError
 from senet.prepare import archive
 from senet.prepare.archive import Member
-from senet.prepare.pool import each
+from senet.prepare.pool import count, each
 
 LARGEST_IMAGE = 64 << 20  # bytes; the largest of the real ones has 16 MB
 LARGEST_CLASS = 4 << 30
@@ -162,7 +162,7 @@ def _tars(root: Path, outer: Path | None, tars: list[Member], processes: int | N
     """List the images in class tars: those that lie in a tar themselves, or files in `root`."""
     jobs = [(outer or root / name, start, size, name.partition(".")[0]) for name, start, size in tars]
     workers = processes if len(jobs) > 1 else 1
-    listed = each(_list, jobs, workers, "listing train", len(jobs), lambda images: 1, "tar")
+    listed = each(_list, jobs, workers, "listing train", len(jobs), "tar")
     images = sorted(image for part in listed for image in part)
     files = [outer] if outer else sorted({root / name for name, _, _ in tars})
     numbers = {} if outer else {path.name.partition(".")[0]: number for number, path in enumerate(files)}
@@ -174,6 +174,7 @@ def _tars(root: Path, outer: Path | None, tars: list[Member], processes: int | N
 def _list(job: tuple[Path, int, int, str]) -> list[Member]:
     path, start, size, wnid = job
     images = archive.members(path, start, size, rf"{wnid}_\d+\.JPEG", LARGEST_IMAGE)
+    count()
     return [image._replace(name=f"{wnid}/{image.name}") for image in images]
 
 

@@ -32,7 +32,7 @@ from senet.errors import UsageError
 from senet.prepare.encoding import Encoding
 from senet.prepare.folders import clear, read, write_classes
 from senet.prepare.plan import require_space
-from senet.prepare.pool import each
+from senet.prepare.pool import count, each
 from senet.system import files
 
 ENDINGS = {"jpeg": "jpg", "tiff": "tif"}  # where they are not called as the format
@@ -65,32 +65,32 @@ def write_shards(index: Index, to: Path, split: str, packing: Packing, processes
     needed = int((-(-sizes // BLOCK) * BLOCK).sum()) + 3 * BLOCK * len(index)
     if encoding.decoded:
         needed = round((1 - encoding.fraction) * needed + encoding.fraction * _pixels(index, encoding))
-    count = max(1, -(-needed // (packing.shard_mb << 20)))
-    parts = np.array_split(index.storage.packing_order(packing.seed), count)
-    stems = [f"{split}-{number:06}" for number in range(count)]
+    shards = max(1, -(-needed // (packing.shard_mb << 20)))
+    parts = np.array_split(index.storage.packing_order(packing.seed), shards)
+    stems = [f"{split}-{number:06}" for number in range(shards)]
     if not (to / split).is_dir():
         aside = to / f".{split}.unfinished"
         aside.mkdir(parents=True, exist_ok=True)
-        missing = [number for number in range(count) if not (aside / f"{stems[number]}.tar").exists()]
+        missing = [number for number in range(shards) if not (aside / f"{stems[number]}.tar").exists()]
         if missing and encoding.decoded:
-            print(f"{to / split}: about {needed * len(missing) / count / 1e9:.1f} GB to write", flush=True)
+            print(f"{to / split}: about {needed * len(missing) / shards / 1e9:.1f} GB to write", flush=True)
         shrinking = encoding.short_side is not None and not (encoding.decoded and encoding.fraction == 1)
-        require_space(to, needed * len(missing) // count, shrinking)
+        require_space(to, needed * len(missing) // shards, shrinking)
         jobs = ((aside / stems[number], encoding, index.subset(parts[number])) for number in missing)
         images = sum(len(parts[number]) for number in missing)
-        for _ in each(_write_shard, jobs, processes, f"packing {split}", images, int):
+        for _ in each(_write_shard, jobs, processes, f"packing {split}", images):
             pass
         clear(aside)
         _join_checksums(aside)
         aside.rename(to / split)
-    if len(Tars.find(to, split)) != count:
+    if len(Tars.find(to, split)) != shards:
         raise UsageError(
-            f"{to / split}: holds other files than its {count} shards; remove this folder and run it again"
+            f"{to / split}: holds other files than its {shards} shards; remove this folder and run it again"
         )
     if index.classes:
         write_classes(to, index.classes)
     _listed(index, to, split, stems, parts).save(index_file(to, split))
-    return count
+    return shards
 
 
 def _require_keys(index: Index) -> None:
@@ -105,7 +105,7 @@ def _sizes(index: Index, processes: int | None) -> Ints:
     sizes = np.zeros(len(index), np.int64)
     spans = np.array_split(np.arange(len(index)), -(-len(index) // 4096))
     jobs = ((int(span[0]), index.subset(span)) for span in spans)
-    measured = each(_measure, jobs, processes, "measuring", len(index), lambda result: len(result[1]))
+    measured = each(_measure, jobs, processes, "measuring", len(index))
     for first, part in measured:
         sizes[first : first + len(part)] = part
     return sizes
@@ -132,15 +132,17 @@ def _join_checksums(folder: Path) -> None:
 def _measure(job: tuple[int, Index]) -> tuple[int, Ints]:
     first, images = job
     try:
-        return first, images.storage.sizes()
+        sizes = images.storage.sizes()
     except OSError as error:
         raise UsageError(
             f"{error.filename}: cannot be read ({error.strerror}); mend the source and run it again"
         ) from None
+    count(len(images))
+    return first, sizes
 
 
-def _write_shard(job: tuple[Path, Encoding, Index]) -> int:
-    """Write base.tar and, before it has its name, base.idx and base.sha256; returns the number of images."""
+def _write_shard(job: tuple[Path, Encoding, Index]) -> None:
+    """Write base.tar and, before it has its name, base.idx and base.sha256."""
     base, encoding, images = job
     lines = [f"v1.2 {len(images)}\n"]
 
@@ -150,6 +152,7 @@ def _write_shard(job: tuple[Path, Encoding, Index]) -> int:
                 content = encoding.part(image / len(images))(read(images, image))
                 picture, label = f"{key(name)}.{_ending(content, name)}", b"%d" % images.labels[image]
                 lines.append(f"{_add(file, picture, content)} {_add(file, f'{key(name)}.cls', label)}\n")
+                count()
             file.write(bytes(2 * BLOCK))
             file.write(bytes(-file.tell() % RECORD))
         checksum = f"{_digest(part)}  {base.name}.tar\n".encode()
@@ -158,7 +161,6 @@ def _write_shard(job: tuple[Path, Encoding, Index]) -> int:
             files.replace(file_of, partial(Path.write_bytes, data=content), shared=True, durable=False)
 
     files.replace(base.with_suffix(".tar"), fill, shared=True)
-    return len(images)
 
 
 def _digest(path: Path) -> str:

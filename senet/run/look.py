@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
 from senet.config import Config
 from senet.data.imagenet import comparable, named
 from senet.data.loader import Batch, ValLoader
-from senet.data.source import Source, files_loader, val_loader
+from senet.data.source import Source, files_loader, list_images, val_loader
 from senet.distributed import World
 from senet.execution.execution import prepare
 from senet.run.changes import check_pixels
 from senet.run.load import Trained
+from senet.track.terminal import bar
 from senet.train.evaluate import Pass, View, evaluate
 from senet.train.trainer import DTYPES
 
@@ -50,6 +50,7 @@ def look(trained: Trained, source: Source, world: World, view: View | None = Non
     """
     config = trained.config
     shown = (view or View()).of(config.data)
+    list_images(config.data, source, world.all_gather_object, ["val"])
     loader = val_loader(shown.data(config.data), source, world.rank, world.size, world.device, DTYPES[config.precision])
     if trained.pixels is not None:
         asked = {"crop", "resize"} if view else set()
@@ -88,13 +89,12 @@ def one_pass(
     """Show all images of a loader to a net, and close it; a terminal shows a bar. Return errors and what was said."""
     kept = Pass()
     loader.memory_format = trained.execution.memory_format
-    off = None if world.is_main else True  # None: without a terminal
-    with tqdm(desc=str(view), total=loader.images, unit=" images", leave=False, dynamic_ncols=True, disable=off) as bar:
+    with bar(str(view), loader.images, "image", main=world.is_main) as shown:
 
         def keep(batch: Batch, logits: Tensor) -> None:
             kept.keep(batch, logits)
             each(batch)
-            bar.update(min(len(logits) * world.size, loader.images - bar.n))  # the other ranks are about as far
+            shown.update(min(len(logits) * world.size, loader.images - shown.n))  # the other ranks are about as far
 
         try:
             net = prepare(trained.net.to(world.device), trained.execution)

@@ -18,6 +18,7 @@ from typing import NoReturn
 import torch
 
 MOST = 1000  # steps in one round
+TURNS = {"make": "building", "warm": "compiling", "round_of": "timing"}
 
 Step = Callable[[], object]  # does one step of the work; it may return before the device is done
 
@@ -75,11 +76,13 @@ class Effort:
     deadline: float = math.inf  # of time.monotonic(): what is not warm in time for its rounds is left out
 
 
-def interleave(makers: Mapping[str, Callable[[], Step]], effort: Effort) -> Iterator[dict[str, Timing]]:
+def interleave(
+    makers: Mapping[str, Callable[[], Step]], effort: Effort, note: Callable[[str], object] = lambda turn: None
+) -> Iterator[dict[str, Timing]]:
     """Build each contestant, then time all of them in turns; yield the timings so far after each round, at least once.
 
     Each round begins with another contestant. One that fails (out of memory, a compiler's error, no time left) is left
-    out with the reason, and costs the others nothing.
+    out with the reason, and costs the others nothing. `note` is told what is done with whom before each turn.
     """
     timings = {name: Timing() for name in makers}
     made: dict[str, Step] = {}
@@ -87,6 +90,7 @@ def interleave(makers: Mapping[str, Callable[[], Step]], effort: Effort) -> Iter
     warm_by = effort.deadline - effort.rounds * effort.seconds * len(makers)
 
     def attempt(name: str, act: Callable[[str], None], deadline: float) -> None:
+        note(f"{TURNS[act.__name__]} {name}")
         try:
             with until(deadline):
                 act(name)

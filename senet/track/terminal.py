@@ -12,6 +12,17 @@ from tqdm import tqdm
 from senet.track.tracker import Record, Stage, Tracker
 
 
+def bar(what: str, total: float, unit: str, done: int = 0, main: bool = True) -> tqdm[Any]:
+    """Return a progress bar on standard error, if that is a terminal and this the `main` process; it is there at once.
+
+    Of `total` units `done` are done already. It goes when it is closed.
+    """
+    shown = main and sys.stderr.isatty()
+    return tqdm(
+        desc=what, total=total, initial=done, unit=f" {unit}s", leave=False, dynamic_ncols=True, disable=not shown
+    )
+
+
 class Terminal(Tracker):
     """Writes to standard error. A bar for each epoch and validation; lines of `say` stay."""
 
@@ -56,16 +67,8 @@ class Terminal(Tracker):
     def begin(self, stage: Stage) -> None:
         self._end_bar()
         self.stage, self.figures = stage, ""
-        if self.live:
-            what, unit = ("epoch", "step") if stage.what == "epoch" else ("validation", "image")
-            self.bar = tqdm(
-                desc=f"{what} {stage.epoch}/{stage.epochs}",
-                total=stage.total,
-                initial=stage.done,
-                unit=f" {unit}s",
-                leave=False,
-                dynamic_ncols=True,
-            )
+        unit = "step" if stage.what == "epoch" else "image"
+        self.bar = bar(f"{stage.what} {stage.epoch}/{stage.epochs}", stage.total, unit, stage.done)
 
     def advance(self, done: int) -> None:
         if self.bar is not None and self.stage is not None:
@@ -80,10 +83,7 @@ class Terminal(Tracker):
 
     def say(self, text: str) -> None:
         with contextlib.suppress(OSError):  # a file on a full disk
-            if self.bar is not None:
-                self.bar.write(text, file=sys.stderr)
-            else:
-                print(text, file=sys.stderr, flush=True)
+            tqdm.write(text, file=sys.stderr)  # above the bars, if there are any
 
     def close(self, ok: bool) -> None:
         self._end_bar()

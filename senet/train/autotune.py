@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -31,6 +32,7 @@ from senet.models import build
 from senet.system.files import replace
 from senet.system.table import text
 from senet.system.timing import Effort, Timing, interleave
+from senet.track.terminal import bar
 from senet.train.cuda_graph import obstacle
 from senet.train.meter import Meter
 from senet.train.trainer import DTYPES, Trainer
@@ -100,8 +102,18 @@ def measure(config: Config, world: World, micro_batch: int, offered: Sequence[Ex
         str(execution): partial(stepper, config, World(0, 1, world.device), micro_batch, execution)
         for execution in offered
     }
-    with torch.random.fork_rng([world.device] if world.device.type == "cuda" else []):
-        *_, timings = interleave(makers, effort)
+    with (
+        torch.random.fork_rng([world.device] if world.device.type == "cuda" else []),
+        bar("tuning", (2 + effort.rounds) * len(makers), "turn", main=world.is_main) as shown,
+    ):
+        turns = itertools.count()
+
+        def note(turn: str) -> None:
+            shown.n = next(turns)
+            shown.total = max(shown.total or 0, shown.n + 1)
+            shown.set_postfix_str(turn)
+
+        *_, timings = interleave(makers, effort, note)
     torch.compiler.reset()
     free()
     return {execution: timings[str(execution)] for execution in offered}
