@@ -1,8 +1,11 @@
 """What a person types. Exit codes: 0 done, 2 usage or config, 75 stopped early but resumable, 1 anything else."""
 
 import os
+import pwd
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from senet.errors import UsageError, explain
@@ -13,6 +16,7 @@ def guard(main: Callable[[], int]) -> NoReturn:
     """Run `main` and exit with its code; if it fails, say why: in one line, if a person can mend it."""
     try:
         _check_environment()
+        _give_home()
         allow_open_files()
         code = main()
         sys.stdout.flush()
@@ -29,6 +33,18 @@ def guard(main: Callable[[], int]) -> NoReturn:
             sys.stdout.flush()
             os._exit(code)
     sys.exit(code)
+
+
+def _give_home() -> None:
+    """Give a user without a home, as containers have them, a folder for caches: torch, timm and wandb count on it."""
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ.setdefault("USER", str(os.getuid()))
+        if "HOME" not in os.environ:
+            home = Path(tempfile.gettempdir()) / f"senet-{os.getuid()}"
+            home.mkdir(mode=0o700, exist_ok=True)
+            os.environ["HOME"] = str(home if home.stat().st_uid == os.getuid() else tempfile.mkdtemp())
 
 
 def _check_environment() -> None:

@@ -21,6 +21,7 @@ from launch import guard
 from launch.flags import Parser, add_config, add_data_flags, parse_config, run_name, source
 from senet import config
 from senet.run import flags
+from senet.run.flags import limited
 from senet.system.run_folder import RunFolder
 
 
@@ -30,15 +31,14 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--out", type=Path, help="run folder: where checkpoints will be written (default: runs/CONFIG)")
     add("--speed", action="store_true", help="measure loader, net and all-reduce alone and together; needs a config")
-    add("--seconds", type=float, default=4.0, metavar="S", help="--speed: of each measurement (default: 4)")
+    seconds = limited(float, "positive")
+    add("--seconds", type=seconds, default=4.0, metavar="S", help="--speed: of each measurement")
     add_data_flags(parser)
     flags.add(parser, only=flags.HOW)
     args = parse_config(parser, argv, required=False)
     flags.check(parser, args)
     if args.speed and not args.config:
         parser.error("--speed needs a config")
-    if args.seconds <= 0:
-        parser.error("--seconds must be positive")
     settings = config.load(args.config, args.overrides) if args.config else None
     out = args.out or Path("runs") / (run_name(args.config) if args.config else "")
 

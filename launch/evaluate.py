@@ -77,8 +77,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser("launch.evaluate", __doc__)
     add_net_flags(parser, nargs="+")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    ranks.add_flags(parser, restarts=False)
     add_data_flags(parser)
-    parser.add_argument("--gpus", type=int, metavar="N", help="start N ranks on this machine, one a GPU")
     views = parser.add_argument_group("views of an image: the mean of the probabilities counts")
     views.add_argument("--crop", type=_pixels, metavar="N[,N...]", help="pixels seen (default: the config's)")
     views.add_argument(

@@ -8,17 +8,27 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from senet.config import find
 from senet.errors import UsageError
+from senet.run.flags import limited
 
 if TYPE_CHECKING:
     from senet.data.source import Source
     from senet.run.load import Trained
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of a program's description, and ends what is said of a flag with its default, if it has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        said, usual = action.help or "", action.default
+        has_default = action.option_strings and usual not in (None, argparse.SUPPRESS, []) and usual is not False
+        return f"{said} (default: %(default)s)".strip() if has_default and "default" not in said else said
+
+
 class Parser(argparse.ArgumentParser):
     """Describes a program by the text at its head, and says what is wrong with its arguments in one line."""
 
     def __init__(self, prog: str | None = None, description: str | None = None, **more: Any) -> None:
-        super().__init__(prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+        super().__init__(prog, description=description, formatter_class=Help, **more)
 
     def error(self, message: str) -> NoReturn:
         """Raise UsageError, which one rank says for all."""
@@ -46,51 +56,32 @@ def parse_config(parser: argparse.ArgumentParser, argv: list[str] | None, requir
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="data set: train/CLASS/*, val/CLASS/*; shards train/*.tar, val/*.tar; or CIFAR's extracted archive",
+    """Add what says where images are and how they are decoded, and on which device all is computed."""
+    positive, not_negative = limited(int, "positive"), limited(int, "not negative")
+    add = parser.add_argument_group("images").add_argument
+    layouts = (
+        "train/CLASS/*, val/CLASS/*; shards train/*.tar, val/*.tar; CIFAR's unpacked archive; senet/data/README.md"
     )
-    parser.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU if there is one"
-    )
-    parser.add_argument(
-        "--backend",
-        choices=["auto", "dali", "pillow"],
-        default="auto",
-        help="decoder of image sets (default: DALI if it is installed)",
-    )
-    parser.add_argument(
-        "--decode",
-        choices=["auto", "gpu", "cpu"],
-        default="auto",
-        help="DALI: where (default: on a GPU if there is one)",
-    )
-    parser.add_argument(
-        "--hw-decoder-load",
-        type=float,
-        default=0.65,
-        metavar="SHARE",
-        help="DALI on a GPU: JPEGs for its hardware decoder, of 1 (default: 0.65)",
-    )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=None,
-        metavar="N",
-        help="decoding threads or processes of a rank (default: its share of the cores)",
-    )
-    parser.add_argument(
-        "--val-batch", type=int, default=128, metavar="N", help="images validated at once (default 128)"
-    )
-    parser.add_argument(
-        "--max-bad",
-        type=int,
-        metavar="N",
-        help="undecodable images to put up with before stopping (default 100, or one in a thousand)",
-    )
-    parser.add_argument("--no-checksum", action="store_true", help="CIFAR: do not verify the files")
+    add("--data", type=Path, metavar="DIR", help=f"data set: {layouts} lists all forms")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")
+    backends = "what decodes image files; auto: DALI if it is installed"
+    add("--backend", choices=["auto", "dali", "pillow"], default="auto", help=backends)
+    add("--decode", choices=["auto", "gpu", "cpu"], default="auto", help="DALI: where; auto: on a GPU if there is one")
+    share = "DALI on a GPU: JPEGs for its hardware decoder, of 1"
+    add("--hw-decoder-load", type=_share, default=0.65, metavar="SHARE", help=share)
+    workers = "decoding threads or processes of a rank (default: its share of the cores)"
+    add("--workers", type=positive, metavar="N", help=workers)
+    add("--val-batch", type=positive, default=128, metavar="N", help="images validated at once")
+    bad = "undecodable images to put up with before stopping (default: 100, or one in a thousand)"
+    add("--max-bad", type=not_negative, metavar="N", help=bad)
+    add("--no-checksum", action="store_true", help="CIFAR: do not verify the files")
+
+
+def _share(text: str) -> float:
+    value = limited(float, "not negative")(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError("must not be over 1")
+    return float(value)
 
 
 def source(args: argparse.Namespace) -> Source:

@@ -14,28 +14,30 @@ from pathlib import Path
 from launch import guard
 from launch.flags import Parser, add_config, parse_config, run_name
 from senet import config
+from senet.run.flags import limited
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("launch.plan", __doc__)
     add_config(parser)
-    parser.add_argument("--gpus", type=int, metavar="N", help="in all")
-    known = "h200, h100 (default), a100, ...; an unknown one lists all"
-    parser.add_argument("--gpu", default="h100", metavar="NAME", help=known)
-    parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="default 8")
+    positive, amount = limited(int, "positive"), limited(float, "positive")
+    add = parser.add_argument_group("the GPUs").add_argument
+    add("--gpus", type=positive, metavar="N", help="in all")
+    add("--gpu", default="h100", metavar="NAME", help="h200, h100, a100, ...; an unknown one lists all")
+    add("--gpus-per-node", type=positive, default=8, metavar="N", help="of one machine")
     stacks = ["eager", "compiled", "analytic", "triton", "epilogue"]
-    how = "how the net is computed, see --explain (default eager)"
-    parser.add_argument("--stack", choices=stacks, default="eager", help=how)
-    parser.add_argument("--price", type=float, metavar="$", help="of a GPU-hour")
-    parser.add_argument("--storage", type=float, metavar="GB/s", help="that all nodes together can read")
-    parser.add_argument("--network", type=float, metavar="GB/s", help="of a node (default: the GPU's usual)")
-    parser.add_argument("--cores", type=int, metavar="N", help="CPU cores of a node")
-    parser.add_argument("--images", type=int, metavar="N", help="in training (default: ImageNet's or CIFAR's)")
-    size = "of an image file (default 110, ImageNet's mean)"
-    parser.add_argument("--image-kb", type=float, default=110.0, metavar="KB", help=size)
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of the page; seconds, GB, GB/s")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw throughput and efficiency by GPUs")
-    parser.add_argument("--explain", action="store_true", help="print formulas and sources")
+    add("--stack", choices=stacks, default="eager", help="how the net is computed, see --explain")
+    add("--price", type=amount, metavar="$", help="of a GPU-hour")
+    add = parser.add_argument_group("what is around them").add_argument
+    add("--storage", type=amount, metavar="GB/s", help="that all nodes together can read")
+    add("--network", type=amount, metavar="GB/s", help="of a node (default: the GPU's usual)")
+    add("--cores", type=positive, metavar="N", help="CPU cores of a node")
+    add("--images", type=positive, metavar="N", help="in training (default: ImageNet's or CIFAR's)")
+    add("--image-kb", type=amount, default=110.0, metavar="KB", help="of an image file; 110 is ImageNet's mean")
+    add = parser.add_argument_group("what is printed").add_argument
+    add("--json", action="store_true", help="one JSON object instead of the page; seconds, GB, GB/s")
+    add("--plot", type=Path, metavar="FILE.png", help="also draw throughput and efficiency by GPUs")
+    add("--explain", action="store_true", help="print formulas and sources")
     args = parse_config(parser, argv, required=False)
     if args.explain:
         from senet.plan import report

@@ -15,6 +15,7 @@ A second run reuses what the first one made; an interrupted one is finished by r
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from launch import guard
@@ -28,9 +29,9 @@ def main(argv: list[str] | None = None) -> int:
         "demo", help="draw a small data set: ten classes of shapes and textures, in ImageNet's layout"
     )
     demo.add_argument("folder", type=Path, metavar="DIR")
-    demo.add_argument("--train", type=int, default=2000, metavar="N", help="training images (default 2000)")
-    demo.add_argument("--val", type=int, default=500, metavar="N", help="validation images (default 500)")
-    demo.add_argument("--seed", type=int, default=0, help="other seed, other pictures (default 0)")
+    demo.add_argument("--train", type=int, default=2000, metavar="N", help="training images")
+    demo.add_argument("--val", type=int, default=500, metavar="N", help="validation images")
+    demo.add_argument("--seed", type=int, default=0, help="other seed, other pictures")
     _processes(demo)
     for name in ("cifar10", "cifar100"):
         cifar = commands.add_parser(name, help=f"unpack {name} from its published archive")
@@ -69,16 +70,16 @@ def main(argv: list[str] | None = None) -> int:
         maker.add_argument("source", type=Path, metavar="FROM")
         maker.add_argument("folder", type=Path, metavar="TO")
     for maker in (imagenet, shards):
-        maker.add_argument("--shard-mb", type=int, default=256, metavar="MB", help="size of a shard (default 256)")
+        maker.add_argument("--shard-mb", type=int, default=256, metavar="MB", help="size of a shard")
         maker.add_argument("--decoded", action="store_true", help="keep pixels: large, and read by few cores")
         maker.add_argument(
-            "--fraction", type=float, default=1.0, metavar="F", help="decode this part of the images only (default 1)"
+            "--fraction", type=float, default=1.0, metavar="F", help="decode this part of the images only"
         )
     for maker in (imagenet, shards, folders):
         maker.add_argument(
             "--short-side", type=int, metavar="N", help="make training images smaller whose shorter side is longer"
         )
-        maker.add_argument("--quality", type=int, default=90, metavar="Q", help="of those, as JPEG (default 90)")
+        maker.add_argument("--quality", type=int, default=90, metavar="Q", help="of those, as JPEG")
         maker.add_argument(
             "--shrink-val", action="store_true", help="make (or decode) validation images too: errors change by it"
         )
@@ -86,7 +87,9 @@ def main(argv: list[str] | None = None) -> int:
     audit = commands.add_parser("audit", help="decode every image of a data set; training leaves out what cannot be")
     audit.add_argument("folder", type=Path, metavar="DIR")
     _processes(audit)
-    return _run(parser.parse_args(argv))
+    args = parser.parse_args(argv)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    return _run(args)
 
 
 def _processes(parser: argparse.ArgumentParser) -> None:

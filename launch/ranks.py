@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
@@ -9,6 +10,15 @@ import sys
 import uuid
 
 from senet.errors import UsageError
+from senet.run.flags import limited
+
+
+def add_flags(parser: argparse.ArgumentParser, restarts: bool = True) -> None:
+    add = parser.add_argument_group("several GPUs of this machine (of several machines: torchrun)").add_argument
+    add("--gpus", type=int, metavar="N", help="start N ranks, one a GPU")
+    if restarts:
+        again = "with --gpus: how often ranks that die are restarted (default: 0 times)"
+        add("--restarts", type=limited(int, "not negative"), default=0, metavar="N", help=again)
 
 
 def to_start(gpus: int | None) -> bool:

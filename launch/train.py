@@ -26,13 +26,9 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     """Return the command line, its flags checked; `launch.submit` checks with it what it passes on."""
     parser = Parser("launch.train", __doc__)
     add_config(parser)
-    parser.add_argument(
-        "--gpus", type=int, metavar="N", help="start N ranks on this machine, one a GPU (instead of torchrun)"
-    )
-    parser.add_argument(
-        "--restarts", type=int, default=0, metavar="N", help="with --gpus: restart ranks that die (default: 0 times)"
-    )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/CONFIG)")
+    add = parser.add_argument
+    add("--out", type=Path, metavar="DIR", help="run folder (default: runs/CONFIG)")
+    ranks.add_flags(parser)
     add_data_flags(parser)
     flags.add(parser)
     args = parse_config(parser, words)
@@ -58,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     stop = Stop(folder.stop)  # before torch, which is slow to import: a stop at that time is a stop
     from senet.run.run import train
 
-    more = {"out": folder.path, "name": name, "source": source(args), "device": args.device}
+    more = {"out": folder.path, "name": name, "overrides": tuple(args.overrides)}
+    more |= {"source": source(args), "device": args.device}
     return train(settings, flags.collect(args, **more), stop)
 
 

@@ -64,9 +64,10 @@ def command(module: str, *words: object, ranks: int = 1, restarts: int = 0) -> l
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return the environment of a program: one thread, no W&B account, and `more`."""
+    """Return the environment of a program: one thread, no W&B unless there is a key in `more`, and `more`."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "SENET"))}
-    return kept | {"OMP_NUM_THREADS": "1", "NETRC": "/nonexistent", "PYTHONUNBUFFERED": "1"} | more
+    tracked = {} if "WANDB_API_KEY" in more else {"WANDB_MODE": "disabled"}  # otherwise wandb is asked for a login
+    return kept | {"OMP_NUM_THREADS": "1", "NETRC": "/nonexistent", "PYTHONUNBUFFERED": "1"} | tracked | more
 
 
 PRELOADED = Preloaded(ROOT, environment())

@@ -28,7 +28,7 @@ from senet.errors import RunError, UsageError
 from senet.models import build
 from senet.run import preflight, provenance
 from senet.system.timing import timed
-from senet.track.wandb import decide, key
+from senet.track.wandb import decide, login
 
 REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
 OPTIONAL = ("wandb", "nvidia-dali-cuda130", "timm", "matplotlib")
@@ -274,11 +274,11 @@ def _data(world: World, config: Config, source: Source) -> Finding:
 def wandb_login() -> Finding:
     """Ask W&B, for some seconds at most, whether it takes the key that a run would use."""
     wanted, why = decide(asked=False)
-    login = key()
-    if not wanted or os.environ.get("WANDB_MODE", "online") not in ("online", "") or not login:
-        return Finding("ok", "W&B", why.removeprefix("W&B: "))
-    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    proof = base64.b64encode(f"api:{login}".encode()).decode()
+    found = login()
+    if not wanted or found.mode != "online" or not found.key:
+        return Finding("warn" if found.error else "ok", "W&B", why.removeprefix("W&B: "))
+    server = found.host
+    proof = base64.b64encode(f"api:{found.key}".encode()).decode()
     headers = {"Authorization": f"Basic {proof}", "Content-Type": "application/json"}
     query = json.dumps({"query": "query { viewer { username } }"}).encode()
     question = urllib.request.Request(f"{server}/graphql", query, headers)  # noqa: S310

@@ -39,6 +39,12 @@ def trackers(text: str) -> str:
     return text
 
 
+def tags(text: str) -> tuple[str, ...]:
+    """Read the value of --run-tags."""
+    return tuple(tag.strip() for tag in text.split(",") if tag.strip())
+
+
+SHOWN = "W&B (default: what wandb's own variables say, as WANDB_NAME)"
 LIFE = "checkpoints and trouble"
 HOW = "how the net is computed: speed, memory, last bits; a resumed run computes as before"
 SWITCH = argparse.BooleanOptionalAction
@@ -49,7 +55,8 @@ class Flags:
     """The circumstances of a run."""
 
     out: Path
-    name: str
+    name: str  # of the config
+    overrides: tuple[str, ...]
     source: Source
     device: str
     track: str = flag(
@@ -87,6 +94,10 @@ class Flags:
     compile: bool | None = flag(None, "torch.compile, block by block (default: no)", HOW, action=SWITCH)
     graph: bool | None = flag(None, "a step as one CUDA graph, for small nets (default: no)", HOW, action=SWITCH)
     tune: bool = flag(False, "time all of that for some seconds on this machine, and take the fastest", HOW)
+    run_name: str | None = flag(None, "default: CONFIG, overrides, seed", SHOWN, metavar="NAME")
+    run_group: str | None = flag(None, "default: CONFIG and overrides but for the seed", SHOWN, metavar="NAME")
+    run_tags: tuple[str, ...] | None = flag(None, "separated by commas", SHOWN, metavar="TAG,...", type=tags)
+    run_notes: str | None = flag(None, "any text", SHOWN, metavar="TEXT")
 
 
 def add(parser: argparse.ArgumentParser, only: str | None = None) -> None:
@@ -102,8 +113,7 @@ def add(parser: argparse.ArgumentParser, only: str | None = None) -> None:
         if field.default is False:
             settings["action"] = "store_true"
         elif field.default is not None:
-            settings.setdefault("type", _limited(type(field.default), limit) if limit else type(field.default))
-            settings["help"] += f" (default: {field.default})" if field.default else ""
+            settings.setdefault("type", limited(type(field.default), limit) if limit else type(field.default))
         groups[group].add_argument(f"--{field.name.replace('_', '-')}", default=field.default, **settings)
 
 
@@ -119,6 +129,12 @@ def execution(flags: argparse.Namespace | Flags) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(flags, name)) is not None}
 
 
+def labels(flags: Flags) -> dict[str, Any]:
+    """Return what flags say about the run's page in W&B, by wandb's names of these settings."""
+    names = ("run_name", "run_group", "run_tags", "run_notes")
+    return {name: value for name in names if (value := getattr(flags, name)) is not None}
+
+
 def collect(args: argparse.Namespace, **more: Any) -> Flags:
     """Return the flags that were parsed; `more` are the fields that are no flag of their own."""
     return Flags(**{field.name: getattr(args, field.name) for field in _defined()}, **more)
@@ -128,7 +144,9 @@ def _defined() -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(Flags) if field.metadata]
 
 
-def _limited(kind: type, limit: str) -> Any:
+def limited(kind: type, limit: str) -> Any:
+    """Return a function that reads a number of a `kind`, for `type` of a flag. `limit`: positive or not negative."""
+
     def read(text: str) -> Any:
         value = kind(text)
         if value < 0 or (value == 0 and limit == "positive"):

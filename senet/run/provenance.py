@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import logging
@@ -58,7 +59,7 @@ def start(world: World, flags: Flags, step: int) -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "step": step,
         "before": _ended(flags.out),
-        "command": sys.orig_argv,
+        "command": command(),
         "flags": asdict(flags),
         "ranks": world.size,
         "host": platform.node(),
@@ -78,6 +79,14 @@ def _ended(out: Path) -> str:
     if last is None:
         return ""
     return "killed" if last.state == "running" else last.state + (f": {last.reason}" if last.reason else "")
+
+
+def command() -> list[str]:
+    """Return the command that was typed: of a rank that a launcher started, the launcher's."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        with contextlib.suppress(OSError):
+            return os.fsdecode(Path(f"/proc/{os.getppid()}/cmdline").read_bytes()).split("\0")[:-1]
+    return sys.orig_argv
 
 
 def driver() -> str:

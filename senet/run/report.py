@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -13,6 +14,7 @@ from senet import track
 from senet.config import Config, to_dict
 from senet.distributed import World
 from senet.models import summary
+from senet.run.flags import Flags, labels
 from senet.run.step_plan import StepPlan
 from senet.run.voice import speaking
 from senet.system.run_folder import RunFolder
@@ -37,12 +39,14 @@ class Report:
         self.voice = self._context.enter_context(speaking(world, self.terminal.say))
         self._chosen, self._why = track.choose(names) if world.is_main else ([], [])
 
-    def open(self, config: Config, name: str, resume_step: int | None) -> None:
-        """Start the trackers; a resumed run drops what was logged after `resume_step`."""
+    def open(self, config: Config, flags: Flags, facts: Mapping[str, Any], resume_step: int | None) -> None:
+        """Start the trackers, with `facts` of this start; a resumed run drops what was logged after `resume_step`."""
         for sentence in self._why:
             log.info(sentence)
         if self.world.is_main:
-            start = track.Start(self.folder, name, to_dict(config), resume_step)
+            group = " ".join([flags.name, *(word for word in flags.overrides if not word.startswith("seed="))])
+            name, settings = f"{group} seed={config.seed}", to_dict(config)
+            start = track.Start(self.folder, name, settings, resume_step, group, labels(flags), facts)
             self.tracker = track.build(start, self.terminal, self._chosen)
             self.clock.go_on_from(last_seconds(self.folder.log))
 

@@ -132,15 +132,16 @@ class Run:
         """Open everything that outlives an epoch, and say what is about to happen."""
         flags, state = self.flags, self.state
         self.keeper.start()
+        facts = provenance.start(self.world, flags, state.global_step) if self.world.is_main else {}
         if self.world.is_main:
             try:
                 self.plan.save(self.folder.execution)
-                provenance.keep(self.folder, self.config, provenance.start(self.world, flags, state.global_step))
+                provenance.keep(self.folder, self.config, facts)
             except OSError as error:  # a full disk
                 if not resumed:
                     raise
                 log.warning("%s: this start is not noted: %s", self.folder, error.strerror or error)
-        self.report.open(self.config, flags.name, state.global_step if resumed else None)
+        self.report.open(self.config, flags, facts, state.global_step if resumed else None)
         self.report.announce(
             self.config, flags.name, (self.loader.images, self.val.images), self.plan, self.val.description["backend"]
         )
@@ -191,7 +192,7 @@ class Run:
                 self.warm = True
                 clock.begin_interval(state.global_step, self.loader.waited)
             tracker.advance(step)
-            if step % self.flags.log_every == 0 or step == self.loader.steps:
+            if step % self.flags.log_every == 0 or step == self.loader.steps or state.global_step == 1:
                 self._record_interval()
                 self._record_ranks()
                 if self._has_rewound():

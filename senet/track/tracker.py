@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -26,9 +26,12 @@ class Start:
     """What a tracker is made from, at each start of a run."""
 
     folder: RunFolder
-    name: str
+    name: str  # tells the runs of one config apart
     config: dict[str, Any]
     resume_step: int | None  # a resumed run logs again what came after it; None: a new run
+    group: str = ""  # the same for runs that differ in their seeds alone
+    labels: Mapping[str, Any] = field(default_factory=dict)  # run_name, run_group, run_tags, run_notes by flags
+    facts: Mapping[str, Any] = field(default_factory=dict)  # of this start: command, flags, ranks, GPU, commit, ...
 
 
 @dataclass(frozen=True)

@@ -8,23 +8,22 @@ import contextlib
 import importlib.util
 import json
 import logging
-import netrc
 import os
 import queue
 import secrets
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlparse
 
 from senet.system.files import write_text
 from senet.track.tracker import Record, Start, Tracker
 
 CLOSE_SECONDS = 6  # that the end of a run waits for W&B
 BACKLOG = 10_000  # records
-PROJECT = Path(__file__).parents[2]
-
+ANSWER_SECONDS = 60  # that wandb may take to say which login it will use: it may lie on a slow disk
+CHECKOUT = Path(__file__).parents[2]
 
 log = logging.getLogger(__name__)
 
@@ -40,21 +39,39 @@ def decide(asked: bool) -> tuple[bool, str]:
         return True, f"W&B: on (--track wandb{', WANDB_MODE=' + mode if mode else ''})"
     if mode:
         return True, f"W&B: on (WANDB_MODE={mode})"
-    if key():
-        return True, "W&B: on (a login was found; --track none turns it off)"
-    return False, "W&B: off (no login and no WANDB_MODE; --track wandb turns it on)"
+    found = login()
+    if found.mode == "disabled":
+        return False, "W&B: off (by `wandb disabled`; `wandb enabled` undoes it)"
+    if found.mode == "offline":
+        return True, "W&B: on (offline, by `wandb offline`; `wandb online` undoes it)"
+    if found.source:
+        return True, f"W&B: on (a login for {found.host} was found; --track none turns it off)"
+    return False, f"W&B: off ({found.error or 'no login and no WANDB_MODE'}; --track wandb turns it on)"
 
 
-def key() -> str | None:
-    """Return the key that wandb will use: of the environment, or of ~/.netrc for its server. It must not be shown."""
-    if given := os.environ.get("WANDB_API_KEY"):
-        return given
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+@dataclass(frozen=True)
+class Login:
+    """What wandb will use, by its own account. The key must not be shown."""
+
+    host: str
+    mode: str  # online, offline or disabled
+    source: str = ""  # where the login was found; empty without one
+    key: str | None = None  # of logins that are a key
+    error: str = ""
+
+
+def login() -> Login:
+    """Ask wandb, in a process of its own, which login it will use: it knows of more places than anyone else."""
     try:
-        found = netrc.netrc().authenticators(host)
-    except (OSError, netrc.NetrcParseError):
-        return None
-    return found[2] if found else None
+        words = [sys.executable, "-m", "senet.track.wandb_process", "login"]
+        answer = subprocess.run(
+            words, cwd=CHECKOUT, stdin=subprocess.DEVNULL, capture_output=True, timeout=ANSWER_SECONDS, check=True
+        )
+        return Login(**json.loads(answer.stdout.splitlines()[-1]))
+    except subprocess.CalledProcessError as error:
+        return Login("", "online", error=f"wandb fails: {error.stderr.decode(errors='replace').strip()[-200:]}")
+    except (OSError, subprocess.SubprocessError, ValueError, LookupError) as error:
+        return Login("", "online", error=f"wandb does not answer: {type(error).__name__}")
 
 
 class WeightsAndBiases(Tracker):
@@ -69,12 +86,20 @@ class WeightsAndBiases(Tracker):
         self.out = start.folder.path.resolve()
         self._lines: queue.Queue[str | None] = queue.Queue(BACKLOG)
         self._dropped = False
-        begin = {"out": str(self.out), "id": _identity(start.folder.wandb_id), "name": start.name}
-        self._lines.put(json.dumps(begin | {"config": start.config, "pid": os.getpid(), "argv": sys.argv}))
+        begin = {
+            "out": str(self.out),
+            "id": _identity(start.folder.wandb_id),
+            "usual": {"project": "senet", "run_name": start.name, "run_group": start.group},
+            "labels": dict(start.labels),
+            "config": {**start.config, **start.facts},
+            "pid": os.getpid(),
+            "command": start.facts.get("command", []),
+        }
+        self._lines.put(json.dumps(begin, default=str))
         # A session of its own: torchrun and terminals signal whole process groups.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "senet.track.wandb_process"],
-            cwd=PROJECT,
+            cwd=CHECKOUT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -130,7 +155,9 @@ class WeightsAndBiases(Tracker):
 
 
 def _identity(path: Path) -> str:
-    if not path.exists():
+    """Return the id of the run: of WANDB_RUN_ID, as sweeps give it, otherwise the one of its first start."""
+    given = os.environ.get("WANDB_RUN_ID")
+    if given or not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, secrets.token_hex(8))
+        write_text(path, given or secrets.token_hex(8))
     return path.read_text().strip()

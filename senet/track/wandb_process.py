@@ -13,6 +13,7 @@ import json
 import os
 import queue
 import select
+import shlex
 import signal
 import sys
 import tempfile
@@ -111,6 +112,9 @@ def _take_voice() -> None:
 
 
 def main(arguments: list[str]) -> None:
+    if arguments == ["login"]:
+        print(json.dumps(_login()))
+        return
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     _take_voice()
@@ -122,9 +126,27 @@ def main(arguments: list[str]) -> None:
             say(f"off from here on: {type(error).__name__}: {error}")
 
 
+def _login() -> dict[str, str | None]:
+    """Return the fields of `senet.track.wandb.Login`."""
+    from wandb.errors import AuthenticationError
+    from wandb.sdk import wandb_setup
+    from wandb.sdk.lib import wbauth
+
+    settings = wandb_setup.singleton().settings
+    found: dict[str, str | None] = {"host": settings.base_url, "mode": settings.mode}
+    try:
+        host = wbauth.HostUrl(settings.base_url, app_url=settings.app_url)
+        login = wbauth.authenticate_session(host=host, source="", prompt=False, update_session=False)
+    except AuthenticationError as error:
+        return found | {"error": str(error)}
+    return found | {"source": str(login), "key": getattr(login, "api_key", None)} if login else found
+
+
 def _work(begin: dict[str, Any], inbox: Inbox, offline: bool) -> None:
     run = _start(begin, inbox, offline)
     inbox.begun.set()
+    if not run.offline:
+        say(run.url)
     ok = False
     while line := inbox.lines.get():
         record = json.loads(line)
@@ -136,7 +158,11 @@ def _work(begin: dict[str, Any], inbox: Inbox, offline: bool) -> None:
         run.log(
             shared | {f"{kind}/{key}": value for key, value in record.items() if key != "kind" and key not in shared}
         )
+    kept = run.offline and not offline  # otherwise it was said why, and what sends it
+    folder = run.settings.sync_dir
     run.finish(exit_code=0 if ok else 1)
+    if kept:
+        say(f"kept offline; `wandb sync {shlex.quote(folder)}` sends it")
 
 
 def _start(begin: dict[str, Any], inbox: Inbox, offline: bool) -> Any:
@@ -149,30 +175,30 @@ def _start(begin: dict[str, Any], inbox: Inbox, offline: bool) -> Any:
         except InUse as holder:  # one that a killed training left behind may still be at it
             say(f"offline, for {holder} still sends to this run; {later}")
             inbox.again()
-    sys.argv = begin["argv"]  # what W&B shows as the run's command
+    program, sys.argv = _program(begin["command"])  # what W&B shows as the run's command
     try:
         # Its reports about itself go to the same server, and would hold up the end for ten seconds if that hangs.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        from wandb.sdk import wandb_setup
+
         import wandb
 
+        known = wandb_setup.singleton().settings  # of the environment and of wandb's own files
+        usual = {name: value for name, value in begin["usual"].items() if value and not getattr(known, name)}
         settings = wandb.Settings(
+            program=program,
+            root_dir=str(out),
+            run_id=begin["id"],
+            resume="allow",
             init_timeout=INIT_SECONDS,
             finish_timeout=UPLOAD_SECONDS,
             x_transaction_log_flush_interval=FLUSH_SECONDS,
             x_stats_pid=begin["pid"],
             console="off",
             silent=True,
+            **usual | begin["labels"] | ({"mode": "offline"} if offline else {}),
         )
-        words: dict[str, Any] = {key: begin[key] for key in ("id", "name", "config")}
-        words |= {
-            "project": os.environ.get("WANDB_PROJECT", "senet"),
-            "dir": str(out),
-            "resume": "allow",
-            "settings": settings,
-        }
-        if offline:
-            words["mode"] = "offline"
-        run = wandb.init(**words)
+        run = wandb.init(config=begin["config"], settings=settings)
     except Exception as error:
         if offline:
             raise
@@ -182,6 +208,14 @@ def _start(begin: dict[str, Any], inbox: Inbox, offline: bool) -> Any:
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     return run
+
+
+def _program(command: list[str]) -> tuple[str, list[str]]:
+    """Return a command as wandb has it: the program, and what would be sys.argv."""
+    names = [Path(command[0]).name, *command[1:]] if command else []
+    end = next((number for number, word in enumerate(names, 1) if word.startswith("launch.")), len(names))
+    program = shlex.join(names[:end])
+    return program, [program, *names[end:]]
 
 
 if __name__ == "__main__":

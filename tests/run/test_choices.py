@@ -42,7 +42,7 @@ def test_changed_settings_are_accepted_when_told_and_logged(tmp_path: Path, imag
     assert told.returncode == 0, told.stderr
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["changed"] for line in lines if line["kind"] == "event"] == ["epochs: 1 -> 2; optim.lr: 0.05 -> 0.01"]
-    assert [line["learning_rate"] for line in lines if line["kind"] == "train"] == [0.05, 0.01]
+    assert [line["learning_rate"] for line in lines if line["kind"] == "train"] == [0.05, 0.05, 0.01]
     assert yaml.safe_load((out / "config.yaml").read_text())["optim"]["lr"] == 0.01
     net = run("launch.train", *arguments, "epochs=2", "optim.lr=0.01", "net.widths=[8,32]", "--accept-changes")
     assert net.returncode == 2

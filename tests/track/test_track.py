@@ -24,7 +24,7 @@ from senet.run.report import Clock
 from senet.system.run_folder import RunFolder
 from senet.track.jsonl import JsonLines, last_seconds
 from senet.track.tracker import Stage
-from senet.track.wandb import decide
+from senet.track.wandb import decide, login
 from tests.helpers import ROOT, environment, run
 
 
@@ -73,18 +73,24 @@ def test_a_rewind_takes_back_all_but_events_and_steps_still_rise(tmp_path: Path)
 
 
 def test_when_wandb_is_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
+    """wandb itself says where it finds a login, whatever is told to it and by whatever means."""
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert not decide(asked=False)[0]
+    assert decide(asked=False) == (False, "W&B: off (no login and no WANDB_MODE; --track wandb turns it on)")
     assert decide(asked=True)[0]
-    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password secret\n")
-    (tmp_path / ".netrc").chmod(0o600)
-    monkeypatch.delenv("NETRC")
+    key, host = "5ec2e7" * 7, "http://localhost:8080"
+    logged_in = [sys.executable, "-m", "wandb", "login", "--no-verify", "--host", host, key]
+    subprocess.run(logged_in, cwd=tmp_path, capture_output=True, check=True)
+    assert key in (tmp_path / "netrc").read_text()
     on, why = decide(asked=False)
-    assert on
-    assert "secret" not in why
+    assert (on, login().key) == (True, key)
+    assert f"a login for {host} was found" in why
+    monkeypatch.setenv("NETRC", str(tmp_path / "other"))
+    assert not decide(asked=False)[0]
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    assert "WANDB_API_KEY invalid" in decide(asked=False)[1]
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert not decide(asked=False)[0]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import shlex
 import socket
 import struct
 import subprocess
@@ -49,22 +51,27 @@ def messages(file: Path) -> Iterator[bytes]:
             whole = b""
 
 
-def history(out: Path) -> list[dict[str, Any]]:
-    """All history records in OUT/wandb, oldest first."""
+def kept(out: Path, kind: str) -> Iterator[Any]:
+    """All records of a kind in OUT/wandb, oldest first."""
     from wandb.proto import wandb_internal_pb2
 
-    rows = []
     for file in sorted(
         out.glob("wandb/*run-*/run-*.wandb"), key=lambda file: file.parent.name.removeprefix("offline-")
     ):
         for data in messages(file):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)
-            if record.WhichOneof("record_type") == "history":
-                rows.append(
-                    {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-                )
-    return rows
+            if record.WhichOneof("record_type") == kind:
+                yield getattr(record, kind)
+
+
+def values(items: Any) -> dict[str, Any]:
+    return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+
+
+def history(out: Path) -> list[dict[str, Any]]:
+    """All history records in OUT/wandb, oldest first."""
+    return [values(record.item) for record in kept(out, "history")]
 
 
 def logged(out: Path) -> list[dict[str, Any]]:
@@ -84,15 +91,35 @@ def assert_no_secret(out: Path) -> None:
     assert not [file for file in files if KEY.encode() in file.read_bytes()]
 
 
-def test_an_offline_run_reads_back_under_its_own_id(tmp_path: Path, tiny: Path, images: Path) -> None:
+def test_an_offline_run_reads_back_and_is_sent_by_the_command_that_was_said(
+    tmp_path: Path, tiny: Path, images: Path, server: Server
+) -> None:
+    """It is called after its config, overrides and seed, and wandb's own variables count, as in any script."""
     out = tmp_path / "out"
-    arguments = [tiny, "--data", images, "--out", out, "--backend", "pillow", "--log-every", "2"]
-    done = run("launch.train", *arguments, WANDB_MODE="offline")
+    arguments = [tiny, "seed=3", "optim.lr=0.04", "--data", images, "--out", out, "--backend", "pillow"]
+    flags = ["--log-every", "2", "--run-tags", "a, b", "--run-notes", "why not"]
+    own = {"WANDB_PROJECT": "own", "WANDB_RUN_ID": "sweep1", "SLURM_JOB_ID": "77"}
+    done = run("launch.train", *arguments, *flags, torchrun=True, WANDB_MODE="offline", **own)
     assert done.returncode == 0, done.stderr
     assert "W&B: on (WANDB_MODE=offline)" in done.stderr
     assert_told(history(out), out)
-    identity = (out / "wandb_id").read_text()
-    assert all(identity in str(folder) for folder in out.glob("wandb/offline-run-*"))
+    (start,) = kept(out, "run")
+    name = f"{tmp_path.name}/tiny optim.lr=0.04"
+    assert (start.display_name, start.run_group, start.project) == (f"{name} seed=3", name, "own")
+    assert (list(start.tags), start.notes, start.run_id) == (["a", "b"], "why not", "sweep1")
+    config = values(start.config.update)
+    assert (config["seed"], config["ranks"], config["slurm_job"]) == (3, 1, "77")
+    assert config["flags"]["log_every"] == 2
+    assert len(config["commit"]) == 40
+    started = next(kept(out, "environment"))
+    assert started.program.endswith("-m launch.train")
+    assert list(started.args) == [str(word) for word in (*arguments, *flags)]
+    (command,) = re.findall(r"W&B: kept offline; `(wandb sync .*)` sends it", done.stderr)
+    settings = environment(WANDB_BASE_URL=server.address, WANDB_API_KEY=KEY)
+    words = [sys.executable, "-m", *shlex.split(command)]
+    sent = subprocess.run(words, env=settings, capture_output=True, text=True, timeout=60, check=False)
+    assert sent.returncode == 0, sent.stderr
+    assert [row["step"] for row in server.rows["sweep1"].values()] == [line["step"] for line in logged(out)]
 
 
 def begin(words: list[object], address: str) -> subprocess.Popen[str]:
@@ -120,7 +147,7 @@ def test_one_run_over_a_stop_and_a_return_to_an_older_checkpoint(
         "1",
     ]
     first = begin(words, server.address)
-    until(lambda: (out / "log.jsonl").exists() and len(logged(out)) > 8)
+    until(lambda: (out / "log.jsonl").exists() and len(logged(out)) > 8 and bool(server.rows))
     first.terminate()
     told = first.communicate(timeout=60)[1]
     assert first.returncode == 75, told
@@ -131,7 +158,8 @@ def test_one_run_over_a_stop_and_a_return_to_an_older_checkpoint(
     told = second.communicate(timeout=120)[1]
     assert second.returncode == 0, told
     assert "resumed" in told
-    assert list(server.rows) == [(out / "wandb_id").read_text()]
+    assert list(server.rows) == [identity := (out / "wandb_id").read_text()]
+    assert f"W&B: {server.address}/me/senet/runs/{identity}" in told
     (rows,) = server.rows.values()
     assert sorted(rows) == list(range(len(rows)))
     steps = [rows[line]["step"] for line in sorted(rows)]
@@ -191,11 +219,11 @@ def test_a_bad_server_costs_a_run_nothing(tmp_path: Path, tiny: Path, images: Pa
     ended = time.time()
     assert process.returncode == 0, told
     assert "done: 2 epochs" in told
-    assert [line["step"] for line in logged(out)] == [2, 4, 5, 5, 7, 9, 10, 10]
+    assert [line["step"] for line in logged(out)] == [1, 2, 4, 5, 5, 7, 9, 10, 10]
     assert ended - (out / "log.jsonl").stat().st_mtime < 15  # bounded, on a busy machine too
     assert "W&B: offline" in told
     assert "W&B: off from here on" not in told
-    until(lambda: len(history(out)) == 8)
+    until(lambda: len(history(out)) == 9)
     assert_told(history(out), out)
     assert_no_secret(out)
     assert KEY not in told
@@ -245,6 +273,8 @@ def test_without_the_package_a_run_says_so_and_goes_on(tmp_path: Path, tiny: Pat
     )
     words = [tiny, "epochs=1", "--data", images, "--out", tmp_path / "out", "--backend", "pillow", "--track", "wandb"]
     start = [sys.executable, "-c", hide, *map(str, words)]
-    done = subprocess.run(start, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        start, cwd=ROOT, env=environment(WANDB_MODE=""), capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert "W&B: off (not installed; pip install wandb)" in done.stderr
