@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 if TYPE_CHECKING:
     from dataclasses import dataclass as dataclass
@@ -29,4 +29,3 @@ YesNo = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True)]
 RGB = tuple[Number, Number, Number]
 PositiveRGB = tuple[Positive, Positive, Positive]
-NONE = BeforeValidator(lambda value: None if value == "none" else value)

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from senet.config.schema import Config
-from senet.config.tagged import Options, hints
+from senet.config.tagged import Options, hints, nullable
 
 
 def json_schema() -> dict[str, Any]:
@@ -27,7 +27,7 @@ def json_schema() -> dict[str, Any]:
             field.pop("title", None)
             if isinstance(field.get("default"), dict):
                 del field["default"]  # an editor would write all of it into the file
-            if Options.of(hints(kind)[name]) and {"type": "null"} in field.get("anyOf", ()):
+            if nullable(hints(kind)[name]):
                 field["anyOf"].append({"const": "none"})
         for line in "".join(map(inspect.getsource, kind.__mro__[-2::-1])).splitlines():  # of its bases, too
             if (found := re.match(r"    (\w+): .*  # (.+)", line)) and found[1] in part["properties"]:

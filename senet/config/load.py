@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
+import json
 import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from senet.config import files
 from senet.config.check import check
 from senet.config.files import Layer
 from senet.config.schema import Config
-from senet.config.tagged import Options, hints, merge, tags
+from senet.config.tagged import Options, hints, merge, nullable, tags
 from senet.errors import UsageError
 
 T = TypeVar("T")
@@ -64,48 +64,73 @@ def read(kind: type[T], tree: Any, where: str) -> T:
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Return a config as plain mappings, lists and scalars, ready for YAML, JSON or a checkpoint."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(v) for key, v in value.items()}
-        return [plain(v) for v in value] if isinstance(value, tuple | list) else value
-
-    return typing.cast(dict[str, Any], plain(dataclasses.asdict(config)))
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return plain
 
 
 def difference(old: Config, new: Config) -> list[str]:
     """Return `key: old -> new` for every setting in which two configs differ."""
 
-    def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-        out: dict[str, Any] = {}
+    def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
         for key, value in tree.items():
-            out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        return out
+            yield from flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
 
-    a, b = flat(to_dict(old)), flat(to_dict(new))
+    a, b = dict(flat(to_dict(old))), dict(flat(to_dict(new)))
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
 
 
 # -------------------------------------------------------------------------------------------------------------- errors
 
 
-@functools.cache
-def _adapter(kind: Any) -> pydantic.TypeAdapter[Any]:
-    return pydantic.TypeAdapter(kind)
+class _Wrong(Exception):
+    """Something is wrong with the value of a key; `inside` is the class that lacks it, if that is what is wrong."""
+
+    def __init__(self, path: Sequence[str], message: str, inside: type | None = None) -> None:
+        self.path, self.message, self.inside = path, message, inside
 
 
 def _validate(kind: type[T], tree: Any, where: str, layers: Sequence[Layer] = ()) -> T:
     try:
-        return typing.cast(T, _adapter(typing.cast(Any, kind)).validate_python(tree))
+        return typing.cast(T, _make(kind, tree))
+    except _Wrong as error:
+        near = _nearest_key(kind, tree, error.path, error.inside) if error.inside else ""
+        place, key = _written(layers, error.path) or where, ".".join(error.path) or "the file"
+        raise UsageError(f"{place}: {key}: {error.message}{near}") from None
+
+
+def _make(annotation: Any, value: Any, path: tuple[str, ...] = (), tag: str = "") -> Any:
+    """Return what plain data stand for: settings for a mapping, and any other value as it is. Raises _Wrong.
+
+    `tag` is the nearest one that chose a class, for messages.
+    """
+    options = Options.of(annotation)
+    if nullable(annotation) and value in (None, "none"):
+        return None
+    if options is None:
+        return value  # the class that it is for checks it
+    value = options.mapping(value)
+    if not isinstance(value, Mapping):
+        raise _Wrong(path, f"expected a mapping of settings, got {value!r}")
+    kinds, key, words = options.narrow(value)
+    if not kinds:
+        raise _Wrong((*path, key), _none_of(value[key], words))
+    known = hints(kind := kinds[0])
+    if options.tagged:
+        chosen = ["/".join(tags(kind, key)) for key in options.tagged.keys if tags(kind, key)]
+        tag = f" {'.'.join(path)} {' '.join(chosen)}"
+    elif nullable(annotation):
+        tag = ""
+    for key in value:
+        if key not in known:
+            raise _Wrong((*path, str(key)), f"unknown key{tag and ' of'}{tag}", inside=kind)
+    made = {key: _make(known[key], part, (*path, key), tag) for key, part in value.items()}
+    try:
+        return kind(**made)
     except pydantic.ValidationError as error:
         errors = error.errors(include_url=False)
-    # An unknown key first: a missing one may be what it was meant to be.
-    wrong = next((one for one in errors if one["type"] == UNKNOWN), errors[0])
-    path, message = _explain(kind, tree, wrong, errors)
-    raise UsageError(f"{_written(layers, path) or where}: {'.'.join(path) or 'the file'}: {message}")
+        raise _Wrong((*path, str(errors[0]["loc"][0])), _explain(errors, tag)) from None
 
 
-UNKNOWN = "unexpected_keyword_argument"
 EXPECTED = {
     "int_type": "a whole number", "float_type": "a finite number", "finite_number": "a finite number",
     "bool_type": "true or false", "string_type": "a text", "tuple_type": "a list",
@@ -115,54 +140,30 @@ LIMITS = {
     "greater_than_equal": "at least {ge}", "greater_than": "above {gt}", "less_than_equal": "at most {le}",
     "less_than": "below {lt}",
 }  # fmt: skip
+LENGTHS = {"too_long": "at most {max_length}", "too_short": "at least {min_length}"}
 
 
-def _explain(kind: type, tree: Any, error: Any, errors: Sequence[Any]) -> tuple[list[str], str]:
-    """Return the key that one of pydantic's errors is about, and what is wrong with it."""
+def _explain(errors: Sequence[Any], tag: str) -> str:
+    """Say what is wrong by the first of pydantic's errors of one class."""
+    error = errors[0]
     reason, value, context = error["type"], error["input"], error.get("ctx", {})
-    path, inner, tag = _walk(kind, error["loc"])
-    if reason == UNKNOWN:
-        return path, f"unknown key{tag and ' of'}{tag}{_nearest_key(kind, tree, path, inner)}"
-    if reason in ("unknown_tag", "literal_error"):
-        words = context["known"] if "known" in context else re.split(", | or ", context["expected"].replace("'", ""))
-        if reason == "unknown_tag":
-            path, value = [*path, context["key"]], value if isinstance(value, str) else value[context["key"]]
-        near = difflib.get_close_matches(str(value), words, n=1, cutoff=0.5)
-        return path, f"{value!r} is not one of {', '.join(words)}" + (f"; did you mean {near[0]!r}?" if near else "")
-    if reason == "missing" and isinstance(error["loc"][-1], int):
-        length = 1 + max(one["loc"][-1] for one in errors if one["loc"][:-1] == error["loc"][:-1])
-        return path, f"expected a list of {length} numbers, got {value!r}"
+    if reason == "literal_error":
+        return _none_of(value, re.split(", | or ", context["expected"].replace("'", "")))
+    if reason == "missing" and len(error["loc"]) == 1:
+        return f"is needed{tag and ' by'}{tag}"
     if reason == "missing":
-        return path, f"is needed{tag and ' by'}{tag}"
-    if reason in ("too_long", "too_short"):
-        length = f"at most {context['max_length']}" if reason == "too_long" else f"at least {context['min_length']}"
-        return path, f"expected a list of {length}, got {value!r}"
+        length = 1 + max(one["loc"][-1] for one in errors if one["loc"][:-1] == error["loc"][:-1])
+        return f"expected a list of {length} numbers, got {value!r}"
+    if reason in LENGTHS:
+        return f"expected a list of {LENGTHS[reason].format(**context)}, got {value!r}"
     if reason in LIMITS:
-        return path, f"{value!r} is out of range: must be {LIMITS[reason].format(**context)}"
-    return path, f"expected {EXPECTED.get(reason, error['msg'])}, got {value!r}"
+        return f"{value!r} is out of range: must be {LIMITS[reason].format(**context)}"
+    return f"expected {EXPECTED.get(reason, error['msg'])}, got {value!r}"
 
 
-def _walk(kind: type, loc: Sequence[str | int]) -> tuple[list[str], type, str]:
-    """Return pydantic's location of an error as a key, the class that the key is of, and the tag that chose it."""
-    path: list[str] = []
-    annotation: Any = kind
-    tag = ""
-    for part in loc:
-        options = Options.of(annotation)
-        chosen = next((one for one in options.kinds if one.__name__ == part), None) if options else None
-        if options and options.tagged and chosen:
-            annotation = kind = chosen
-            words = [tags(kind, key) for key in options.tagged.keys if tags(kind, key)]
-            tag = f" {'.'.join(path)} {' '.join('/'.join(word) for word in words)}"
-            continue
-        if isinstance(part, int):
-            break
-        if options:
-            kind = options.kinds[0] if not options.tagged else kind
-            tag = tag if options.tagged or dataclasses.is_dataclass(annotation) else ""
-        path.append(part)
-        annotation = hints(kind).get(part)
-    return path, kind, tag
+def _none_of(value: Any, words: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(value), words, n=1, cutoff=0.5)
+    return f"{value!r} is not one of {', '.join(words)}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
 def _nearest_key(kind: type, tree: Any, path: Sequence[str], inner: type) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from senet.config.fields import NONE, BelowOne, Count, Positive, Text, YesNo, dataclass
+from senet.config.fields import BelowOne, Count, Positive, Text, YesNo, dataclass
 from senet.config.tagged import Tagged
 
 
@@ -67,7 +67,7 @@ class ResNet:
     preactivation: YesNo = False
     dropout: BelowOne = 0.0
     zero_init: YesNo = False  # the last BN of each branch starts at 0; not in the paper
-    se: Annotated[SE | None, NONE] = None
+    se: SE | None = None
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Fixed:
     """A network of a family whose only setting is SE."""
 
     family: Literal["bn_inception"]
-    se: Annotated[SqueezeExcitation | None, NONE] = None
+    se: SqueezeExcitation | None = None
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class InceptionResNetV2:
     blocks: tuple[Count, Count, Count] = (5, 20, 5)  # at 35x35, 17x17 and 8x8 pixels; published: 10, 20, 10
     dropout: BelowOne = 0.2
     smallest: ClassVar[int] = 75
-    se: Annotated[SqueezeExcitation | None, NONE] = None
+    se: SqueezeExcitation | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class VGG16:
     hidden: Count = 4096  # width of the two FC layers before the classifier
     dropout: BelowOne = 0.5  # behind each of them
     smallest: ClassVar[int] = 32
-    se: Annotated[SqueezeExcitation | None, NONE] = None
+    se: SqueezeExcitation | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class MobileNet:
 
     family: Literal["mobilenet"] = "mobilenet"
     width: Positive = 1.0
-    se: Annotated[MobileNetSE | None, NONE] = None
+    se: MobileNetSE | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class ShuffleNet:
 
     family: Literal["shufflenet"] = "shufflenet"
     groups: Literal[1, 2, 3, 4, 8] = 3
-    se: Annotated[ShuffleNetSE | None, NONE] = None
+    se: ShuffleNetSE | None = None
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class ShakeShake:
     blocks: Annotated[tuple[Count, ...], Field(min_length=1, max_length=4)] = (4, 4, 4)
     width: Count = 96  # of a branch of stage 2, or of each of its groups; each further stage doubles it
     backward: Literal["shake", "even"] = "shake"  # how the branches share the gradient: by another draw, or by halves
-    se: Annotated[ShakeShakeSE | None, NONE] = None
+    se: ShakeShakeSE | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from senet.config.fields import (
-    NONE,
     RGB,
     BelowOne,
     Count,
@@ -87,8 +86,8 @@ class Augment:
 class FolderAugment(Augment):
     """What only files can have done to them as well: it needs more than the pixels that the net sees."""
 
-    policy: Annotated[Annotated[Policy, Tagged(name="autoaugment")] | None, NONE] = None
-    grow: Annotated[Grow | None, NONE] = None
+    policy: Annotated[Policy, Tagged(name="autoaugment")] | None = None
+    grow: Grow | None = None
 
 
 @dataclass(frozen=True)
@@ -247,7 +246,7 @@ class ConstantWarmup:
 
 
 Warmup = LinearWarmup | ConstantWarmup
-OptionalWarmup = Annotated[Annotated[Warmup, Tagged(shape="linear")] | None, NONE]
+OptionalWarmup = Annotated[Warmup, Tagged(shape="linear")] | None
 
 
 @dataclass(frozen=True)
@@ -306,7 +305,7 @@ class BatchNorm:
     """How batch normalisation is trained; by default each rank gathers statistics from its own images."""
 
     sync: YesNo = False  # SyncBatchNorm: each batch's statistics are those of all ranks; needs GPUs
-    freeze: Annotated[Whole | None, NONE] = None  # epochs after which statistics and parameters stay as they are
+    freeze: Whole | None = None  # epochs after which statistics and parameters stay as they are
     recalibrate: Whole = 0  # steps on whose images statistics are computed anew when training ends
 
 
@@ -326,7 +325,7 @@ class Config:
     data: Annotated[Data, Tagged(set="folder")] = Folder()
     optim: OptimSetting = SGD()
     schedule: Annotated[Schedule, Tagged(shape="step")] = Step()
-    ema: Annotated[EMA | None, NONE] = None
+    ema: EMA | None = None
     bn: BatchNorm = BatchNorm()
     batch: Count = 1024  # global, over all ranks
     epochs: Whole = 100

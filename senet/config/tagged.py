@@ -1,7 +1,7 @@
 """Settings that are one of several classes: choosing the class, joining changes. Nothing in here knows of nets.
 
-A `Tagged` annotation names the keys that tell the classes apart: pydantic chooses a class by it, and so does `merge`
-when one file changes another.
+A `Tagged` annotation names the keys that tell the classes apart: a class is chosen by it, also by `merge` when one file
+changes another.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import typing
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import GetJsonSchemaHandler
+from pydantic_core import CoreSchema
 
 
 @functools.cache
@@ -43,21 +43,11 @@ class Tagged:
                 return {self.key: self.implied[key], **value}
         return value
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        choices = {kind.__name__: handler.generate_schema(kind) for kind in typing.get_args(source)}
-        options = Options(typing.get_args(source), self)
-        union = core_schema.tagged_union_schema(choices, discriminator=lambda value: _name(options, value))
-        return core_schema.no_info_before_validator_function(functools.partial(_check_tags, options), union)
-
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        made = handler(schema)
-        words = [value for choice in made["oneOf"] for value in _words(handler.resolve_ref_schema(choice), self.key)]
-        return {"anyOf": [*made["oneOf"], {"enum": list(dict.fromkeys(words))}]}
-
-
-def _words(choice: dict[str, Any], key: str) -> list[str]:
-    field = choice["properties"][key]
-    return field["enum"] if "enum" in field else [field["const"]]
+        choices = handler(schema)["anyOf"]
+        fields = [handler.resolve_ref_schema(choice)["properties"][self.key] for choice in choices]
+        words = [word for field in fields for word in field.get("enum", [field.get("const")])]
+        return {"anyOf": [*choices, {"enum": list(dict.fromkeys(words))}]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,15 +76,13 @@ class Options:
 
     def pick(self, value: Mapping[str, Any]) -> type | None:
         """Return the class that a mapping describes; None if one of its tags is unknown."""
-        kinds, _, _ = self._narrow(value)
+        kinds, _, _ = self.narrow(value)
         return kinds[0] if kinds else None
 
-    def unknown(self, value: Mapping[str, Any]) -> tuple[str, list[str]] | None:
-        """Return the first tag whose value is unknown and the values that it could have; None if all are known."""
-        kinds, key, words = self._narrow(value)
-        return None if kinds else (key, words)
-
-    def _narrow(self, value: Mapping[str, Any]) -> tuple[tuple[type, ...], str, list[str]]:
+    def narrow(self, value: Mapping[str, Any]) -> tuple[tuple[type, ...], str, list[str]]:
+        """Return the classes that a mapping may describe, the last tag asked for, and the values that it could have:
+        the first unknown one if there is no class.
+        """
         kinds, key, words = self.kinds, "", []
         for key, usual in self.tagged.keys.items() if self.tagged else ():
             words = list(dict.fromkeys(word for kind in kinds for word in tags(kind, key)))
@@ -104,23 +92,14 @@ class Options:
         return kinds, key, words
 
 
+def nullable(annotation: Any) -> bool:
+    """Return whether a setting may be left away, which is written null or none."""
+    return type(None) in typing.get_args(annotation)
+
+
 def tags(kind: type, key: str) -> tuple[str, ...]:
     """Return the values that a tag has in a class."""
     return typing.get_args(hints(kind).get(key))
-
-
-def _check_tags(options: Options, value: Any) -> Any:
-    value = options.mapping(value)
-    if isinstance(value, Mapping) and (unknown := options.unknown(value)):
-        raise PydanticCustomError("unknown_tag", "unknown", {"key": unknown[0], "known": unknown[1]})
-    if not isinstance(value, (Mapping, *options.kinds)):
-        raise PydanticCustomError("dataclass_type", "not a mapping")
-    return value
-
-
-def _name(options: Options, value: Any) -> str | None:
-    kind = options.pick(value) if isinstance(value, Mapping) else type(value)
-    return kind.__name__ if kind else None
 
 
 def merge(annotation: Any, base: Any, change: Any, inherit: bool = True) -> Any:
@@ -132,8 +111,10 @@ def merge(annotation: Any, base: Any, change: Any, inherit: bool = True) -> Any:
     options = Options.of(annotation)
     if options is None and isinstance(base, Mapping) and isinstance(change, Mapping):
         return {**base, **change}
-    if options is None or change is None or change == "none":
-        return None if options and change == "none" else change
+    if change == "none" and nullable(annotation):
+        return None
+    if options is None or change is None:
+        return change
     base = options.mapping(base)
     # What a key implies is for the whole change to say: another part of it may say otherwise.
     change = options.mapping(change) if inherit or isinstance(change, str) else change
