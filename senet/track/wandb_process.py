@@ -179,9 +179,8 @@ def _start(begin: dict[str, Any], inbox: Inbox, offline: bool) -> Any:
     try:
         # Its reports about itself go to the same server, and would hold up the end for ten seconds if that hangs.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        from wandb.sdk import wandb_setup
-
         import wandb
+        from wandb.sdk import wandb_setup
 
         known = wandb_setup.singleton().settings  # of the environment and of wandb's own files
         usual = {name: value for name, value in begin["usual"].items() if value and not getattr(known, name)}
