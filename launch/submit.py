@@ -104,6 +104,8 @@ def _job(args: argparse.Namespace, passed: list[str]) -> Job:
         [*args.overrides, *(["--data", args.data] if args.data else []), *passed],
     )
     flags = train.parse([args.config, "--out", str(args.out), *more])
+    if flags.init and not flags.init.startswith("timm:"):
+        more += ["--init", str(Path(flags.init).absolute())]
 
     variants = config.variants(args.config) if args.array else [args.config]
     if args.array and variants == [args.config]:

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from senet import config
+from senet.models import timm
+from senet.models.network import Staged
 from senet.models.se import SEBlock
 
-__all__ = ["SEBlock", "Summary", "build", "summary"]
+__all__ = ["SEBlock", "Summary", "build", "classifier", "parts", "summary"]
 
 
 FAMILIES = {
@@ -43,6 +45,20 @@ def build(net: config.Net, classes: int) -> nn.Module:
     made = getattr(module, FAMILIES[net.family])(net, classes)
     assert isinstance(made, nn.Module)
     return made
+
+
+def parts(net: nn.Module) -> dict[str | int, list[nn.Parameter]]:
+    """Return the parameters of a network's stem and of its stages, by their numbers in the paper."""
+    if not isinstance(net, Staged):
+        return timm.parts(net)
+    found: dict[str | int, list[nn.Parameter]] = {"stem": list(net.stem.parameters())}
+    found |= {int(name[-1]): list(stage.parameters()) for name, stage in net.stages.named_children()}
+    return {part: parameters for part, parameters in found.items() if parameters}
+
+
+def classifier(net: nn.Module) -> nn.Module:
+    """Return the last layer of a network."""
+    return net.fc if isinstance(net, Staged) else timm.classifier(net)
 
 
 @dataclass(frozen=True)

@@ -90,8 +90,6 @@ class BNInception(Staged):
                 layers.add_module(name, module)
                 channels = module.outputs
             self.stages.add_module(stage, layers)
+        self.last = nn.Identity()
         self.fc = nn.Linear(channels, classes)
         initialise(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.stages(self.stem(x)).mean((2, 3)))

@@ -88,6 +88,8 @@ def block_c(channels: int, se: nets.SqueezeExcitation | None, last: bool) -> Blo
 class InceptionResNetV2(Staged):
     """[N, 3, H, W] -> logits [N, classes], H and W at least 75."""
 
+    side = 299
+
     def __init__(self, net: nets.InceptionResNetV2, classes: int) -> None:
         super().__init__()
         self.stem = nn.Sequential(
@@ -124,6 +126,5 @@ class InceptionResNetV2(Staged):
         self.fc = nn.Linear(1536, classes)
         initialise(self)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.last(self.stages(self.stem(x)))
-        return self.fc(self.dropout(x.mean((2, 3))))
+    def pool(self, x: Tensor) -> Tensor:
+        return self.dropout(x.mean((2, 3)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from senet.config import nets
 from senet.models.layers import ConvBN, initialise, se_slot
@@ -51,8 +51,6 @@ class MobileNet(Staged):
                 units.append(Unit(channels, outputs, stride, net.se))
                 channels = outputs
             self.stages.add_module(stage, units)
+        self.last = nn.Identity()
         self.fc = nn.Linear(channels, classes)
         initialise(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.stages(self.stem(x)).mean((2, 3)))

@@ -176,7 +176,8 @@ class ResNet(Staged):
 
     def __init__(self, net: config.ResNet, classes: int) -> None:
         super().__init__()
-        self.small = isinstance(net.stem, config.CifarStem)  # images of 32x32 pixels
+        self.small = isinstance(net.stem, config.CifarStem)
+        self.side = 32 if self.small else 224
         self.stem = stem(net)
         block: type[Block] = PreactivationBlock if net.preactivation else Block
         channels = stem_width(net)
@@ -198,9 +199,8 @@ class ResNet(Staged):
         self.fc = nn.Linear(channels, classes)
         initialise(self, net.zero_init)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.last(self.stages(self.stem(x)))
-        return self.fc(self.dropout(x.mean((2, 3))))
+    def pool(self, x: Tensor) -> Tensor:
+        return self.dropout(x.mean((2, 3)))
 
 
 def initialise(module: nn.Module, zero_init: bool) -> None:

@@ -119,6 +119,7 @@ class ShakeShake(Staged):
     """
 
     small = True
+    side = 32
 
     def __init__(self, net: nets.ShakeBasic | nets.ShakeBottleneck, classes: int) -> None:
         super().__init__()
@@ -137,9 +138,6 @@ class ShakeShake(Staged):
                     units.append(BottleneckUnit(net, channels, stage, stride))
                     channels = 256 * 2**stage
             self.stages.add_module(f"stage{stage + 2}", units)
-        self.last: nn.Module = nn.ReLU() if basic else nn.Identity()
+        self.last = nn.ReLU() if basic else nn.Identity()
         self.fc = nn.Linear(channels, classes)
         initialise(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.last(self.stages(self.stem(x))).mean((2, 3)))

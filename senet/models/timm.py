@@ -73,6 +73,23 @@ def from_folder(folder: Path) -> nn.Module:
     return _create(f"local-dir:{folder}", pretrained=True)
 
 
+def parts(net: nn.Module) -> dict[str | int, list[nn.Parameter]]:
+    """Return the parameters of the stem and the stages of a model of timm, numbered from 2 as those of ResNets are."""
+    from timm.models import group_parameters
+
+    named = dict(net.named_parameters())
+    # The last group is the classifier with, in some models, what stands before it.
+    groups = list(group_parameters(net, net.group_matcher(coarse=True)).values())[:-1]  # type: ignore[operator]
+    return {1 + number if number else "stem": [named[name] for name in group] for number, group in enumerate(groups)}
+
+
+def classifier(net: nn.Module) -> nn.Module:
+    """Return the last layer of a model of timm."""
+    layer = net.get_classifier()  # type: ignore[operator]
+    assert isinstance(layer, nn.Module)
+    return layer
+
+
 def _create(name: str, **settings: Any) -> nn.Module:
     import timm
 

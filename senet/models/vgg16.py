@@ -19,6 +19,7 @@ class VGG16(Staged):
 
     def __init__(self, net: nets.VGG16, classes: int) -> None:
         super().__init__()
+        self.stem = nn.Identity()
         self.stages = nn.Sequential()
         channels = 3
         for stage, (width, count) in STAGES.items():
@@ -30,7 +31,7 @@ class VGG16(Staged):
                 channels = width
             layers.add_module("pool", nn.MaxPool2d(2))
             self.stages.add_module(stage, layers)
-        self.pool = nn.AdaptiveAvgPool2d(7)
+        self.last = nn.AdaptiveAvgPool2d(7)
         self.head = nn.Sequential(
             nn.Linear(channels * 49, net.hidden), nn.ReLU(), nn.Dropout(net.dropout),
             nn.Linear(net.hidden, net.hidden), nn.ReLU(), nn.Dropout(net.dropout),
@@ -42,5 +43,5 @@ class VGG16(Staged):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.head(self.pool(self.stages(x)).flatten(1)))
+    def pool(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(1))

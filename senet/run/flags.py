@@ -59,6 +59,11 @@ class Flags:
     overrides: tuple[str, ...]
     source: Source
     device: str
+    init: str | None = flag(
+        None,
+        "weights that a new run begins with: a file of any library, a checkpoint, a run folder or timm:NAME",
+        metavar="WEIGHTS",
+    )
     track: str = flag(
         "auto", f"none, auto (W&B if a login or WANDB_MODE is there), or names of {','.join(NAMED)}", type=trackers
     )

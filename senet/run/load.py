@@ -21,7 +21,7 @@ from senet.models.timm import released
 from senet.run import checkpoint
 from senet.system.run_folder import facts_of
 from senet.train.ema import averaged
-from senet.weights import Weights, read, recognise
+from senet.weights import Weights, check, read, recognise
 from senet.weights.files import IsCheckpoint
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class Trained:
     pixels: Mapping[str, Any] | None = None  # how the validation pixels of its training were made; None if unknown
     average: bool | None = None  # whether it is the average of the weights; None if there is nothing to choose from
     execution: Execution = field(default_factory=Execution)  # the layout that it was trained in; never compiled
+    certain: bool = True  # whether all settings of the net are known, and none was guessed
 
 
 def load(what: str, weights: Path | None = None, verify: bool = True, ema: bool | None = None) -> Trained:
@@ -45,7 +46,7 @@ def load(what: str, weights: Path | None = None, verify: bool = True, ema: bool 
     `senet.weights` knows, or of `timm:NAME`, whose weights are downloaded or those of the file `weights`.
 
     A checkpoint that has no checksum, or does not fit it, is refused unless told not to `verify`. An average of the
-    weights is taken if the checkpoint holds one, unless `ema` is False. Raises UsageError if there is no such thing or
+    weights is taken if there is one, unless `ema` is False. Raises UsageError if there is no such thing or
     it is not valid.
     """
     if what.startswith("timm:"):
@@ -58,7 +59,10 @@ def load(what: str, weights: Path | None = None, verify: bool = True, ema: bool 
     path = checkpoint.locate(Path(what))
     if not facts_of(path):
         with contextlib.suppress(IsCheckpoint):
-            return of_weights(read(path), str(path))
+            found = read(path, averaged=ema is not False)
+            if ema and not found.averaged:
+                raise UsageError(f"{path}: holds no average of weights; leave --ema out")
+            return of_weights(found, str(path))
     return _of_checkpoint(path, verify, ema)
 
 
@@ -72,7 +76,8 @@ def of_weights(weights: Weights, origin: str) -> Trained:
     title = weights.library.title if weights.library else "this project"
     classes = weights.classes or _imagenet(weights.labels)
     kind = "averaged weights" if weights.averaged else "weights"
-    return Trained(net, settings, f"{origin}, {kind} in the names of {title}", classes)
+    certain = weights.library is not None or weights.config is not None  # bare shapes do not tell where blocks stride
+    return Trained(net, settings, f"{origin}, {kind} in the names of {title}", classes, certain=certain)
 
 
 def native(trained: Trained) -> Trained:
@@ -99,7 +104,9 @@ def _of_checkpoint(path: Path, verify: bool, ema: bool | None) -> Trained:
     if ema and average is None:
         raise UsageError(f"{path}: holds no average of the weights: its run was without `ema`; leave --ema out")
     chosen = None if average is None else ema is not False
-    net.load_state_dict(average if average is not None and chosen else payload.net)
+    state = average if average is not None and chosen else payload.net
+    check(state, net.state_dict(), str(path))
+    net.load_state_dict(state)
     execution = Execution(layout=payload.execution["layout"])  # compilation takes longer than an evaluation
     classes = tuple(payload.pixels.get("classes", ()))
     which = {None: "", True: ", average of the weights", False: ", without the average of the weights"}[chosen]

@@ -9,11 +9,13 @@ import time
 from dataclasses import astuple
 from typing import Any
 
+from torch import nn
+
 from senet import distributed
 from senet.config import Config
 from senet.data.source import list_images, train_loader, val_loader
 from senet.errors import DiskError, RunError, UsageError, explain
-from senet.run import changes, preflight, provenance, status, step_plan
+from senet.run import changes, initial, preflight, provenance, status, step_plan
 from senet.run.flags import Flags, execution
 from senet.run.keeper import Keeper
 from senet.run.report import Report
@@ -28,8 +30,10 @@ from senet.system.run_folder import RunFolder
 from senet.track.tracker import Stage
 from senet.train.ema import EMA
 from senet.train.evaluate import evaluate
+from senet.train.finetune import Frozen
 from senet.train.hooks import Faults, HookList, Hooks
 from senet.train.ledger import Ledger
+from senet.train.optimiser import learning_rate
 from senet.train.stragglers import StepTimer, StragglerDetector, Times
 from senet.train.trainer import DTYPES, Trainer
 
@@ -81,10 +85,11 @@ class Run:
         self.timer = StepTimer() if world.size > 1 else None
         self.stragglers = StragglerDetector(hosts)
         hooks: list[Hooks] = [self.watchdog, Faults(), Ledger(world.rank, world.size * self.loader.accumulation_steps)]
-        hooks += [self.timer] if self.timer else []
+        hooks += [Frozen(), *([self.timer] if self.timer else [])]
         self.ema = EMA(config.ema) if config.ema else None
         hooks += [self.ema] if self.ema else []
-        self.trainer = Trainer.build(config, world, self.plan.execution, HookList(*hooks))
+        self.began = ""  # what it begins with, if it is new
+        self.trainer = Trainer.build(config, world, self.plan.execution, HookList(*hooks), self._start)
         self.state = State(self.trainer, self.loader.steps)
         fingerprints = self.loader.fingerprint, self.val.fingerprint
         self.keeper = Keeper(self.folder, flags, self.state, fingerprints, self.val.description)
@@ -128,6 +133,11 @@ class Run:
         finally:
             self._close()
 
+    def _start(self, net: nn.Module) -> None:
+        """Fill a fresh net with the weights of --init, unless checkpoints will."""
+        if self.flags.init and not self.world.broadcast_object(bool(self.folder.checkpoints.newest_first())):
+            self.began = initial.begin(net, self.config, self.loader.classes, self.flags.init)
+
     def _begin(self, resumed: bool) -> None:
         """Open everything that outlives an epoch, and say what is about to happen."""
         flags, state = self.flags, self.state
@@ -156,6 +166,9 @@ class Run:
                 self._record("event", changed="; ".join(self.keeper.changed))
             self._write_status("running")
         else:
+            if self.began:
+                log.info(self.began)
+                self._record("event", init=self.began)
             self._save({})
         self.report.voice.gather()
 
@@ -368,7 +381,7 @@ class Run:
             state.total.sums += sums
         values: dict[str, Any] = state.interval.read(sums)
         values |= clock.end_interval(state.global_step, self.config.batch, self.loader.waited)
-        values["learning_rate"] = self.trainer.optimiser.param_groups[0]["lr"]
+        values["learning_rate"] = learning_rate(self.trainer.optimiser)
         position = (state.epoch + 1, state.global_step)
         epochs, steps = self.config.epochs, self.loader.steps
         left = clock.left(epochs * steps - state.global_step, epochs - state.epoch, self.validation_seconds)

@@ -20,7 +20,7 @@ from senet.config import SGD, Adam, OptimSetting
 from senet.data.loader import Batch
 from senet.errors import UsageError
 from senet.train.meter import Meter
-from senet.train.optimiser import set_learning_rate
+from senet.train.optimiser import learning_rate, set_learning_rate
 
 WARM_UP = 3  # steps before recording, in which libraries choose their algorithms and allocate what they keep
 
@@ -75,7 +75,7 @@ class GraphedStep:
             for fixed, given in zip(self.batch, batch, strict=True):
                 if isinstance(fixed, Tensor) and isinstance(given, Tensor):
                     fixed.copy_(given, non_blocking=True)
-            self.rate.fill_(self.optimiser.param_groups[0]["lr"])
+            self.rate.fill_(learning_rate(self.optimiser))
             result = self.run().clone()  # the next replay overwrites its own
         return result
 
@@ -134,7 +134,7 @@ class GraphedStep:
         """While the step runs, the optimiser reads its learning rate from the device; before and after it is the number
         that others read.
         """
-        rate = self.optimiser.param_groups[0]["lr"]
+        rate = learning_rate(self.optimiser)
         set_learning_rate(self.optimiser, self.rate)
         try:
             yield

@@ -79,6 +79,8 @@ def parameter_groups(net: nn.Module, settings: config.Optim) -> list[dict[str, A
     spared: list[nn.Parameter] = []
     for module in net.modules():
         for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
             is_norm_or_bias = isinstance(module, NORMS) or name == "bias"
             (spared if is_norm_or_bias and not settings.decay_norm_and_bias else decayed).append(parameter)
     groups = ((decayed, settings.weight_decay), (spared, 0.0))
@@ -98,6 +100,14 @@ def in_parameters_layout(optimiser: Optimizer) -> None:
 
 
 def set_learning_rate(optimiser: Optimizer, lr: float | Tensor) -> None:
-    """Set the learning rate of every parameter group: a number, or a tensor that a CUDA graph reads."""
+    """Set the learning rate: a number, or a tensor that a CUDA graph reads. A group with an `lr_scale` has so many
+    times that rate.
+    """
     for group in optimiser.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"] if "lr_scale" in group else lr
+
+
+def learning_rate(optimiser: Optimizer) -> Any:
+    """Return the learning rate that was set."""
+    group = optimiser.param_groups[0]
+    return group["lr"] / group.get("lr_scale", 1.0)

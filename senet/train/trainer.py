@@ -21,6 +21,7 @@ from senet.distributed import World
 from senet.execution.execution import Execution, prepare
 from senet.train.batchnorm import BatchNormStats, synchronised
 from senet.train.cuda_graph import GraphedStep
+from senet.train.finetune import freeze, scale_head
 from senet.train.hooks import Hooks
 from senet.train.meter import Meter
 from senet.train.nonfinite import NonFiniteGuard
@@ -64,18 +65,29 @@ class Trainer:
         self.hooks.attach(self)
 
     @classmethod
-    def build(cls, config: Config, world: World, execution: Execution, hooks: Hooks | None = None) -> Trainer:
-        """Return the trainer of a fresh net, which depends on `config.seed` alone: built on the rank's device, computed
-        as `execution` says, wrapped in DDP if there are several ranks.
+    def build(
+        cls,
+        config: Config,
+        world: World,
+        execution: Execution,
+        hooks: Hooks | None = None,
+        start: Callable[[nn.Module], object] = lambda net: None,
+    ) -> Trainer:
+        """Return the trainer of a fresh net, which depends on `config.seed` alone and on the weights that `start` puts
+        into it: on the rank's device, computed as `execution` says, wrapped in DDP if there are several ranks.
 
         Raises UsageError for a setting that the net or the machine cannot follow.
         """
         torch.manual_seed(config.seed)
-        net = models.build(config.net, config.data.classes).to(world.device)
+        net = models.build(config.net, config.data.classes)
+        start(net)
+        freeze(net, config.finetune.freeze)
+        net.to(world.device)
         if config.bn.sync:
             net = synchronised(net, world)
         model = world.distribute(prepare(net, execution), config.compress)
-        return cls(config, world, model, build_optimiser(net, config.optim), execution, hooks)
+        optimiser = scale_head(build_optimiser(net, config.optim), net, config.finetune.head_lr)
+        return cls(config, world, model, optimiser, execution, hooks)
 
     def steps(self, loader: TrainLoader, epoch: int, first: int, meter: Meter) -> Iterator[int]:
         """Train on what is left of an epoch from step `first`, yielding after each step how many are done."""
