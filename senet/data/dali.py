@@ -8,7 +8,7 @@ pipeline for good).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
@@ -23,11 +23,13 @@ from nvidia.dali import fn, pipeline_def, types
 from nvidia.dali.auto_aug import augmentations
 from nvidia.dali.auto_aug.core import augmentation, signed_bin
 from nvidia.dali.auto_aug.core._select import select
+from torch import Tensor
 
 from senet.data.loader import BadImages, Raw
 from senet.data.philox import Ints
 from senet.data.pixels import decode, head, uncompressed
 from senet.data.policy import BINS, FILL, OPERATIONS, SIGNED, levels, operations
+from senet.data.resize import Buffers, Pixels, Resize
 from senet.data.sampler import NUMBER, ValSampler
 from senet.data.samples import Samples
 from senet.errors import RunError, UsageError
@@ -60,10 +62,14 @@ class Dali:
         if self.on_gpu:  # with the pixels that the CPU makes: otherwise colours are spread in another way
             more = {"device": "mixed", "jpeg_fancy_upsampling": True, "hw_decoder_load": hw_decoder_load}
             self.decoder |= more
+        # On the CPU torch resizes what DALI decodes: in less time, and to PIL's pixels. A policy needs DALI's images.
+        cpu = not self.on_gpu and (samples.data.augment.policy is None or not samples.training)
+        self.resize = Resize(samples.data.interpolation) if cpu else None
+        self.buffers = Buffers()
         self.readers = ThreadPoolExecutor(workers, thread_name_prefix="reader")
         self.pipe: Any = None
         self.asked = 0  # number of the batch that the pipeline asks for next
-        self.pending: deque[tuple[int, Ints]] = deque()  # batches inside the pipeline: their number and keys
+        self.pending: deque[tuple[int, Ints, Ints]] = deque()  # batches inside the pipeline: number, keys, sizes [b, 2]
         self.suspects: set[int] = set()  # images that killed a pipeline: tried alone from then on
 
     @property
@@ -85,15 +91,40 @@ class Dali:
             except RuntimeError as error:
                 self._find_bad(error)
                 continue
-            number, keys = self.pending.popleft()
+            number, keys, sizes = self.pending.popleft()
             while not len(keys):
-                number, keys = self.pending.popleft()
+                number, keys, sizes = self.pending.popleft()
             at = number + 1
             if number >= first + count:  # all that was left is empty
                 self.pipe = None
                 return
-            tensor = torch.utils.dlpack.from_dlpack(pixels.as_tensor())  # keeps DALI from using the buffer again
+            if self.resize is None:
+                tensor = torch.utils.dlpack.from_dlpack(pixels.as_tensor())  # keeps DALI from using the buffer again
+            else:
+                tensor = self._resized(self.resize, number, keys, sizes, pixels)
             yield Raw(tensor, torch.from_numpy(self.samples.labels(keys)), self.samples.sampler.epoch(number), keys)
+
+    def _resized(self, resize: Resize, number: int, keys: Ints, sizes: Ints, decoded: Any) -> Tensor:
+        """Return pixels [b, crop, crop, 3] of decoded images: in training only their boxes were decoded."""
+        crop, images = self.samples.crop(number), [torch.utils.dlpack.from_dlpack(image) for image in decoded]
+        pixels = self.buffers.take(len(keys), crop, crop, 3)
+        targets = pixels.permute(0, 3, 1, 2).split(1)
+        if self.samples.training:
+            flips = self.samples.random_crop(number, keys, sizes).flips.tolist()
+
+            def make(row: int) -> None:
+                image = Pixels.of(images[row])
+                resize.crop(image, (0, 0, image.height, image.width), flips[row], targets[row])
+        else:
+            shapes, corners = (part.tolist() for part in self.samples.centre_crop(sizes))
+
+            def make(row: int) -> None:
+                resize.centre(Pixels.of(images[row]), shapes[row], corners[row], targets[row])
+
+        parts = np.array_split(np.arange(len(keys)), self.workers)
+        for _ in self.readers.map(lambda rows: list(map(make, rows)), parts):
+            pass
+        return pixels
 
     def close(self) -> None:
         self.pipe = None
@@ -117,15 +148,15 @@ class Dali:
     def _pipeline(self, source: Any, **settings: Any) -> Any:
         settings["device_id"] = self.device.index if self.on_gpu else None
         data, training = self.samples.data, self.samples.training
-        # On the CPU DALI normalises in passing; a GPU is sent bytes.
-        plain = self.device.type == "cpu" and not (training and data.augment.active)
-        end = partial(_normalise, mean=data.mean, std=data.std) if plain else _as_bytes
-        settings |= {"decoder": self.decoder, "interpolation": INTERPOLATIONS[data.interpolation]}
+        settings |= {"decoder": self.decoder}
+        if self.resize:
+            return (_slice_pipeline if training else _decode_pipeline)(source, **settings)
+        settings |= {"interpolation": INTERPOLATIONS[data.interpolation]}
         if not training:
-            return _val_pipeline(source, data.crop, end, **settings)
+            return _val_pipeline(source, data.crop, **settings)
         policy = data.augment.policy
         if policy is None:
-            return _train_pipeline(source, end, **settings)
+            return _train_pipeline(source, **settings)
         return _policy_pipeline(source, policy.name, operations(policy), **settings)
 
     def _next(self) -> tuple[list[Any], ...]:
@@ -134,22 +165,26 @@ class Dali:
         for _ in range(len(sampler.batches) + 1 if isinstance(sampler, ValSampler) else 1):
             number, self.asked = self.asked, self.asked + 1
             keys, files = self.samples.fill(number, partial(self._load, number), self.bad)
-            self.pending.append((number, keys))
+            sizes = np.array([file.size for file in files], np.int64).reshape(-1, 2)
+            self.pending.append((number, keys, sizes))
             if files:
-                return self._arguments(number, keys, files)
+                return self._arguments(number, keys, files, sizes)
         raise StopIteration
 
-    def _arguments(self, number: int, keys: Ints, files: list[File]) -> tuple[list[Any], ...]:
+    def _arguments(self, number: int, keys: Ints, files: list[File], sizes: Ints) -> tuple[list[Any], ...]:
         """Return the contents of files and boxes; in training the ends of the resize, sides and what a policy chose, in
         validation sizes and corners.
         """
         contents = [np.frombuffer(file.content, np.uint8) for file in files]
-        sizes = np.array([file.size for file in files], np.int64)
         if not self.samples.training:
+            if self.resize:
+                return (contents,)
             resized, corners = self.samples.centre_crop(sizes)
             return contents, list(resized.astype(np.float32)), list(corners.astype(np.int32))
         taken = self.samples.random_crop(number, keys, sizes)
         boxes = taken.boxes.astype(np.int32)
+        if self.resize:
+            return contents, list(boxes[:, :2]), list(boxes[:, 2:])
         side = np.full(2, self.samples.crop(number), np.float32)
         # A resize from the right end to the left one flips at no cost.
         low, high = np.zeros((len(files), 2), np.float32), taken.boxes[:, 2:].astype(np.float32)
@@ -187,7 +222,7 @@ class Dali:
         """
         self.pipe = None
         before = len(self.suspects)
-        for number, keys in self.pending:
+        for number, keys, _ in self.pending:
             read = [(key, file) for key, (file, _) in zip(keys, self._read_all(keys), strict=True) if file]
             self.suspects.update(int(key) & NUMBER for key in self._undecodable(number, read))
         self.pending.clear()
@@ -210,7 +245,7 @@ class Dali:
         that resumes knows of no earlier epoch.
         """
         keys, files = zip(*read, strict=True)
-        arguments = self._arguments(number, np.array(keys), list(files))
+        arguments = self._arguments(number, np.array(keys), list(files), np.array([file.size for file in files]))
         threads = min(self.workers, len(files))
         try:
             self._pipeline(lambda: arguments, batch_size=len(files), num_threads=threads, **ALONE).run()
@@ -258,9 +293,20 @@ def _reason(error: Exception) -> str:
 
 
 @pipeline_def
-def _train_pipeline(source: Any, end: Callable[[Any], Any], decoder: Decoder, interpolation: Any) -> Any:
+def _decode_pipeline(source: Any, decoder: Decoder) -> Any:
+    (content,) = fn.external_source(source=source, num_outputs=1, batch=True)
+    return fn.decoders.image(content, **decoder)
+
+
+@pipeline_def
+def _slice_pipeline(source: Any, decoder: Decoder) -> Any:
+    return _slice(decoder, *fn.external_source(source=source, num_outputs=3, batch=True))
+
+
+@pipeline_def
+def _train_pipeline(source: Any, decoder: Decoder, interpolation: Any) -> Any:
     fed = fn.external_source(source=source, num_outputs=6, batch=True)
-    return end(_train_image(decoder, interpolation, *fed))
+    return _train_image(decoder, interpolation, *fed)
 
 
 @pipeline_def(enable_conditionals=True)
@@ -303,23 +349,18 @@ def _operations(policy: str) -> list[Any]:
 def _train_image(
     decoder: Decoder, interpolation: Any, content: Any, corner: Any, shape: Any, low: Any, high: Any, side: Any
 ) -> Any:
-    pixels: dict[str, Any] = {"axes": (0, 1), "normalized_anchor": False, "normalized_shape": False}
-    image = fn.decoders.image_slice(content, corner, shape, **pixels, **decoder)
+    image = _slice(decoder, content, corner, shape)
     return fn.resize(image, size=side, roi_start=low, roi_end=high, interp_type=interpolation, antialias=True)
 
 
-def _as_bytes(image: Any) -> Any:
-    return image
-
-
-def _normalise(image: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> Any:
-    scaled: dict[str, Any] = {"mean": [255 * part for part in mean], "std": [255 * part for part in std]}
-    return fn.crop_mirror_normalize(image, dtype=types.FLOAT, output_layout="HWC", **scaled)
+def _slice(decoder: Decoder, content: Any, corner: Any, shape: Any) -> Any:
+    pixels: dict[str, Any] = {"axes": (0, 1), "normalized_anchor": False, "normalized_shape": False}
+    return fn.decoders.image_slice(content, corner, shape, **pixels, **decoder)
 
 
 @pipeline_def
-def _val_pipeline(source: Any, crop: int, end: Callable[[Any], Any], decoder: Decoder, interpolation: Any) -> Any:
+def _val_pipeline(source: Any, crop: int, decoder: Decoder, interpolation: Any) -> Any:
     content, shape, corner = fn.external_source(source=source, num_outputs=3, batch=True)
     image = fn.decoders.image(content, **decoder)
     image = fn.resize(image, size=shape, interp_type=interpolation, antialias=True)
-    return end(fn.slice(image, start=corner, shape=(crop, crop), axes=(0, 1)))
+    return fn.slice(image, start=corner, shape=(crop, crop), axes=(0, 1))

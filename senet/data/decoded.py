@@ -1,7 +1,7 @@
-"""Images whose pixels are stored as they are (PPM in shards), and others decoded by PIL, resized by torch.
+"""Images whose pixels are stored as they are (PPM in shards), and others decoded by PIL.
 
-A crop is a view of the mapped file; torch's antialiased resize of bytes, which is vectorised and computes as PIL's,
-writes it into the batch. A mapped file that is cut, or cannot be read any more, ends the process (SIGBUS).
+A crop is a view of the mapped file, resized into the batch. A mapped file that is cut while it is read, or cannot be
+read any more, ends the process (SIGBUS).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import mmap
 import os
 import warnings
-import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -25,42 +23,13 @@ from senet.data.loader import BadImages, Raw
 from senet.data.philox import Ints
 from senet.data.pixels import decode, head
 from senet.data.policy import Operations
+from senet.data.resize import Buffers, Pixels, Resize
 from senet.data.sampler import NUMBER
 from senet.data.samples import Samples
 from senet.data.storage.archives import Archives
 
 PART = 64  # images that a thread makes in one go: fewer, and drawing their boxes would count
-RESIZE = {"bilinear": torch.ops.aten._upsample_bilinear2d_aa, "bicubic": torch.ops.aten._upsample_bicubic2d_aa}
 Failures = dict[int, str]  # by row of a batch: why its image cannot be decoded
-
-
-class Stored(NamedTuple):
-    """Pixels [height, width, 3] in memory, uint8, from `start` on."""
-
-    memory: Tensor
-    start: int
-    height: int
-    width: int
-
-
-class Buffers:
-    """Memory for batches on the host, used again when no tensor is in it any more: fresh memory costs a page fault for
-    each of its 4 kB, which takes longer than to fill it.
-    """
-
-    def __init__(self) -> None:
-        self.free: list[NDArray[np.uint8]] = []
-
-    def take(self, *shape: int) -> Tensor:
-        """Return a tensor of bytes, of any content."""
-        while self.free:
-            if (array := self.free.pop()).shape == shape:
-                break
-        else:
-            array = np.empty(shape, np.uint8)
-        lent = array.view()  # lives as long as a tensor is in it
-        weakref.finalize(lent, self.free.append, array).atexit = False
-        return torch.from_numpy(lent)
 
 
 class Making(NamedTuple):
@@ -82,7 +51,7 @@ class Decoded:
         self.samples, self.bad, self.pinned = samples, bad, device.type == "cuda"
         assert isinstance(samples.index.storage, Archives)
         self.storage = samples.index.storage
-        self.resize = RESIZE[samples.data.interpolation]
+        self.resize = Resize(samples.data.interpolation)
         self.operations = Operations(samples.data.augment.policy)
         self.threads = ThreadPoolExecutor(workers, thread_name_prefix="pixels")
         self.ahead = 1 + -(-workers * PART // samples.sampler.largest)  # batches that keep all threads busy
@@ -138,7 +107,7 @@ class Decoded:
     def _make(self, number: int, keys: Ints, pixels: Tensor, rows: slice) -> Failures:
         """Make the images `keys` of a batch. Raises RunError for a file that cannot be read."""
         failures: Failures = {}
-        found: list[tuple[int, Stored]] = []
+        found: list[tuple[int, Pixels]] = []
         for row, key in enumerate(keys.tolist()):
             try:
                 found.append((row, self._stored(key)))
@@ -150,7 +119,7 @@ class Decoded:
             self._resize(number, keys[list(rows_found)], images, [targets[row] for row in rows_found])
         return failures
 
-    def _stored(self, key: int) -> Stored:
+    def _stored(self, key: int) -> Pixels:
         """Return an image, decoded if it has to be. Raises ValueError, OSError or SyntaxError if it cannot be."""
         image = key & NUMBER
         height, width = self.storage.columns["shapes"][image].tolist()
@@ -162,35 +131,25 @@ class Decoded:
                     memory = self.maps[number] = _mapped(self.storage.files[number])
             if len(memory) < start + size:
                 raise ValueError(f"the archive ends before its {size} bytes")
-            return Stored(memory, start + size - 3 * height * width, height, width)
+            return Pixels(memory, start + size - 3 * height * width, height, width)
         content = self.samples.read(key)
         head(content)  # says why not, if it cannot be decoded
-        array = np.array(decode(content))
-        return Stored(torch.from_numpy(array).view(-1), 0, *array.shape[:2])
+        return Pixels.of(torch.from_numpy(np.array(decode(content))))
 
-    def _resize(self, number: int, keys: Ints, images: Sequence[Stored], targets: list[Tensor]) -> None:
+    def _resize(self, number: int, keys: Ints, images: Sequence[Pixels], targets: list[Tensor]) -> None:
         """Crop, flip and resize `images` into `targets`, each [1, 3, crop, crop] and channels_last."""
         sizes = np.array([image[2:] for image in images], np.int64)
-        crop, operations = self.samples.crop(number), self.samples.choose(number, keys)
+        operations = self.samples.choose(number, keys)
         if self.samples.training:
             taken = self.samples.random_crop(number, keys, sizes)
-            boxes, flips = taken.boxes.tolist(), taken.flips.tolist()
-            resized = None
+            for image, box, flip, out in zip(images, taken.boxes.tolist(), taken.flips.tolist(), targets, strict=True):
+                self.resize.crop(image, box, flip, out)
         else:
-            boxes, flips = [[0, 0, image.height, image.width] for image in images], [0] * len(images)
             resized, corners = (part.tolist() for part in self.samples.centre_crop(sizes))
-        for row, (image, out) in enumerate(zip(images, targets, strict=True)):
-            (y, x, h, w), line = boxes[row], 3 * image.width
-            view = image.memory.as_strided((1, 3, h, w), (h * line, 1, line, 3), image.start + y * line + 3 * x)
-            if flips[row]:
-                view = view.flip(3)
-            if resized is None:
-                self.resize.out(view, [crop, crop], False, None, None, out=out)
-            else:
-                (down, right), size = corners[row], resized[row]
-                whole = view if size == [h, w] else self.resize(view, size, False, None, None)
-                out.copy_(whole[:, :, down : down + crop, right : right + crop])
-            if operations is not None:
+            for image, size, corner, out in zip(images, resized, corners, targets, strict=True):
+                self.resize.centre(image, size, corner, out)
+        if operations is not None:
+            for row, out in enumerate(targets):
                 picture = out[0].permute(1, 2, 0)
                 changed = self.operations(Image.fromarray(picture.numpy()), operations, row)
                 picture.copy_(torch.from_numpy(np.array(changed)))

@@ -8,12 +8,16 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from senet.config import Data, Folder
 from senet.data.augment import Augmentation, AugmentParams, neighbours
 from senet.data.loader import AHEAD, Batch, Raw
+from senet.data.resize import Buffers
+
+CACHED = 1 << 18  # numbers
 
 
 class DevicePipeline:
@@ -40,6 +44,7 @@ class DevicePipeline:
         self.scale = 1 / (255 * torch.tensor(data.std, device=device))
         self.shift = -torch.tensor(data.mean, device=device) / torch.tensor(data.std, device=device)
         self.stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
+        self.buffers = Buffers(np.float32)
         self.waited = 0.0
 
     def __call__(self, source: Callable[[], Iterable[Raw]]) -> Generator[Batch, None, None]:
@@ -111,15 +116,13 @@ class DevicePipeline:
     def finish(self, raw: Raw, params: AugmentParams) -> Batch:
         """Move a raw batch to the device, augment and normalise it."""
         labels = raw.labels.to(self.device, torch.int64, non_blocking=True)
-        if raw.pixels.is_floating_point():
-            return Batch(self._rounded(raw.pixels.permute(0, 3, 1, 2)), labels, keys=raw.keys)
         pixels = raw.pixels.to(self.device, non_blocking=True)
         if self.augmentation is None and pixels.is_cuda:  # from bytes to the end in one pass
             images = torch.empty_like(pixels.permute(0, 3, 1, 2), dtype=self.dtype, memory_format=self.memory_format)
             return Batch(self._normalise(pixels, images.permute(0, 2, 3, 1)), labels, keys=raw.keys)
-        pixels = pixels.float()
         if self.augmentation is None:
-            return Batch(self._rounded(self._normalise(pixels, pixels)), labels, keys=raw.keys)
+            return Batch(self._rounded(self._normalise_on_host(pixels)), labels, keys=raw.keys)
+        pixels = pixels.float()
         params = params.to(self.device)
         pixels = self.augmentation.change(pixels, params)
         images = self._rounded(self.augmentation.mix(self._normalise(pixels, pixels), params))
@@ -135,6 +138,14 @@ class DevicePipeline:
         else:
             torch.addcmul(self.shift, pixels, self.scale, out=out)
         return out.permute(0, 3, 1, 2)
+
+    def _normalise_on_host(self, pixels: Tensor) -> Tensor:
+        """Normalise bytes [b, H, W, 3]; returns floats [b, 3, H, W]. A few images at a time: they stay in the cache."""
+        images = self.buffers.take(*pixels.shape)
+        few = max(1, CACHED // pixels[0].numel())
+        for part, out in zip(pixels.split(few), images.split(few), strict=True):
+            self._normalise(out.copy_(part), out)
+        return images.permute(0, 3, 1, 2)
 
     def _rounded(self, images: Tensor) -> Tensor:
         """Return [b, 3, H, W] in the net's dtype and memory format: a copy, or none if they are in both already."""

@@ -24,9 +24,7 @@ class Batch(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """What a backend makes, on the host or the device: uint8 pixels [b, H, W, 3], or float32 when it has normalised
-    them; labels [b].
-    """
+    """What a backend makes, on the host or the device: uint8 pixels [b, H, W, 3], labels [b]."""
 
     pixels: Tensor
     labels: Tensor

@@ -1,4 +1,4 @@
-"""Image files through PIL and torch's DataLoader, as torchvision decodes them: the backend if there is no DALI."""
+"""Image files decoded by PIL, as torchvision does it, in torch's DataLoader: the backend if there is no DALI."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -16,11 +17,13 @@ from senet.data.loader import BadImages, Raw
 from senet.data.philox import Ints
 from senet.data.pixels import Head, decode, head
 from senet.data.policy import Operations
+from senet.data.resize import Pixels, Resize
 from senet.data.samples import Samples
 from senet.errors import RunError
 from senet.system.processes import end_with_parent, fork_server
 
 T = TypeVar("T")
+Picture = NDArray[np.uint8]  # [crop, crop, 3]
 Made = tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, str]]  # pixels, labels, keys, undecodable
 
 
@@ -40,17 +43,17 @@ class Batches(Dataset[Made]):
         if get_worker_info() is not None:
             pixels.share_memory_()  # made where the trainer reads it, not copied there
         for target, image in zip(pixels.numpy(), images, strict=True):
-            target[:] = np.asarray(image)
+            target[:] = image
         new = dict(list(self.bad.items())[known:])
         return pixels, torch.from_numpy(self.samples.labels(keys)), torch.from_numpy(keys), new
 
-    def _load(self, number: int, keys: Ints) -> list[Image.Image | None]:
+    def _load(self, number: int, keys: Ints) -> list[Picture | None]:
         """Make images one after the other, so that no more than one large one is open."""
         files = [self._try(key, self._read, key) for key in keys]
         good = [position for position, file in enumerate(files) if file is not None]
         sizes = np.array([file[1][:2] for file in files if file is not None], np.int64).reshape(-1, 2)
         finish = self._finisher(number, keys[good], sizes)
-        images: list[Image.Image | None] = [None] * len(keys)
+        images: list[Picture | None] = [None] * len(keys)
         for row, position in enumerate(good):
             content = files[position][0]  # type: ignore[index]
             images[position] = self._try(keys[position], lambda row, file: finish(row, decode(file)), row, content)
@@ -69,28 +72,38 @@ class Batches(Dataset[Made]):
                 self.bad[path] = str(error) or type(error).__name__
         return None
 
-    def _finisher(self, number: int, keys: Ints, sizes: Ints) -> Callable[[int, Image.Image], Image.Image]:
+    def _finisher(self, number: int, keys: Ints, sizes: Ints) -> Callable[[int, Image.Image], Picture]:
         """Return what makes the image in a row of `keys` [b] and `sizes` [b, 2] into one of the batch."""
-        crop, how = self.samples.crop(number), Image.Resampling[self.samples.data.interpolation.upper()]
-        if not self.samples.training:
-            resized, corners = self.samples.centre_crop(sizes)
+        crop, resize = self.samples.crop(number), Resize(self.samples.data.interpolation)
 
-            def centre(row: int, image: Image.Image) -> Image.Image:
-                (h, w), (y, x) = resized[row], corners[row]
-                return image.resize((w, h), how).crop((x, y, x + crop, y + crop))
+        def blank() -> torch.Tensor:
+            return torch.empty((1, 3, crop, crop), dtype=torch.uint8, memory_format=torch.channels_last)
+
+        if not self.samples.training:
+            resized, corners = (part.tolist() for part in self.samples.centre_crop(sizes))
+
+            def centre(row: int, image: Image.Image) -> Picture:
+                resize.centre(Pixels.of(torch.from_numpy(np.array(image))), resized[row], corners[row], out := blank())
+                return _picture(out)
 
             return centre
         taken, choice = self.samples.random_crop(number, keys, sizes), self.samples.choose(number, keys)
 
-        def random(row: int, image: Image.Image) -> Image.Image:
-            y, x, h, w = taken.boxes[row]
-            # Crop first: PIL's resize with a box would let pixels outside it bleed in.
-            image = image.crop((x, y, x + w, y + h)).resize((crop, crop), how)
-            if taken.flips[row]:
-                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            return image if choice is None else self.operations(image, choice, row)
+        def random(row: int, image: Image.Image) -> Picture:
+            y, x, h, w = taken.boxes[row].tolist()
+            part = torch.from_numpy(np.array(image.crop((x, y, x + w, y + h))))
+            resize.crop(Pixels.of(part), (0, 0, h, w), bool(taken.flips[row]), out := blank())
+            picture = _picture(out)
+            if choice is None:
+                return picture
+            return np.asarray(self.operations(Image.fromarray(picture), choice, row))
 
         return random
+
+
+def _picture(out: torch.Tensor) -> Picture:
+    """Return an image [1, 3, H, W], channels_last, as [H, W, 3]. Copies nothing."""
+    return out[0].permute(1, 2, 0).numpy()
 
 
 class Pillow:

@@ -16,8 +16,8 @@ from PIL import Image
 from launch.prepare import main
 from senet.config import Folder, FolderAugment
 from senet.config.schema import AutoAugment, Grow
-from senet.data.decoded import Buffers
 from senet.data.loader import Loader
+from senet.data.resize import Buffers
 from senet.data.source import Source, train_loader, val_loader
 from senet.data.storage.find import listing
 from senet.data.storage.tars import Tars

@@ -99,9 +99,7 @@ def test_backends_agree_on_validation_pixels(images: Path, interpolation: Litera
         loader = val_loader(replace(FOLDER, interpolation=interpolation), Source(images, backend, workers=1), 0, 1, CPU)
         shown.append(torch.cat([batch.images for batch in loader.batches()]))
         loader.close()
-    levels = (shown[0] - shown[1]).abs() * 255 * torch.tensor(FOLDER.std).view(3, 1, 1)
-    assert levels.mean() < 0.5
-    assert levels.max() < 12
+    assert torch.equal(*shown)  # on the CPU; both decode with libjpeg-turbo, and torch resizes
 
 
 def damage(root: Path) -> dict[str, bytes]:
