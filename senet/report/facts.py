@@ -73,9 +73,11 @@ class RunFacts:
 
     @property
     def command(self) -> str:
-        """The command that began it, as typed in the folder of the project; empty if it is not known."""
+        """What begins it anew on one machine, in the folder of the project; empty if that is not known."""
         words = [str(word) for word in self.starts[0].get("command", [])] if self.starts else []
-        return shlex.join(["python", *words[1:]]) if words else ""
+        ranks = int(self.starts[0].get("ranks", 1)) if self.starts else 1
+        flags = ["--gpus", str(ranks)] if ranks > 1 else []
+        return shlex.join(["python", *words[words.index("-m") :], *flags]) if "-m" in words else ""
 
     @property
     def recipe(self) -> dict[str, Any]:

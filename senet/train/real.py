@@ -18,8 +18,8 @@ def real_errors(
     """Return `real_top1_error` in percent and the `real_images` that have a label in `file`.
 
     It holds a list of labels for each of ImageNet's validation images, in order of their file names, whose numbers say
-    which is which. Classes are `folders`, wnids; if they are no wnids, labels are taken to be ImageNet's.
-    Raises UsageError if files or images cannot be understood.
+    which is which; images with other names are not counted. Classes are `folders`, wnids; if they are no wnids, labels
+    are taken to be ImageNet's. Raises UsageError if the file cannot be understood, or has none of the images.
     """
     try:
         lists = [set(map(int, labels)) for labels in json.loads(file.read_text())]
@@ -30,12 +30,12 @@ def real_errors(
     right = counted = 0
     for image, top in zip(predictions.images, predictions.top[:, 0], strict=True):
         found = re.search(r"ILSVRC2012_val_(\d{8})", name(int(image)))
-        if not found or not 0 < int(found[1]) <= len(lists):
-            raise UsageError(
-                f"--real {file}: {name(int(image))} is none of its {len(lists)} images, which are called "
-                "ILSVRC2012_val_NNNNNNNN; give ImageNet's validation set"
-            )
-        labels = lists[int(found[1]) - 1]
+        labels = lists[int(found[1]) - 1] if found and 0 < int(found[1]) <= len(lists) else set()
         counted += bool(labels)
         right += int(number_of[top]) in labels
-    return {"real_top1_error": 100 * (1 - right / max(counted, 1)), "real_images": counted}
+    if not counted:
+        raise UsageError(
+            f"--real {file}: labels none of the images, which must be called ILSVRC2012_val_NNNNNNNN; give ImageNet's "
+            "validation set"
+        )
+    return {"real_top1_error": 100 * (1 - right / counted), "real_images": counted}
