@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ from senet.run.flags import Flags
 from senet.run.keeper import Keeper
 from senet.run.load import load
 from senet.run.state import State
-from senet.system import lock
+from senet.system import lock, seal
 from senet.system.run_folder import RunFolder, facts_of
 from senet.track.jsonl import JsonLines
 from senet.track.terminal import Terminal
@@ -52,12 +52,11 @@ def state() -> State:
 class Run:
     """What a run does with its folder, without the training: the weights of an epoch are its number."""
 
-    def __init__(self, out: Path, state: State, val: str = "images", accept_changes: bool = False) -> None:
+    def __init__(self, out: Path, state: State, val: str = "images", **how: Any) -> None:
         self.folder, self.state = RunFolder(out), state
         out.mkdir(exist_ok=True)
-        flags = Flags(
-            out, "test", Source(), "cpu", accept_changes=accept_changes, keep=1, keep_every=2, keep_hours=1e-9
-        )
+        usual = {"keep": 1, "keep_every": 2, "keep_hours": 1e-9}
+        flags = Flags(out, "test", Source(), "cpu", **usual | how)
         self.keeper = Keeper(self.folder, flags, state, ("images", val), {"classes": ["a", "b", "c"]})
         state.epoch = state.step = 0
         self.resumed = self.keeper.resume()
@@ -211,6 +210,27 @@ def check(moment: Path, state: State) -> None:
     names = {path.name for path in RunFolder(moment).checkpoints.others()}
     assert {"best.pt", "epoch-0002.pt", "epoch-0004.pt", "step-00000040.pt"} <= names, moment
     assert not list((moment / "checkpoints").glob("*.tmp")), moment
+
+
+def test_what_is_kept(tmp_path: Path, state: State) -> None:
+    """The newest, the best, those of every n-th epoch, and one an hour."""
+    lived(tmp_path, state, 3, keep_hours=1.0)
+    folder = RunFolder(tmp_path).checkpoints
+    names = {"step-00000030.pt", "best.pt", "epoch-0002.pt", "timed-00000010.pt"}
+    assert {path.name for path in folder.others()} == names
+    assert [checkpoint.read(folder.path / name).progress.epoch for name in sorted(names)] == [2, 2, 3, 1]
+    age(folder.timed(10))
+    lived(tmp_path, state, 1, keep_hours=1.0)
+    assert len(list(folder.path.glob("timed-*"))) == 2
+
+
+def age(path: Path) -> None:
+    """Make a checkpoint one of long ago."""
+    payload, facts = checkpoint.read(path), seal.facts(path)
+    with path.open("wb") as file:
+        sealing = seal.Sealing(file)
+        torch.save(payload.to_dict(), cast(BinaryIO, sealing))
+        sealing.seal(facts | {"time": 0.0})
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])

@@ -42,6 +42,14 @@ def test_run_folder(trained: Path) -> None:
     assert len(start["commit"]) == 40
 
 
+def test_a_finished_run_says_so(trained: Path, images: Path, tiny: Path) -> None:
+    before = (trained / "log.jsonl").read_text()
+    second = run("launch.train", tiny, "--data", images, "--out", trained)
+    assert second.returncode == 0
+    assert "done: 2 epochs" in second.stderr
+    assert (trained / "log.jsonl").read_text() == before
+
+
 def test_other_pixels_than_in_training_are_warned_of(trained: Path, images: Path) -> None:
     same = run("launch.evaluate", trained, "--data", images)
     assert "warning" not in same.stderr

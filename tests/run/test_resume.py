@@ -86,14 +86,3 @@ def test_stop_request_saves_and_exits_with_75_and_goes_on(tmp_path: Path, tiny: 
     assert run("launch.train", *arguments, "--out", stopped).returncode == 0
     assert_same(final(whole), final(stopped))
     assert records(whole) == records(stopped)
-
-
-def test_a_finished_run_says_so(tmp_path: Path, tiny: Path, images: Path) -> None:
-    arguments = [tiny, "--data", images, "--out", tmp_path / "out"]
-    first = run("launch.train", *arguments)
-    assert first.returncode == 0, first.stderr
-    before = (tmp_path / "out/log.jsonl").read_text()
-    second = run("launch.train", *arguments)
-    assert second.returncode == 0
-    assert "done: 2 epochs" in second.stderr
-    assert (tmp_path / "out/log.jsonl").read_text() == before
