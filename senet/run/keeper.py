@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from senet.config import from_dict
+from senet.errors import DiskError, UsageError
 from senet.run import changes, checkpoint
+from senet.run.checkpoint import Payload
 from senet.run.flags import Flags
 from senet.run.saver import Saver
 from senet.run.state import State
@@ -85,11 +87,21 @@ class Keeper:
         UsageError for a checkpoint of another net, other images, or settings that must not change.
         """
         self.finish()
-        found = checkpoint.newest(self.folder, before) if self.world.is_main else None
-        path = self.world.broadcast_object(found and found[0])
+        found: tuple[Path, Payload] | None = None
+        refusal: Exception | None = None
+        try:
+            found = checkpoint.newest(self.folder, before) if self.world.is_main else None
+        except (UsageError, DiskError) as error:
+            refusal = error
+        path, refusal = self.world.broadcast_object((found and found[0], refusal))
+        if refusal is not None:
+            raise refusal
         if path is None:
             return False
-        payload = found[1] if found else checkpoint.read(path)
+        try:
+            payload = found[1] if found else checkpoint.read(path)
+        except checkpoint.Invalid as error:
+            raise DiskError(f"{path}: rank {self.world.rank} does not see it as rank 0 does: {error}") from None
         config = self.state.trainer.config
         self.changed = changes.check_same(from_dict(payload.config), config, path, self.flags.accept_changes)
         changes.check_pixels(payload.pixels, self.pixels)
