@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import time
-from dataclasses import astuple
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -14,7 +13,7 @@ from torch import nn
 from senet import distributed
 from senet.config import Config
 from senet.data.source import list_images, train_loader, val_loader
-from senet.errors import DiskError, RunError, UsageError, explain
+from senet.errors import DiskError, UsageError, explain
 from senet.run import changes, initial, preflight, provenance, status, step_plan
 from senet.run.flags import Flags, execution
 from senet.run.keeper import Keeper
@@ -22,9 +21,9 @@ from senet.run.report import Report
 from senet.run.requests import Exchange, Request
 from senet.run.state import State
 from senet.run.stop import RESUMABLE, Stop
+from senet.run.trouble import Trouble
 from senet.run.watchdog import Watchdog
 from senet.system import faults
-from senet.system.files import write_text
 from senet.system.lock import Lock
 from senet.system.run_folder import RunFolder
 from senet.track.tracker import Stage
@@ -34,11 +33,8 @@ from senet.train.finetune import Frozen
 from senet.train.hooks import Faults, HookList, Hooks
 from senet.train.ledger import Ledger
 from senet.train.optimiser import learning_rate
-from senet.train.stragglers import StepTimer, StragglerDetector, Times
+from senet.train.stragglers import StepTimer
 from senet.train.trainer import DTYPES, Trainer
-
-REWINDS = 3  # before giving up
-DUMPED = 20  # steps whose images are named
 
 log = logging.getLogger(__name__)
 
@@ -59,14 +55,11 @@ class Run:
         self.config, self.flags, self.world, self.stop = config, flags, world, stop
         self.folder = RunFolder(flags.out)
         self.report = Report(world, self.folder, flags.track)
-        self.lock: Lock | None = None
-        self.has_folder = False  # it is this run's: it may be written to
-        self.rewinds = 0
+        self.lock: Lock | None = None  # of the folder, on the first rank: it may be written to
         self.warm = False  # it has made a step
         self.validated = 0  # images of this validation
         self.validation_seconds: float | None = None
         self.orphaned = False  # on any rank
-        self.bad_counts: list[float] = [0] * world.size  # undecodable images that each rank has met
         changes.check_folder(config, flags.out, flags.accept_changes)
         self.watchdog = Watchdog(self.folder, world.rank, world.size, 60 * flags.hang_minutes, stop)
 
@@ -82,17 +75,16 @@ class Run:
         self.loader.memory_format = self.val.memory_format = self.plan.execution.memory_format
         hosts = preflight.check_alike(world, (self.loader.fingerprint, self.val.fingerprint))
 
-        self.timer = StepTimer() if world.size > 1 else None
-        self.stragglers = StragglerDetector(hosts)
-        hooks: list[Hooks] = [self.watchdog, Faults(), Ledger(world.rank, world.size * self.loader.accumulation_steps)]
-        hooks += [Frozen(), *([self.timer] if self.timer else [])]
+        timer = StepTimer() if world.size > 1 else None
         self.ema = EMA(config.ema) if config.ema else None
-        hooks += [self.ema] if self.ema else []
+        hooks: list[Hooks] = [self.watchdog, Faults(), Ledger(world.rank, world.size * self.loader.accumulation_steps)]
+        hooks += [hook for hook in (Frozen(), timer, self.ema) if hook]
         self.began = ""  # what it begins with, if it is new
         self.trainer = Trainer.build(config, world, self.plan.execution, HookList(*hooks), self._start)
         self.state = State(self.trainer, self.loader.steps)
         fingerprints = self.loader.fingerprint, self.val.fingerprint
         self.keeper = Keeper(self.folder, flags, self.state, fingerprints, self.val.description)
+        self.trouble = Trouble(flags, self.state, (self.loader, self.val), hosts, timer, partial(self._record, "event"))
 
     # ---------------------------------------------------------------------------------------------------------- the run
 
@@ -103,7 +95,6 @@ class Run:
             self.trainer.rehearse(self.plan.micro_batch)
             evaluate(self.trainer.net, self.val, self.config, self.world, stop=lambda: True)
             self.lock = preflight.claim(self.world, self.folder)
-            self.has_folder = True
             resumed = self.keeper.resume()
             if resumed and state.epoch >= epochs:
                 log.info(f"{self.folder}: {status.done(self.folder.path, epochs)}")
@@ -207,8 +198,8 @@ class Run:
             tracker.advance(step)
             if step % self.flags.log_every == 0 or step == self.loader.steps or state.global_step == 1:
                 self._record_interval()
-                self._record_ranks()
-                if self._has_rewound():
+                self.trouble.look_at_ranks()
+                if self._goes_back():
                     break
             request = exchange.after_step(self._request(), self.keeper.due)
             if request != Request.GO_ON and step < self.loader.steps:
@@ -245,7 +236,7 @@ class Run:
         state.total.restore(None)
         state.epoch, state.step = state.epoch + 1, 0
         self.trainer.losses.append(errors["loss"])
-        self._record_bad_images()
+        self.trouble.look_at_images()
         values: dict[str, Any] = {f"train_{name}": value for name, value in train.items()} | errors
         self.validation_seconds = values["validation_seconds"] = round(self.report.clock.seconds() - began, 3)
         self._record("val", **values)
@@ -280,73 +271,18 @@ class Run:
         self.report.tracker.advance(self.validated)
         return self.stop.wanted
 
-    # ------------------------------------------------------------------------------------------- what went wrong
-
-    def _has_rewound(self) -> bool:
-        """Report steps that were left out because their gradients were not finite; after too many in a row, go back to
-        before them and leave them out for good. Return whether the run went back.
-
-        Every rank sees the same, for gradients are those of the global batch.
-        """
-        guard, state = self.trainer.guard, self.state
-        steps = guard.nonfinite_steps()
-        # An overflow of fp16 lets the loss scale find its size; it is a fault if it goes on.
-        expected = self.trainer.scaler.is_enabled() and guard.consecutive_skips < self.flags.max_skips
-        if steps and not expected:
-            self._dump_images(steps)
-            facts = {"skipped": len(steps), "first_skipped": steps[0] + 1, "row": guard.consecutive_skips}
-            self._record("event", **facts, reason="gradients not finite")
-            log.info(
-                f"left out {len(steps)} steps from step {steps[0] + 1}: gradients not finite; images in "
-                f"{self.folder}/nonfinite-*"
-            )
-        if guard.consecutive_skips < self.flags.max_skips:
+    def _goes_back(self) -> bool:
+        """Go back to before steps that were left out, if they are too many in a row. Return whether they were."""
+        state, trainer = self.state, self.trainer
+        stretch = self.trouble.look_at_gradients()
+        if stretch is None:
             return False
-        first, last = state.global_step - guard.consecutive_skips, state.global_step - 1
-        self.rewinds += 1
-        if self.rewinds > REWINDS:
-            raise RunError(
-                f"gradients not finite in {guard.consecutive_skips} steps in a row, again after {REWINDS} rewinds; "
-                f"lower optim.lr, use bf16 or fp32, or look at the images in {self.folder}/nonfinite-*.json"
-            )
-        skipped = [*self.trainer.skipped, (first, last)]
-        self.keeper.resume(before=first + 1)
-        self.trainer.skipped, guard.consecutive_skips = skipped, 0
+        skipped = [*trainer.skipped, stretch]
+        self.keeper.resume(before=stretch[0] + 1)
+        trainer.skipped, trainer.guard.consecutive_skips = skipped, 0
         self.report.tracker.rewind(state.global_step)
-        log.info(f"went back to epoch {state.epoch}, step {state.step}; leaves out steps {first + 1} to {last + 1}")
+        log.info(f"went back to {self._position}; leaves out steps {stretch[0] + 1} to {stretch[1] + 1}")
         return True
-
-    def _dump_images(self, steps: list[int]) -> None:
-        """Name the images of this rank in the first of the steps that were left out."""
-        images = {step + 1: self.loader.names(step) for step in steps[:DUMPED]}
-        file = self.folder.nonfinite(steps[0] + 1, self.world.rank)
-        try:
-            write_text(file, json.dumps({"epoch": self.state.epoch, "steps": steps, "images": images}, indent=1))
-        except OSError as error:
-            log.warning("%s: cannot be written: %s", file, error.strerror or error)
-
-    def _record_ranks(self) -> None:
-        """Name the ranks that hold up the others, or no longer do, and undecodable images. Unless one was found, a few
-        numbers of each rank say it all.
-        """
-        times = astuple(self.timer.read()) if self.timer else ()
-        told = self.world.all_gather_floats([len({**self.loader.bad, **self.val.bad}), *times])
-        if self.timer:
-            for change in self.stragglers.compare([Times(int(steps), *seconds) for _, steps, *seconds in told]):
-                self._record("event", **change)
-        if (counts := [count for count, *_ in told]) != self.bad_counts:
-            self.bad_counts = counts
-            self._record_bad_images()
-
-    def _record_bad_images(self) -> None:
-        """Name, once each, the images that any rank could not decode. Raises RunError, on all ranks, for too many."""
-        bad = self.state.bad
-        for of_rank in self.world.all_gather_object({**self.loader.bad, **self.val.bad}):
-            for path, reason in of_rank.items():
-                if path not in bad:
-                    bad[path] = reason
-                    self._record("event", undecodable=path, reason=reason)
-        self.loader.bad.check(bad)
 
     # ------------------------------------------------------------------------------------------ saving and recording
 
@@ -392,7 +328,7 @@ class Run:
         self.report.record(kind, self.state.epoch, self.state.global_step, **values)
 
     def _write_status(self, condition: status.Condition, code: int | None = None, reason: str = "") -> None:
-        if self.world.is_main and self.has_folder:
+        if self.lock:
             state = self.state
             now = status.Status(condition, state.global_step, state.epoch, self.config.epochs, code, reason=reason)
             with contextlib.suppress(OSError):  # a full disk must not end a run
