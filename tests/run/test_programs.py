@@ -199,7 +199,7 @@ def test_foreign_files_are_refused(tmp_path: Path, images: Path) -> None:
     refused(2, "no such checkpoint", "launch.evaluate", tmp_path / "nothing.pt", "--data", images)
     foreign = tmp_path / "foreign.pt"
     torch.save({"state_dict": {}}, foreign)
-    refused(2, "it has no checksum", "launch.evaluate", foreign, "--data", images)
+    refused(2, "foreign.pt: no weights in it", "launch.evaluate", foreign, "--data", images)
 
 
 def test_timm_models_are_evaluated_with_given_weights(tmp_path: Path, images: Path) -> None:

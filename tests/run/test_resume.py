@@ -69,7 +69,7 @@ def test_other_images_are_refused_and_other_pixels_warned_of(tmp_path: Path, tin
     (data / "train/class0/new.JPEG").write_bytes((data / "train/class0/000.JPEG").read_bytes())
     refused = run("launch.train", *arguments)
     assert refused.returncode == 2
-    assert "other images than those" in refused.stderr
+    assert "other training images than those" in refused.stderr
     (data / "train/class0/new.JPEG").unlink()
     other = run("launch.train", *arguments, "--backend", "pillow")
     assert other.returncode == 0
