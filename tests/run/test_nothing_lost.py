@@ -56,7 +56,7 @@ class Run:
         self.folder, self.state = RunFolder(out), state
         out.mkdir(exist_ok=True)
         usual = {"keep": 1, "keep_every": 2, "keep_hours": 1e-9}
-        flags = Flags(out, "test", Source(), "cpu", **usual | how)
+        flags = Flags(out, "test", (), Source(), "cpu", **usual | how)
         self.keeper = Keeper(self.folder, flags, state, ("images", val), {"classes": ["a", "b", "c"]})
         state.epoch = state.step = 0
         self.resumed = self.keeper.resume()

@@ -34,7 +34,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_each_start_is_noted(tmp_path: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, world = RunFolder(tmp_path), distributed.start("cpu")
-    flags = Flags(tmp_path, "tiny", Source(), "cpu")
+    flags = Flags(tmp_path, "tiny", (), Source(), "cpu")
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     for step in (0, 5):
         provenance.keep(out, from_dict(TINY), provenance.start(world, flags, step))
