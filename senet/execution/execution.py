@@ -102,12 +102,12 @@ def choices(net: nn.Module, device: torch.device) -> list[Execution]:
 
 def _check(net: nn.Module, execution: Execution, device: torch.device) -> None:
     flag = f"--tail {execution.tail}"
+    if execution.tail != "plain" and any(isinstance(module, nn.SyncBatchNorm) for module in net.modules()):
+        raise UsageError(f"{flag} takes statistics of a rank's own images, and bn.sync is set; leave one of them out")
     if execution.tail != "plain" and not _fusable(net):
         raise UsageError(
             f"{flag} would have no effect: no block of this net ends with BN, SE, sum and ReLU; leave it out"
         )
-    if execution.tail != "plain" and any(isinstance(module, nn.SyncBatchNorm) for module in net.modules()):
-        raise UsageError(f"{flag} takes statistics of a rank's own images, and bn.sync is set; leave one of them out")
     if execution.tail == "triton":
         if not _has_triton():
             raise UsageError(f"{flag} needs the package triton, which comes with torch for CUDA; use --tail analytic")
