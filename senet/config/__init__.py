@@ -8,61 +8,17 @@ changes, and `variants`, named changes of it; `FILE:NAME` names a variant. Mappi
 replaces, and what changes the class of a setting drops what it inherits for the other class.
 """
 
+# All of them are for others to import from here.
+# isort: off
+# fmt: off
 from senet.config.batch import crop_at, divide_batch
 from senet.config.check import check, warnings
 from senet.config.files import find
 from senet.config.json_schema import json_schema
 from senet.config.load import difference, from_dict, load, read, to_dict, variants
-from senet.config.nets import (
-    SE,
-    Basic,
-    Bottleneck,
-    CifarStem,
-    Net,
-    ResNet,
-    SqueezeExcitation,
-    Stem,
-    Timm,
-)
+from senet.config.nets import SE, Basic, Bottleneck, CifarStem, Net, ResNet, SqueezeExcitation, Stem, Timm
 from senet.config.schema import (
-    EMA,
-    LAMB,
-    LARS,
-    SGD,
-    Adam,
-    Augment,
-    AutoAugment,
-    BatchNorm,
-    Cifar,
-    Cifar10,
-    Cifar100,
-    Config,
-    ConstantWarmup,
-    Cosine,
-    Data,
-    FineTune,
-    Folder,
-    FolderAugment,
-    Grow,
-    LinearWarmup,
-    Optim,
-    OptimSetting,
-    Plateau,
-    Policy,
-    Poly,
-    RandAugment,
-    Schedule,
-    Step,
-    Synthetic,
-    TimmOptim,
-    Warmup,
+    EMA, LAMB, LARS, SGD, Adam, Augment, AutoAugment, BatchNorm, Cifar, Cifar10, Cifar100, Config, ConstantWarmup,
+    Cosine, Data, FineTune, Folder, FolderAugment, Grow, LinearWarmup, Optim, OptimSetting, Plateau, Policy, Poly,
+    RandAugment, Schedule, Step, Synthetic, TimmOptim, Warmup,
 )
-
-__all__ = [
-    "EMA", "LAMB", "LARS", "SE", "SGD", "Adam", "Augment", "AutoAugment", "Basic", "BatchNorm", "Bottleneck",
-    "Cifar", "Cifar10", "Cifar100", "CifarStem", "Config", "ConstantWarmup", "Cosine", "Data", "FineTune", "Folder",
-    "FolderAugment", "Grow", "LinearWarmup", "Net", "Optim", "OptimSetting", "Plateau", "Policy", "Poly",
-    "RandAugment", "ResNet", "Schedule", "SqueezeExcitation", "Stem", "Step", "Synthetic", "Timm", "TimmOptim",
-    "Warmup", "check", "crop_at", "difference", "divide_batch", "find", "from_dict", "json_schema", "load", "read",
-    "to_dict", "variants", "warnings",
-]  # fmt: skip
