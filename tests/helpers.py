@@ -57,10 +57,11 @@ def make_set(root: Path, train: int, val: int) -> Path:
 
 
 def command(module: str, *words: object, ranks: int = 1, restarts: int = 0) -> list[str]:
-    """Return the command line of a program: under torchrun if it has several ranks."""
+    """Return the command line of a program, a module or a file of Python: under torchrun if it has several ranks."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     torchrun += [f"--max-restarts={restarts}"] * (restarts > 0)
-    return [sys.executable, *(torchrun if ranks > 1 else []), "-m", module, *map(str, words)]
+    program = [module] if module.endswith(".py") else ["-m", module]
+    return [sys.executable, *(torchrun if ranks > 1 else []), *program, *map(str, words)]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -98,6 +99,13 @@ def run(
         timeout=timeout,
         check=False,
     )
+
+
+def run_text(text: str, folder: Path, *words: object, ranks: int = 1, **more: str) -> subprocess.CompletedProcess[str]:
+    """Run a program that is written in `folder` to its end; see `run`."""
+    file = folder / "program.py"
+    file.write_text(text)
+    return run(str(file), *words, ranks=ranks, **more)
 
 
 def until(holds: Callable[[], object], what: str = "it", seconds: float = 120) -> None:

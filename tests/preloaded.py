@@ -23,7 +23,7 @@ from typing import Any
 
 # Nothing of the project that reads the environment when it is imported, as senet.system.faults does.
 SLOW_TO_IMPORT = ("nvidia.dali.fn", "torch._dynamo", "torch.distributed.algorithms.ddp_comm_hooks", "launch.flags")
-AT_START = ("LD_", "PYTHON", "OMP_", "TORCH", "TRITON", "NULLGPU")  # what is read only when a process starts
+AT_START = ("LD_", "PYTHON", "OMP_", "TRITON", "NULLGPU")  # what is read only when a process starts
 PATIENCE = 30  # seconds that a rank has to end after TERM, as under torchrun
 
 
@@ -42,7 +42,7 @@ class Preloaded:
     def run(
         self, module: str, words: list[str], environment: dict[str, str], ranks: int, timeout: float
     ) -> subprocess.CompletedProcess[str]:
-        """Run `python -m module WORDS` to its end, and return its exit code and output."""
+        """Run a module, or a file of Python, to its end as a program, and return its exit code and output."""
         if self.process is None:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", __name__], cwd=self.root, env=self.environment, text=True,
@@ -125,7 +125,10 @@ def become(request: dict[str, Any]) -> None:
         os.close(file)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     sys.argv = [request["module"], *request["words"]]
-    runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
+    if request["module"].endswith(".py"):
+        runpy.run_path(request["module"], run_name="__main__")
+    else:
+        runpy.run_module(request["module"], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

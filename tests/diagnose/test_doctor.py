@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from senet.diagnose import doctor
 from senet.distributed import World
-from tests.helpers import ROOT, environment, run
+from tests.helpers import run, run_text
 
 
 def test_two_ranks_are_examined_with_their_data(tiny: Path, images: Path, tmp_path: Path) -> None:
@@ -110,20 +109,7 @@ def test_the_odd_rank_is_named(tmp_path: Path) -> None:
     """Rank 1 has another clock, no shared memory, and another disk for its runs."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.yaml").touch()
-    (tmp_path / "odd.py").write_text(ODD_RANK)
-    words = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        tmp_path / "odd.py",
-        tmp_path / "none",
-        tmp_path,
-    ]
-    settings = environment(PYTHONPATH=str(ROOT))
-    done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env=settings, capture_output=True, text=True, timeout=100, check=False
-    )
+    done = run_text(ODD_RANK, tmp_path, tmp_path / "none", tmp_path, ranks=2)
     assert done.returncode == 0, done.stderr
     clock, memory, seen, disk, calm = done.stdout.splitlines()
     assert clock.startswith("the clock of rank ")

@@ -5,14 +5,12 @@ channels_last as soon as the input or the weight has it.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.helpers import ROOT, environment, final
+from tests.helpers import final, run_text
 
 WATCH = """
 import importlib, json, sys
@@ -35,12 +33,10 @@ for module, *words in json.loads(sys.argv[1]):
 """
 
 
-def layouts(*commands: list[object]) -> list[dict[str, int]]:
+def layouts(folder: Path, *commands: list[object]) -> list[dict[str, int]]:
     """Run programs in one process; return how many outputs of convolutions were in either layout in each."""
     words = json.dumps([[*map(str, command)] for command in commands])
-    done = subprocess.run(
-        [sys.executable, "-c", WATCH, words], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
-    )
+    done = run_text(WATCH, folder, words)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"channels_last"')]
 
@@ -55,6 +51,7 @@ def test_every_convolution_computes_in_the_layout_that_was_asked_for(
     out, data = tmp_path / "out", ["--data", images, "--workers", 1]
     train = [tiny, "epochs=1", "data.augment.erase=1", "data.augment.lighting=0.1", *data]
     found = layouts(
+        tmp_path,
         ["launch.train", *train, "--out", out, "--layout", layout],
         ["launch.doctor", "--speed", "--seconds", 0.1, *train, "--out", out],
         ["launch.evaluate", out, *data],
@@ -78,9 +75,7 @@ assert main([*words, "channels_last", "epochs=2", "--out", other, "--accept-chan
 
 def test_resuming_in_another_layout_keeps_each_weights_own_momentum(tiny: Path, images: Path, tmp_path: Path) -> None:
     """The momentum has the strides of the checkpoint: a fused optimiser would mix it up among the weights."""
-    words = [tmp_path, tiny, "--workers", "1", "--data", images]
-    command = [sys.executable, "-c", RESUME, *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    done = run_text(RESUME, tmp_path, tmp_path, tiny, "--workers", 1, "--data", images)
     assert done.returncode == 0, done.stderr
     own, other = (final(tmp_path / name) for name in ("own", "other"))
     for name, weight in own["net"].items():

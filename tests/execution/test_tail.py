@@ -255,6 +255,7 @@ def script(text: str, **more: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.full  # tests/nullgpu counts them as a GPU would compile them
 def test_inductor_counts_few_passes() -> None:
     found = json.loads(script(COUNT))
     for key, (forward, backward) in found.items():

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import time
 
 from senet import distributed
 from senet.run.requests import Exchange, Request
-from tests.helpers import ROOT, command, environment
+from tests.helpers import run
 
 STEPS = 300
 
@@ -33,8 +32,7 @@ def main() -> None:
 
 
 def test_two_ranks_know_the_greatest_request_after_the_same_step() -> None:
-    words = command("tests.run.test_requests", ranks=2)
-    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    done = run("tests.run.test_requests", ranks=2)
     assert done.returncode == 0, done.stderr
     one, other = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
     assert one["found"] == other["found"]

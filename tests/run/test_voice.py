@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ import torch
 
 from senet.distributed import World
 from senet.run.voice import speaking
-from tests.helpers import ROOT, environment
+from tests.helpers import run_text
 
 PROGRAM = """
 import logging, sys
@@ -38,11 +36,7 @@ main()
 
 
 def test_three_ranks_speak_with_one_voice(tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3", str(program)]
-    settings = environment(PYTHONPATH=str(ROOT))
-    done = subprocess.run(start, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=200, check=False)
+    done = run_text(PROGRAM, tmp_path, ranks=3)
     assert done.returncode == 0, done.stderr
     first, second, third = (line for line in done.stdout.splitlines() if line.startswith("said:"))
     assert first == "said: warning: an index is stale"

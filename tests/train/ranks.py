@@ -98,7 +98,7 @@ def collectives(world: distributed.World) -> dict[str, Any]:
 
 def compiled(world: distributed.World) -> dict[str, Any]:
     told: dict[str, Any] = {}
-    for execution in (Execution(), Execution(compile=True)):
+    for execution in (Execution(), Execution(tail="analytic", compile=True)):
         trainer = Trainer.build(CONFIG, world, execution)
         error = off(backward(trainer, world), expected(CONFIG))
         events = profiled(trainer, world)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from senet.train.stragglers import STEPS, TWICE, StragglerDetector, Times
-from tests.helpers import ROOT, environment
+from tests.helpers import run_text
 
 
 def reading(data: float, compute: float, communication: float, steps: int = STEPS) -> Times:
@@ -84,11 +82,7 @@ main()
 
 
 def test_two_ranks_one_slowed_in_its_data_or_its_arithmetic(tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(program)]
-    settings = environment(PYTHONPATH=str(ROOT))
-    done = subprocess.run(start, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=200, check=False)
+    done = run_text(PROGRAM, tmp_path, ranks=2)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = dict(
         json.loads(line.removeprefix("found ")) for line in done.stdout.splitlines() if line.startswith("found ")
