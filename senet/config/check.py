@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from itertools import chain
+from operator import attrgetter
 
-from senet.config.nets import SE, Basic, Bottleneck, ResNet
+from senet.config.nets import Basic, Bottleneck, ResNet
 from senet.config.schema import LAMB, LARS, SGD, Adam, Config, Folder, Plateau
 from senet.errors import UsageError
 
 HIGH = 0.05  # learning rate of Adam and LAMB: whoever sets it has written it for SGD
 
+Rule = tuple[bool, str, str]  # whether it is kept, the key whose value breaks it otherwise, and the remedy
+
 
 def check(config: Config) -> None:
     """Refuse settings that do not go together. Raises UsageError naming the key, its value and the remedy."""
-    _check_net(config)
-    _check_data(config)
-    _check_schedule(config)
-    if isinstance(config.optim, SGD | LARS) and config.optim.nesterov and config.optim.momentum == 0:
-        raise UsageError("optim.nesterov: true needs a momentum above 0; set optim.momentum=0.9")
+    for kept, key, remedy in chain(_of_net(config), _of_data(config), _of_recipe(config)):
+        if not kept:
+            raise UsageError(f"{key}: {attrgetter(key)(config)!r} is out of range: {remedy}")
 
 
 def warnings(config: Config) -> list[str]:
@@ -42,74 +44,55 @@ def warnings(config: Config) -> list[str]:
     return found
 
 
-def _need(config: Config, ok: bool, key: str, remedy: str) -> None:
-    """Raise UsageError with a key's value and the remedy unless `ok`."""
-    if not ok:
-        value: Any = config
-        for part in key.split("."):
-            value = getattr(value, part)
-        raise UsageError(f"{key}: {value!r} is out of range: {remedy}")
-
-
-def _check_net(config: Config) -> None:
+def _of_net(config: Config) -> Iterator[Rule]:
     net = config.net
     smallest = getattr(net, "smallest", 1)
-    _need(config, config.data.crop >= smallest, "data.crop", f"{net.family} needs images of at least {smallest} pixels")
+    yield config.data.crop >= smallest, "data.crop", f"{net.family} needs images of at least {smallest} pixels"
     if not isinstance(net, ResNet):
         return
-    stages = len(net.blocks)
-    _need(config, len(net.widths) == stages, "net.widths", f"net.blocks has {stages} stages, give as many widths")
+    stages, last = len(net.blocks), 1 + len(net.blocks)
+    yield len(net.widths) == stages, "net.widths", f"net.blocks has {stages} stages, give as many widths"
     if isinstance(net, Bottleneck):
-        _need(
-            config, not any(width % net.groups for width in net.widths), "net.widths",
-            f"each must be a multiple of net.groups ({net.groups})",
-        )  # fmt: skip
+        whole = all(width % net.groups == 0 for width in net.widths)
+        yield whole, "net.widths", f"each must be a multiple of net.groups ({net.groups})"
         narrow = [width * net.reduce for width in net.widths]
-        _need(config, all(w >= 1 and w == int(w) for w in narrow), "net.reduce", "must leave whole numbers of channels")
+        yield all(w >= 1 and w == int(w) for w in narrow), "net.reduce", "must leave whole numbers of channels"
     if net.zero_init and net.preactivation:
         raise UsageError(
             "net.zero_init: would silence each branch for good in a pre-activation net, whose last BN is not its end; "
             "set net.zero_init=false"
         )
-    if net.se is not None:
-        _check_se(config, net, net.se)
-
-
-def _check_se(config: Config, net: ResNet, se: SE) -> None:
-    last = 1 + len(net.blocks)
-    if se.stages is not None:
-        _need(config, se.stages != (), "net.se.stages", "an SE net without SE blocks; write net.se: null")
-        _need(config, all(2 <= s <= last for s in se.stages), "net.se.stages", f"this net's stages are 2 to {last}")
-    if se.place == "conv3x3" and isinstance(net, Basic):
+    if net.se and net.se.stages is not None:
+        yield net.se.stages != (), "net.se.stages", "an SE net without SE blocks; write net.se: null"
+        yield all(2 <= s <= last for s in net.se.stages), "net.se.stages", f"this net's stages are 2 to {last}"
+    if net.se and net.se.place == "conv3x3" and isinstance(net, Basic):
         raise UsageError(
             "net.se.place: 'conv3x3' needs bottleneck blocks; use standard, pre, post or identity with net.block basic"
         )
 
 
-def _check_data(config: Config) -> None:
-    data, augment = config.data, config.data.augment
-    _need(config, config.batch % augment.repeats == 0, "data.augment.repeats", f"must divide batch ({config.batch})")
+def _of_data(config: Config) -> Iterator[Rule]:
+    data, end = config.data, f"must end before the run (epochs: {config.epochs})"
+    yield config.batch % data.augment.repeats == 0, "data.augment.repeats", f"must divide batch ({config.batch})"
     if not isinstance(data, Folder):
         return
-    _need(config, data.resize >= data.crop, "data.resize", f"must be at least data.crop ({data.crop})")
-    _need(config, data.area[0] <= data.area[1] <= 1, "data.area", "must be 0 < smallest <= largest <= 1")
-    _need(config, data.aspect[0] <= data.aspect[1], "data.aspect", "must be 0 < smallest <= largest")
+    yield data.resize >= data.crop, "data.resize", f"must be at least data.crop ({data.crop})"
+    yield data.area[0] <= data.area[1] <= 1, "data.area", "must be 0 < smallest <= largest <= 1"
+    yield data.aspect[0] <= data.aspect[1], "data.aspect", "must be 0 < smallest <= largest"
     if grow := data.augment.grow:
-        _need(config, grow.start <= data.crop, "data.augment.grow.start", f"must be at most data.crop ({data.crop})")
-        _need(
-            config, grow.epochs < config.epochs or not config.epochs, "data.augment.grow.epochs",
-            f"must end before the run (epochs: {config.epochs}), or no image is ever of data.crop",
-        )  # fmt: skip
+        yield grow.start <= data.crop, "data.augment.grow.start", f"must be at most data.crop ({data.crop})"
+        ends = grow.epochs < config.epochs or not config.epochs
+        yield ends, "data.augment.grow.epochs", f"{end}, or no image is ever of data.crop"
 
 
-def _check_schedule(config: Config) -> None:
-    schedule = config.schedule
+def _of_recipe(config: Config) -> Iterator[Rule]:
+    schedule, optim, end = config.schedule, config.optim, f"must end before the run (epochs: {config.epochs})"
     milestones = getattr(schedule, "milestones", ())
-    _need(config, list(milestones) == sorted(milestones), "schedule.milestones", "must rise")
+    yield list(milestones) == sorted(milestones), "schedule.milestones", "must rise"
+    if schedule.warmup:
+        ends = schedule.warmup.epochs < max(config.epochs, 1)
+        yield ends, "schedule.warmup.epochs", f"{end}; shorten it, or set schedule.warmup=none"
+    if isinstance(optim, SGD | LARS) and optim.nesterov and optim.momentum == 0:
+        raise UsageError("optim.nesterov: true needs a momentum above 0; set optim.momentum=0.9")
     if config.bn.recalibrate and config.bn.freeze is not None:
         raise UsageError("bn.recalibrate: would undo bn.freeze, to whose statistics the net has grown; leave one out")
-    if schedule.warmup:
-        _need(
-            config, schedule.warmup.epochs < max(config.epochs, 1), "schedule.warmup.epochs",
-            f"must end before the run (epochs: {config.epochs}); shorten it, or set schedule.warmup=none",
-        )  # fmt: skip

@@ -23,7 +23,7 @@ AUGMENT = [
 ]
 BACKENDS = {
     "augmented shards": ["--backend", "dali", *(f"data.augment.{setting}" for setting in AUGMENT)],
-    "pillow": ["--backend", "pillow"],
+    "pillow": ["--backend", "pillow", "bn.freeze=1", "optim=lamb"],  # whose state is partly on the host, and per group
     # With an average of the weights, BN statistics computed anew, and a learning rate that falls after each epoch whose
     # loss is not a tenth of the best: the third epoch's is that of the first two losses.
     "cifar": [
