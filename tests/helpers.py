@@ -108,7 +108,7 @@ def run_text(text: str, folder: Path, *words: object, ranks: int = 1, **more: st
     return run(str(file), *words, ranks=ranks, **more)
 
 
-def until(holds: Callable[[], object], what: str = "it", seconds: float = 120) -> None:
+def until(holds: Callable[[], object], what: str = "it", seconds: float = 300) -> None:
     """Wait until `holds()` is true, and fail after so many seconds."""
     deadline = time.monotonic() + seconds
     while not holds():
