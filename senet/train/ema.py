@@ -32,6 +32,10 @@ class EMA(Hooks):
         self.weights = [p.clone() for p in self.living]
         self.statistics = self.trainer.statistics.pack().clone()
 
+    def train(self, epoch: int, first: int) -> None:
+        if epoch == first == 0:
+            self._begin()  # the weights may be others than those that the trainer was made with: trained ones
+
     def decay(self, step: int) -> float:
         """Return the share of the average that `step`, from 0 over the whole run, leaves in place."""
         return min(self.settings.decay, (1 + step) / (10 + step)) if self.settings.warmup else self.settings.decay
