@@ -1,8 +1,11 @@
 """Loaders against each other on the same JPEGs: images per second and per CPU-second, and host memory.
 
-Contestants: torchvision's ImageFolder with torch's DataLoader (as torchvision's references have it), DALI's own file
-reader with its own random crop (as NVIDIA's examples have it), and this project's two backends. Each runs in a process
-of its own on the same cores; rounds are interleaved, so that a slow minute of the machine meets all of them.
+Contestants: torchvision's ImageFolder with torch's DataLoader (as torchvision's references have it), timm's loader,
+webdataset with torchvision's transforms, DALI's own file reader with its own random crop (as NVIDIA's examples have
+it), this project's backends on the same files and on shards of them, smaller (256 pixels) or decoded, and the bare
+resize of pre-cut crops, the limit of decoded shards. All but that and what is called "bytes", which is what a GPU is
+sent, give normalised float32. Each runs in a process of its own on the same cores; rounds are interleaved, so that a
+slow minute of the machine meets all of them.
 """
 
 from __future__ import annotations
@@ -16,18 +19,23 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from senet.bench.rows import Fact, Row
+from senet.data.storage.find import listing
+from senet.prepare.convert import write
+from senet.prepare.encoding import Encoding
+from senet.prepare.shards import Packing
 from senet.system.processes import family
 from senet.system.timing import Spread
 
 CROP = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-WARM = 2  # epochs before the one that counts
+WARM = 2  # epochs before those that count
+SECONDS = 2.0  # of those, at least
 
 Epoch = Callable[[], Iterator[int]]  # goes once through the images and yields how many are in each batch
 
@@ -53,12 +61,15 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
         yield _measure(args.one[0], args.data, int(args.one[1]), args.batch)
         return
     with tempfile.TemporaryDirectory() as temporary:
-        data = args.data or draw_photos(Path(temporary) / "photos", args.images, args.large)
+        files = args.data or draw_photos(Path(temporary) / "photos", args.images, args.large)
+        forms = _forms(files, Path(temporary), {CONTESTANTS[name].form for name in args.contestants})
         found: dict[tuple[str, int], list[Row]] = {}
         for _ in range(args.rounds):
             for threads in args.threads:
                 for name in args.contestants:
-                    found.setdefault((name, threads), []).append(_start(name, data, threads, args.batch))
+                    found.setdefault((name, threads), []).append(
+                        _start(name, forms[CONTESTANTS[name].form], threads, args.batch)
+                    )
             yield from (_joined(name, threads, found) for name, threads in found)
 
 
@@ -75,7 +86,7 @@ def _joined(name: str, threads: int, found: dict[tuple[str, int], list[Row]]) ->
     facts: dict[str, Fact] = {
         fact: Spread.of([row.number(fact) or 0.0 for row in rounds]) for fact in ("images/s", "MiB", "MiB grown")
     }
-    for peer in ("torchvision", "dali-reader"):
+    for peer in ("torchvision", "dali-reader", "ours-dali", "bare-resize"):
         theirs = found.get((peer, threads), [])
         if peer != name and theirs and not any(row.failure for row in theirs):
             pairs = zip(rounds, theirs, strict=False)
@@ -98,14 +109,24 @@ def _start(name: str, data: Path, threads: int, batch: int) -> Row:
 
 
 def _measure(name: str, data: Path, threads: int, batch: int) -> Row:
-    epoch = CONTESTANTS[name](data, threads, batch)
+    epoch = CONTESTANTS[name].make(data, threads, batch)
     for _ in range(WARM):
         sum(epoch())
-    before, began, cpu = _memory(), time.monotonic(), _cpu()
-    images = sum(epoch())
+    before, began, cpu, images = _memory(), time.monotonic(), _cpu(), 0
+    while time.monotonic() - began < SECONDS:
+        images += sum(epoch())
     seconds, cpu, after = time.monotonic() - began, _cpu() - cpu, _memory()
     facts: dict[str, Fact] = {"images/s": images / seconds, "MiB": after, "MiB grown": after - before}
     return Row(name, value=Spread.of([images / cpu]), unit="images/CPU-s", facts=facts)
+
+
+def _forms(files: Path, folder: Path, wanted: set[str]) -> dict[str, Path]:
+    """Return the folder of each form of the images that is wanted, made of `files` if it has to be."""
+    forms, made = {"files": files}, {name: how for name, how in FORMS.items() if name in wanted}
+    for name, encoding in made.items():
+        write(listing(files, "train"), folder / name, "train", Packing(shard_mb=16, encoding=encoding), {})
+        forms[name] = folder / name
+    return forms
 
 
 def _cpu() -> float:
@@ -148,17 +169,18 @@ def draw_photos(root: Path, count: int, large: int = 0) -> Path:
 # ---------------------------------------------------------------------------------------------------------- contestants
 
 
+def _random_crop() -> Any:
+    from torchvision import transforms
+
+    steps = [transforms.RandomResizedCrop(CROP), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    return transforms.Compose([*steps, transforms.Normalize(MEAN, STD)])
+
+
 def _torchvision(data: Path, threads: int, batch: int) -> Epoch:
     from torch.utils.data import DataLoader
-    from torchvision import datasets, transforms
+    from torchvision import datasets
 
-    steps = [
-        transforms.RandomResizedCrop(CROP),
-        transforms.RandomHorizontalFlip(),
-        transforms.ToTensor(),
-        transforms.Normalize(MEAN, STD),
-    ]
-    images = datasets.ImageFolder(str(data / "train"), transforms.Compose(steps))
+    images = datasets.ImageFolder(str(data / "train"), _random_crop())
     loader = DataLoader(images, batch, shuffle=True, num_workers=threads, drop_last=True, persistent_workers=True)
     return lambda: (len(labels) for _, labels in loader)
 
@@ -186,27 +208,91 @@ def _dali_reader(data: Path, threads: int, batch: int) -> Epoch:
     return lambda: (len(part[0]["label"]) for part in batches)
 
 
-def _ours(backend: str) -> Callable[[Path, int, int], Epoch]:
+def _timm(data: Path, threads: int, batch: int) -> Epoch:
+    from timm.data import ImageDataset, create_loader
+
+    images = ImageDataset(str(data / "train"))
+    settings: dict[str, Any] = {"num_workers": threads, "use_prefetcher": False, "color_jitter": None}
+    loader = create_loader(images, (3, CROP, CROP), batch, is_training=True, mean=MEAN, std=STD, **settings)
+    return lambda: (len(labels) for _, labels in loader)
+
+
+def _webdataset(data: Path, threads: int, batch: int) -> Epoch:
+    import webdataset
+
+    paths = [str(path) for path in sorted((data / "train").glob("*.tar"))]
+    images = webdataset.WebDataset(paths, shardshuffle=len(paths)).shuffle(1000).decode("pil")
+    images = images.to_tuple("jpg;jpeg;png", "cls").map_tuple(_random_crop(), int).batched(batch)
+    loader = webdataset.WebLoader(images, batch_size=None, num_workers=threads, persistent_workers=True)
+    return lambda: (len(labels) for _, labels in loader)
+
+
+def _ours(backend: str, as_bytes: bool = False) -> Callable[[Path, int, int], Epoch]:
     def make(data: Path, threads: int, batch: int) -> Epoch:
         import torch
 
         from senet.config import Folder
         from senet.data.source import Source, train_loader
-        from senet.data.storage.folders import class_folders
 
         torch.set_num_threads(1)
-        classes = len(class_folders(data, data / "train"))
+        classes = int(listing(data, "train").labels.max()) + 1
         source = Source(data, backend, workers=threads)
-        loader = train_loader(Folder(classes=classes, crop=CROP), source, batch, batch, 0, 0, 1, torch.device("cpu"))
+        loader: Any = train_loader(
+            Folder(classes=classes, crop=CROP), source, batch, batch, 0, 0, 1, torch.device("cpu")
+        )
         epochs = iter(range(10**6))
+        if as_bytes:
+            return lambda: (
+                len(raw.labels) for raw in loader.backend.batches(next(epochs) * loader.steps, loader.steps)
+            )
         return lambda: (len(part.labels) for part in loader.batches(next(epochs), 0))
 
     return make
 
 
-CONTESTANTS: dict[str, Callable[[Path, int, int], Epoch]] = {
-    "torchvision": _torchvision,
-    "dali-reader": _dali_reader,
-    "ours-dali": _ours("dali"),
-    "ours-pillow": _ours("pillow"),
+def _bare_resize(data: Path, threads: int, batch: int) -> Epoch:
+    """Resize crops that were cut before, and nothing else, in one thread: the limit of what decoded shards can give."""
+    import torch
+
+    from senet.config import Folder
+    from senet.data.decoded import Decoded
+    from senet.data.loader import BadImages
+    from senet.data.sampler import TrainSampler
+    from senet.data.samples import Samples
+
+    torch.set_num_threads(1)
+    index = listing(data, "train")
+    samples = Samples(index, Folder(crop=CROP), TrainSampler(len(index), batch, batch, 0, 0, 1))
+    backend, keys = Decoded(samples, torch.device("cpu"), 1, BadImages(0)), np.arange(len(index))
+    images = [backend._stored(key) for key in keys.tolist()]
+    boxes = samples.random_crop(0, keys, np.array([image[2:] for image in images])).boxes.tolist()
+    cut = [
+        image.view(*box).contiguous(memory_format=torch.channels_last) for image, box in zip(images, boxes, strict=True)
+    ]
+
+    def epoch() -> Iterator[int]:
+        for crop in cut:
+            torch.nn.functional.interpolate(crop, (CROP, CROP), mode="bilinear", antialias=True)
+        yield len(cut)
+
+    return epoch
+
+
+class Contestant(NamedTuple):
+    make: Callable[[Path, int, int], Epoch]
+    form: str = "files"
+
+
+FORMS = {"shards": Encoding(), "small": Encoding(short_side=256), "decoded": Encoding(short_side=256, decoded=True)}
+CONTESTANTS = {
+    "torchvision": Contestant(_torchvision),
+    "timm": Contestant(_timm),
+    "webdataset": Contestant(_webdataset, "shards"),
+    "dali-reader": Contestant(_dali_reader),
+    "ours-dali": Contestant(_ours("dali")),
+    "ours-pillow": Contestant(_ours("pillow")),
+    "ours-small": Contestant(_ours("auto"), "small"),
+    "ours-decoded": Contestant(_ours("auto"), "decoded"),
+    "ours-decoded-bytes": Contestant(_ours("auto", as_bytes=True), "decoded"),
+    "bare-resize": Contestant(_bare_resize, "decoded"),
 }

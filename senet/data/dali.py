@@ -65,7 +65,7 @@ class Dali:
         # On the CPU torch resizes what DALI decodes: in less time, and to PIL's pixels. A policy needs DALI's images.
         cpu = not self.on_gpu and (samples.data.augment.policy is None or not samples.training)
         self.resize = Resize(samples.data.interpolation) if cpu else None
-        self.buffers = Buffers()
+        self.buffers = Buffers(pinned=device.type == "cuda")
         self.readers = ThreadPoolExecutor(workers, thread_name_prefix="reader")
         self.pipe: Any = None
         self.asked = 0  # number of the batch that the pipeline asks for next

@@ -48,14 +48,14 @@ class Decoded:
     """Batches of `samples` from any number on, made by threads. `bad` collects what cannot be decoded."""
 
     def __init__(self, samples: Samples, device: torch.device, workers: int, bad: BadImages) -> None:
-        self.samples, self.bad, self.pinned = samples, bad, device.type == "cuda"
+        self.samples, self.bad = samples, bad
         assert isinstance(samples.index.storage, Archives)
         self.storage = samples.index.storage
         self.resize = Resize(samples.data.interpolation)
         self.operations = Operations(samples.data.augment.policy)
         self.threads = ThreadPoolExecutor(workers, thread_name_prefix="pixels")
         self.ahead = 1 + -(-workers * PART // samples.sampler.largest)  # batches that keep all threads busy
-        self.buffers = Buffers()
+        self.buffers = Buffers(pinned=device.type == "cuda")
         self.maps: dict[int, Tensor] = {}  # files by their number
 
     @property
@@ -80,9 +80,7 @@ class Decoded:
 
     def _begin(self, number: int, keys: Ints) -> Making:
         crop = self.samples.crop(number)
-        shape = len(keys), crop, crop, 3
-        # torch keeps pinned memory itself.
-        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=True) if self.pinned else self.buffers.take(*shape)
+        pixels = self.buffers.take(len(keys), crop, crop, 3)
         parts = (slice(start, start + PART) for start in range(0, len(keys), PART))
         return Making(
             keys, pixels, [self.threads.submit(self._make, number, keys[part], pixels[part], part) for part in parts]

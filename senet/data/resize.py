@@ -60,15 +60,17 @@ class Resize:
 
 class Buffers:
     """Memory for batches on the host, used again when no tensor is in it any more: fresh memory costs a page fault for
-    each of its 4 kB, which takes longer than to fill it.
+    each of its 4 kB, which takes longer than to fill it. `pinned` memory goes to a GPU at once; torch keeps it itself.
     """
 
-    def __init__(self, dtype: type[np.generic] = np.uint8) -> None:
-        self.dtype = dtype
+    def __init__(self, dtype: type[np.generic] = np.uint8, pinned: bool = False) -> None:
+        self.dtype, self.pinned = dtype, pinned
         self.free: list[NDArray[np.generic]] = []
 
     def take(self, *shape: int) -> Tensor:
         """Return a tensor of any content."""
+        if self.pinned:
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         while self.free:
             if (array := self.free.pop()).shape == shape:
                 break
