@@ -58,7 +58,7 @@ def decoded(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = ["--decoded", "--fraction", 0.67, "--short-side", 64, "--shrink-val", "--processes", 1]
     done = run("launch.prepare", "shards", images, into, *words)
     assert done.returncode == 0, done.stderr
-    assert "GB to write" in done.stdout
+    assert "GB to write" in done.stderr
     return into
 
 

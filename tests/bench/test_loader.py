@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from senet.bench.loader import CONTESTANTS
 from tests.helpers import run
 
 
@@ -14,7 +15,7 @@ def test_every_contestant_is_measured(images: Path, tmp_path: Path) -> None:
     done = run("launch.bench", "loader", *words)
     assert done.returncode == 0, done.stderr
     rows = {row["what"]: row for row in json.loads((tmp_path / "loader.json").read_text())}
-    assert rows.keys() == {"torchvision", "dali-reader", "ours-dali", "ours-pillow"}
+    assert rows.keys() == set(CONTESTANTS)
     for row in rows.values():
         assert row["unit"] == "images/CPU-s"
         assert row["value"]["median"] > 0, row
