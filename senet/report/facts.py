@@ -42,9 +42,17 @@ class RunFacts:
     @property
     def data(self) -> Path | None:
         """The data set that it was trained on."""
-        flags = self.starts[-1].get("flags", {}) if self.starts else {}
-        root = flags.get("source", {}).get("root")
-        return Path(root) if root else None
+        return Path(root) if (root := self._source.get("root")) else None
+
+    @property
+    def checksum(self) -> bool:
+        """Whether its files were verified."""
+        return bool(self._source.get("checksum", True))
+
+    @property
+    def _source(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.starts[-1].get("flags", {}).get("source", {}) if self.starts else {}
+        return found
 
     @property
     def state(self) -> str:

@@ -60,7 +60,8 @@ def _see(run: RunFacts, source: Source | None, world: World) -> Seen:
         return Seen("the run goes on; --data DIR looks at its best checkpoint so far")
     if source.root is None and run.data is None and run.config.data.set != "synthetic":
         return Seen("which data it was trained on is not known; give --data DIR")
-    source = dataclasses.replace(source, root=source.root or run.data)
+    if source.root is None:
+        source = dataclasses.replace(source, root=run.data, checksum=run.checksum)
     try:
         seen = look(load(str(run.folder)), source, world)
         return _wrongs(seen, source, world)

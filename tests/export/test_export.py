@@ -75,7 +75,7 @@ def test_timm_loads_its_folder(trained: Path, tmp_path: Path) -> None:
     assert deviation(source, run) == 0
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     how = timm.data.resolve_model_data_config(theirs)
-    assert (how["input_size"], how["crop_pct"], how["interpolation"]) == ((3, 64, 64), 0.8, "bilinear")
+    assert (tuple(how["input_size"]), how["crop_pct"], how["interpolation"]) == ((3, 64, 64), 0.8, "bilinear")
     own = load(str(trained))
     strange = replace(own, config=replace(own.config, net=replace(own.config.net, blocks=(1, 2))))
     with pytest.raises(UsageError, match="timm has no network like this"):
