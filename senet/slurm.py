@@ -122,6 +122,8 @@ def body(name: str) -> str:
     """Return a script of slurm/ without the comments at its head, and with what it sources there in its place. The site
     file stays outside.
     """
+    if not (ROOT / "slurm").is_dir():
+        raise UsageError(f"{ROOT}: no slurm/ in it: jobs start in a clone of the repository; submit from one")
     lines = (ROOT / "slurm" / name).read_text().splitlines()
     while lines and (lines[0].startswith("#") or not lines[0]):
         del lines[0]

@@ -24,7 +24,7 @@ LAYERS = [
     {"senet.run"},
     {"senet.diagnose", "senet.report", "senet.analyze"},
     {"senet.bench", "senet.export"},
-    {"launch"},
+    {"launch", "senet.__init__"},
 ]
 # What must answer in milliseconds, or on a machine without torch.
 WITHOUT = {
@@ -77,7 +77,7 @@ def test_rooms_import_in_one_direction() -> None:
     breaches = []
     for file in sources():
         own = room(".".join(file.relative_to(ROOT).with_suffix("").parts))
-        assert own in level or own == "senet.__init__", f"{own}: a new room; give it a place in LAYERS"
+        assert own in level, f"{own}: a new room; give it a place in LAYERS"
         for name in imported(file):
             if (
                 inside(name, ("senet", "launch"))

@@ -13,7 +13,8 @@ import yaml
 
 from senet.errors import UsageError
 
-CONFIGS = Path(__file__).parent.parent.parent / "configs"
+_PACKAGE = Path(__file__).parent.parent
+CONFIGS = _PACKAGE / "configs" if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"  # installed, or not
 
 
 class Layer(NamedTuple):

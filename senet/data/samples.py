@@ -112,8 +112,13 @@ class Samples:
         return Crop(boxes, ((draws[:, 22] < 0.5) & self.data.flip).astype(np.int64))
 
     def centre_crop(self, sizes: Ints) -> tuple[Ints, Ints]:
-        """Return the sizes [b, 2] to resize validation images of `sizes` to, so that their shorter sides become
-        `data.resize`, and the corners [b, 2] of their centre crops, as (y, x). Both are rounded as torchvision does.
-        """
-        resized = (self.data.resize * sizes / sizes.min(1, keepdims=True)).astype(np.int64)
-        return resized, np.rint((resized - self.data.crop) / 2).astype(np.int64)
+        """Return what `centre_crop` does for this data set."""
+        return centre_crop(sizes, self.data.resize, self.data.crop)
+
+
+def centre_crop(sizes: Ints, resize: int, crop: int) -> tuple[Ints, Ints]:
+    """Return the sizes [b, 2] to resize validation images of `sizes` to, so that their shorter sides become `resize`,
+    and the corners [b, 2] of their centre crops, as (y, x). Both are rounded as torchvision does.
+    """
+    resized = (resize * sizes / sizes.min(1, keepdims=True)).astype(np.int64)
+    return resized, np.rint((resized - crop) / 2).astype(np.int64)

@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -68,7 +68,9 @@ def _packages() -> Iterator[Finding]:
     python = ".".join(map(str, sys.version_info[:3]))
     fits = (3, 10) <= sys.version_info < (3, 13)
     yield _judged("Python", "" if fits else f"{python}: 3.10 to 3.12 are tested", python)
-    lines = (line.partition("#")[0].strip() for line in REQUIREMENTS.read_text().splitlines())
+    # Installed by pip, the package brings the same lines.
+    listed = REQUIREMENTS.read_text().splitlines() if REQUIREMENTS.exists() else requires("senet") or []
+    lines = (line.partition("#")[0].strip() for line in listed)
     for wanted in (Requirement(line) for line in lines if line):
         if wanted.marker and not wanted.marker.evaluate():
             continue

@@ -13,13 +13,13 @@ import yaml
 
 from senet import config
 from senet.config import Bottleneck, Config
+from senet.config.files import CONFIGS
 from senet.errors import UsageError
 from senet.plan.gpus import GPUS, device, find
 from senet.plan.scale import FIXED, JITTER
 from senet.plan.traffic import Stack, Traffic, itemsize, trace
 
 FILE = Path(__file__).parent / "measured.yaml"
-CONFIGS = Path(__file__).parent.parent.parent / "configs"
 GOAL = 0.75  # of the roofline, for a stack that nobody measured
 # How far off a rate may be, as a share: tests predict each measured row from itself, the others, or nothing within it.
 MEASURED, MODELLED, GUESSED = 0.05, 0.25, 0.3
