@@ -106,8 +106,11 @@ def _known(kind: Any, content: Mapping[str, Any]) -> dict[str, Any]:
 
 def write(payload: Payload, errors: Mapping[str, float], names: Sequence[Path]) -> None:
     """Write a checkpoint under the first of its `names` and give it the others. Its seal has its position and the
-    validation `errors`. Raises OSError: disk full.
+    validation `errors`. What has one of the names and is not of this program is put aside. Raises OSError: disk full.
     """
+    for name in names:
+        if name.exists() and not facts_of(name):
+            put_aside(name)
     progress = payload.progress
     facts: dict[str, Any] = {"step": progress.global_step, "epoch": progress.epoch, "epoch_step": progress.step}
     facts |= {"val_images": payload.val_images, "time": time.time(), **errors}

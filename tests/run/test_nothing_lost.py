@@ -327,11 +327,13 @@ def test_strangers_survive_the_pruning(tmp_path: Path, state: State) -> None:
     for path in strangers:
         path.write_bytes(b"not ours")
     life = Run(tmp_path, state)
+    (tmp_path / "checkpoints/epoch-0004.pt").write_bytes(b"not ours, either")
     (late := tmp_path / "checkpoints/step-99999999.pt").write_bytes(b"comes while it runs")
     for _ in range(3):
         life.epoch()
     life.close()
     assert all(path.exists() for path in [*strangers, late])
+    assert (tmp_path / "checkpoints/epoch-0004.pt.refused").read_bytes() == b"not ours, either"
     assert [path.name for path in RunFolder(tmp_path).checkpoints.of_steps()] == [
         late.name, "step-00000040.pt", "step-00000003.pt",
     ]  # fmt: skip
