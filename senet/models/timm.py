@@ -26,10 +26,9 @@ def released(name: str, weights: Path | None = None) -> tuple[nn.Module, dict[st
 
     Raises UsageError for a name that timm does not know, and for weights that cannot be loaded.
     """
-    import timm
-
     if weights is not None and not weights.exists():
         raise UsageError(f"--weights {weights}: no such file")
+    wants = _wants(name)
     overlay = {"file": str(weights)} if weights else None
     try:
         net = _create(name, pretrained=True, pretrained_cfg_overlay=overlay)
@@ -42,14 +41,7 @@ def released(name: str, weights: Path | None = None) -> tuple[nn.Module, dict[st
             if weights is None
             else f"--weights {weights}: not the weights of timm:{name} ({why}); give those of this model"
         ) from None
-    wants = timm.data.resolve_model_data_config(net, use_test_size=True)
-    (channels, *sides), mode = wants["input_size"], wants.get("crop_mode", "center")
-    crop, interpolation = sides[0], wants["interpolation"]
-    if mode != "center" or channels != 3 or sides != [crop, crop]:
-        shape = " x ".join(map(str, wants["input_size"]))
-        raise UsageError(f"timm:{name}: wants images of {shape}, crop mode {mode}; square centre crops are made here")
-    if interpolation not in ("bilinear", "bicubic"):
-        log.warning("timm:%s: wants %s interpolation, and gets bicubic", name, interpolation)
+    crop, interpolation = wants["input_size"][-1], wants["interpolation"]
     facts = {
         "classes": net.num_classes,
         "crop": crop,
@@ -59,6 +51,24 @@ def released(name: str, weights: Path | None = None) -> tuple[nn.Module, dict[st
         "interpolation": interpolation if interpolation == "bilinear" else "bicubic",
     }
     return net, facts
+
+
+def _wants(name: str) -> dict[str, Any]:
+    """Return how a model wants its images. Raises UsageError for what is not done here, and for an unknown name."""
+    import timm
+
+    _check_known(name)
+    usual = timm.models.get_pretrained_cfg(name)
+    wants: dict[str, Any] = timm.data.resolve_data_config(
+        pretrained_cfg=usual.to_dict() if usual else {}, use_test_size=True
+    )
+    (channels, height, width), mode = wants["input_size"], wants.get("crop_mode", "center")
+    if mode != "center" or channels != 3 or height != width:
+        shape = f"{channels} x {height} x {width}"
+        raise UsageError(f"timm:{name}: wants images of {shape}, crop mode {mode}; square centre crops are made here")
+    if wants["interpolation"] not in ("bilinear", "bicubic"):
+        log.warning("timm:%s: wants %s interpolation, and gets bicubic", name, wants["interpolation"])
+    return wants
 
 
 def exists(name: str) -> bool:
@@ -90,12 +100,19 @@ def classifier(net: nn.Module) -> nn.Module:
     return layer
 
 
-def _create(name: str, **settings: Any) -> nn.Module:
+def _check_known(name: str) -> None:
+    """Raise UsageError for a name that timm does not know."""
     import timm
 
     if not name.startswith("local-dir:") and not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.3)
         raise UsageError(f"net.timm: timm has no model {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+def _create(name: str, **settings: Any) -> nn.Module:
+    import timm
+
+    _check_known(name)
     net = timm.create_model(name, **settings)
     assert isinstance(net, nn.Module)
     return net

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,12 +13,11 @@ import numpy as np
 
 from senet.data.philox import Ints
 from senet.data.storage.folders import Folders, images_below
-from senet.data.storage.index import Index, Names, index_file, key
+from senet.data.storage.index import Index, Names, index_file, key, write_classes
 from senet.errors import UsageError
 from senet.prepare.encoding import Encoding
 from senet.prepare.plan import require_space
 from senet.prepare.pool import count, each
-from senet.system import files
 
 Job = TypeVar("Job")
 
@@ -50,17 +48,6 @@ def write_folders(index: Index, to: Path, split: str, encoding: Encoding, proces
     write_classes(to, classes)
     fill(written, to, split, job, _write_class, processes)
     return len(classes)
-
-
-def write_classes(folder: Path, classes: tuple[str, ...]) -> None:
-    """Write FOLDER/classes.txt, a name per line in order of label. Raises OSError, and UsageError for a name of several
-    lines.
-    """
-    if broken := next((name for name in classes if "\n" in name or "\r" in name), None):
-        raise UsageError(f"{broken!r}: the name of a class with a line break in it; rename it")
-    content = os.fsencode("".join(f"{name}\n" for name in classes))
-    folder.mkdir(parents=True, exist_ok=True)
-    files.replace(folder / "classes.txt", lambda target: target.write_bytes(content))
 
 
 def fill(

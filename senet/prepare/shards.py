@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from senet.data.philox import Ints, permutation
 from senet.data.pixels import kind, stored_size
 from senet.data.storage.archives import stamp_of
-from senet.data.storage.index import Index, Names, index_file, key
+from senet.data.storage.index import Index, Names, index_file, key, write_classes
 from senet.data.storage.tars import HEAD, Tars
 from senet.errors import UsageError
 from senet.prepare.encoding import Encoding
-from senet.prepare.folders import clear, read, write_classes
+from senet.prepare.folders import clear, read
 from senet.prepare.plan import require_space
 from senet.prepare.pool import count, each
 from senet.system import files

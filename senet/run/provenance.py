@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 import yaml
 
 from senet.config import Config, to_dict
+from senet.data.storage.index import write_classes
 from senet.distributed import World
 from senet.run import status
 from senet.run.flags import Flags
@@ -99,15 +101,17 @@ def driver() -> str:
     return found[0] if found else ""
 
 
-def keep(folder: RunFolder, config: Config, facts: dict[str, Any]) -> None:
-    """Write what defines a run into its folder: the config, and the facts of this start after those before. Raises
-    OSError.
+def keep(folder: RunFolder, config: Config, classes: Sequence[str], facts: dict[str, Any]) -> None:
+    """Write what defines a run into its folder: the config, the names of the classes (`classes.txt`), and the facts of
+    this start after those before. Raises OSError.
     """
     try:
         starts = json.loads(folder.starts.read_text())
     except (OSError, ValueError):
         starts = []
     write_text(folder.config, yaml.safe_dump(to_dict(config), sort_keys=False))
+    if classes:
+        write_classes(folder.path, classes)
     write_text(folder.starts, json.dumps([*starts, facts], indent=1, default=str))
     if diff := code()[1]:
         write_text(folder.diff, diff)

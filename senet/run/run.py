@@ -137,7 +137,7 @@ class Run:
         if self.world.is_main:
             try:
                 self.plan.save(self.folder.execution)
-                provenance.keep(self.folder, self.config, facts)
+                provenance.keep(self.folder, self.config, self.loader.classes, facts)
             except OSError as error:  # a full disk
                 if not resumed:
                     raise

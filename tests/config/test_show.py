@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import resource
 
 import pytest
 
-from launch import show
+from launch import show, train
 from senet.config import json_schema
 from senet.config.files import parse, read_file
+from senet.errors import UsageError
 from tests.config.test_config import FILES
 from tests.helpers import ROOT, run
 
@@ -46,6 +48,34 @@ def test_a_wrong_key_is_named_within_a_second() -> None:
     assert done.stderr == "error: command line: lr: unknown key; did you mean optim.lr?\n"
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert spent < 1, "torch is imported before the config is read"
+
+
+@pytest.mark.parametrize("program", sorted(file.stem for file in (ROOT / "launch").glob("*.py")))
+def test_help_has_groups_and_defaults(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = importlib.import_module(f"launch.{program}")
+    if not hasattr(module, "guard") or not hasattr(module, "main"):
+        return  # a part of programs
+    with pytest.raises(SystemExit):
+        module.main(["--help"])
+    page = " ".join(capsys.readouterr().out.split())
+    assert page.startswith(f"usage: launch.{program} [-h]")
+    for flag, default in (("--val-batch N", "128"), ("--device {auto,cpu,cuda}", "auto"), ("--keep-every N", "0")):
+        assert f"] [{flag}]" not in page or f"(default: {default})" in page.partition(f" {flag} ")[2]
+    for first, group in (("--backend", "images:"), ("--gpus", "GPU"), ("--keep", "checkpoints and trouble:")):
+        assert f"[{first} " not in page or group in page
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "limit"),
+    [
+        ("workers", "0", "positive"), ("val-batch", "0", "positive"), ("max-bad", "-1", "not be negative"),
+        ("hw-decoder-load", "7", "not be over 1"), ("keep-hours", "-1", "not be negative"),
+        ("restarts", "-1", "not be negative"),
+    ],
+)  # fmt: skip
+def test_flags_out_of_their_limits_are_refused(flag: str, value: str, limit: str) -> None:
+    with pytest.raises(UsageError, match=f"argument --{flag}: must {'be ' * (limit == 'positive')}{limit}"):
+        train.parse(["debug/tiny", f"--{flag}", value])
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,19 @@ def test_a_gpu_decodes_to_the_pixels_of_the_cpu(few_images: Path) -> None:
             dali.close()
 
 
+def test_a_step_names_its_images(few_images: Path) -> None:
+    """As a run lists those of steps whose gradients were not finite."""
+    loader = train_loader(FOLDER, Source(few_images, "pillow", workers=1), 8, 4, 0, 0, 1, CPU)
+    batches = list(loader.batches(0, 0))
+    loader.close()
+    for step in range(loader.steps):
+        names = [Path(name) for name in loader.names(step)]
+        labels = torch.cat([batch.labels for batch in batches[2 * step : 2 * step + 2]])
+        assert [f"class{label}" for label in labels] == [name.parent.name for name in names]
+        assert all(name.is_file() and name.is_relative_to(few_images / "train") for name in names)
+    assert len({name for step in range(loader.steps) for name in loader.names(step)}) == 8 * loader.steps
+
+
 @pytest.mark.parametrize("backend", ["dali", "pillow"])
 def test_too_many_bad_images_stop_with_a_list(few_images: Path, backend: str) -> None:
     damage(few_images)

@@ -12,6 +12,8 @@ import pytest
 import timm
 import torch
 
+from senet.errors import UsageError
+from senet.models.timm import released
 from tests.helpers import ROOT, environment, run
 
 
@@ -36,6 +38,7 @@ def test_run_folder(trained: Path) -> None:
     assert [record["images"] for record in logged if record["kind"] == "val"] == [203, 203]
     assert sum(record["images"] for record in logged if record["kind"] == "train") == 2 * 60
     assert {p.name for p in trained.iterdir()} >= {"config.yaml", "run.json", "log.jsonl", "checkpoints"}
+    assert (trained / "classes.txt").read_text() == "class0\nclass1\nclass2\n"
     (start,) = json.loads((trained / "run.json").read_text())
     assert start["versions"]["torch"]
     assert (start["ranks"], start["step"], start["gpu"]) == (2, 0, "")
@@ -79,6 +82,8 @@ def test_usage_errors_are_one_line_and_change_nothing(tmp_path: Path, tiny: Path
     out = tmp_path / "out"
     train = ("launch.train", tiny, "--out", out)
     refused(2, "no such folder; expected DIR/train/CLASS", *train, "--data", tmp_path / "nowhere")
+    for where, reason in ((tiny / "out", "Not a directory"), ("/proc/out", "No such file or directory")):
+        refused(2, f"{where}: {reason}; ", "launch.train", tiny, "--data", few_images, "--out", where)
     refused(
         2, "data.classes is 5; give the right --data, or data.classes=3", *train, "--data", few_images, "data.classes=5"
     )
@@ -217,6 +222,13 @@ def test_timm_models_are_evaluated_with_given_weights(tmp_path: Path, images: Pa
         images,
     )
     refused(2, "did you mean 'resnet50'", "launch.evaluate", "timm:resnet5O", "--data", images)
+    with pytest.raises(
+        UsageError, match=r"weights\.pth: not the weights of timm:test_vit .*; give those of this model"
+    ):
+        released("test_vit", weights)
+    with pytest.raises(UsageError, match="wants images of 3 x 384 x 384, crop mode squash; square centre crops are"):
+        released("convnextv2_base.fcmae_ft_in22k_in1k_384")
+    assert released("test_resnet", weights)[1]["crop"] == 160, "the size that timm tests it with"
 
 
 def test_show_needs_no_data() -> None:

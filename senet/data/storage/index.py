@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from senet.data.philox import Ints, permutation
+from senet.errors import UsageError
 from senet.system import files
 
 _AWKWARD = re.compile(r"[.\s]")
@@ -193,6 +194,17 @@ def read_classes(root: Path) -> tuple[str, ...]:
         return ()
     lines = os.fsdecode(file.read_bytes().removeprefix(codecs.BOM_UTF8)).replace("\r\n", "\n").rstrip("\n")
     return tuple(lines.split("\n")) if lines else ()  # splitlines() would break names in other places, too
+
+
+def write_classes(folder: Path, classes: Sequence[str]) -> None:
+    """Write FOLDER/classes.txt, a name per line in order of label. Raises OSError, and UsageError for a name of several
+    lines.
+    """
+    if broken := next((name for name in classes if "\n" in name or "\r" in name), None):
+        raise UsageError(f"{broken!r}: the name of a class with a line break in it; rename it")
+    content = os.fsencode("".join(f"{name}\n" for name in classes))
+    folder.mkdir(parents=True, exist_ok=True)
+    files.replace(folder / "classes.txt", lambda target: target.write_bytes(content), shared=True)
 
 
 def index_file(root: Path, split: str) -> Path:
