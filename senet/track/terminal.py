@@ -11,16 +11,16 @@ from tqdm import tqdm
 
 from senet.track.tracker import Record, Stage, Tracker
 
+SHORT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
 
-def bar(what: str, total: float, unit: str, done: int = 0, main: bool = True) -> tqdm[Any]:
+
+def bar(what: str, total: float, unit: str, done: int = 0, main: bool = True, form: str | None = None) -> tqdm[Any]:
     """Return a progress bar on standard error, if that is a terminal and this the `main` process; it is there at once.
 
-    Of `total` units `done` are done already. It goes when it is closed.
+    Of `total` units `done` are done already. It goes when it is closed. `form` is tqdm's `bar_format`.
     """
-    shown = main and sys.stderr.isatty()
-    return tqdm(
-        desc=what, total=total, initial=done, unit=f" {unit}s", leave=False, dynamic_ncols=True, disable=not shown
-    )
+    how: dict[str, Any] = {"leave": False, "dynamic_ncols": True, "disable": not (main and sys.stderr.isatty())}
+    return tqdm(desc=what, total=total, initial=done, unit=f" {unit}s", bar_format=form, **how)
 
 
 class Terminal(Tracker):
@@ -31,20 +31,19 @@ class Terminal(Tracker):
         self.bar: tqdm[Any] | None = None
         self.stage: Stage | None = None
         self.left: float | None = None  # seconds of the whole run
-        self.figures = ""
+        self.figures: list[str] = []  # of the last record
 
     def log(self, record: Record) -> None:
         if record["kind"] == "train":
             figures = [f"loss {record['loss']:.4f}"]
             if (speed := record.get("images_per_second")) is not None:
-                figures += [f"{speed:.0f} images/s", f"waiting for data {record['data_wait']:.0%}"]
-            self.figures = ", ".join(figures)
+                figures += [f"{speed:.0f} images/s", f"data wait {record['data_wait']:.0%}"]
+            self.figures = figures
             if self.bar is not None:
-                self.bar.set_postfix_str(self.figures + self._time_left())
+                self.bar.set_postfix_str(", ".join([*self._time_left(), *figures]))
             if not self.live:
-                self.say(
-                    f"{self._position(record)}: {self.figures}, lr {record['learning_rate']:.4g}{self._time_left()}"
-                )
+                figures = [*figures, f"lr {record['learning_rate']:.4g}", *self._time_left()]
+                self.say(f"{self._position(record)}: {', '.join(figures)}")
         elif record["kind"] == "val":
             self._end_bar()
             averaged = f" (EMA {record['ema_top1_error']:.2f} %)" if "ema_top1_error" in record else ""
@@ -66,13 +65,13 @@ class Terminal(Tracker):
 
     def begin(self, stage: Stage) -> None:
         self._end_bar()
-        self.stage, self.figures = stage, ""
+        self.stage, self.figures = stage, []
         unit = "step" if stage.what == "epoch" else "image"
-        self.bar = bar(f"{stage.what} {stage.epoch}/{stage.epochs}", stage.total, unit, stage.done)
+        self.bar = bar(f"{stage.what} {stage.epoch}/{stage.epochs}", stage.total, unit, stage.done, form=SHORT)
 
     def advance(self, done: int) -> None:
         if self.bar is not None and self.stage is not None:
-            self.bar.set_postfix_str(self.figures + self._time_left(), refresh=False)
+            self.bar.set_postfix_str(", ".join([*self._time_left(), *self.figures]), refresh=False)
             self.bar.update(min(done, self.stage.total) - self.bar.n)
 
     def expect(self, seconds: float | None) -> None:
@@ -96,8 +95,8 @@ class Terminal(Tracker):
         stage, before = self.stage, (record["epoch"] - 1) * self.stage.total
         return f"{clock} epoch {record['epoch']}/{stage.epochs}, step {record['step'] - before}/{stage.total}"
 
-    def _time_left(self) -> str:
-        return "" if self.left is None else f", {duration(self.left)} left"
+    def _time_left(self) -> list[str]:
+        return [] if self.left is None else [f"run {duration(self.left)} left"]
 
     def _end_bar(self) -> None:
         if self.bar is not None:

@@ -154,7 +154,7 @@ def test_a_bar_on_a_terminal(tmp_path: Path) -> None:
         pass
     text = shown.decode()
     assert "epoch 1/2:  40%" in text, "a resumed epoch begins where it was left"
-    assert "100 images/s, waiting for data 25%, 2 h 0 min left" in text
+    assert re.search(r"4/10, \S+ left, run 2 h 0 min left, loss 1.5000, 100 images/s, data wait 25%", text), text
 
 
 def test_plain_lines_elsewhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -174,7 +174,7 @@ def test_plain_lines_elsewhere(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     assert "rank 3 on node7 holds up the others: its own work takes 2.5 times the usual; of its time data 75%" in shown
     assert "rank 3 on node7 keeps up again" in shown
     assert re.search(
-        r"\d\d:\d\d:\d\d epoch 1/3, step 5/10: loss 1.5000, 100 images/s, waiting for data 25%, lr 0.1, 50 s left",
+        r"\d\d:\d\d:\d\d epoch 1/3, step 5/10: loss 1.5000, 100 images/s, data wait 25%, lr 0.1, run 50 s left",
         shown,
     )
     assert "\r" not in shown
