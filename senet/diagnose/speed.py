@@ -21,7 +21,7 @@ from senet.models import build
 from senet.run.step_plan import StepPlan
 from senet.system.table import text
 from senet.system.timing import synchronise, timed
-from senet.track.terminal import bar
+from senet.track.terminal import bar, ticking
 from senet.train import optimiser
 from senet.train.meter import Meter
 from senet.train.trainer import DTYPES, Trainer
@@ -67,13 +67,12 @@ def measure(world: World, config: Config, source: Source, how: StepPlan, seconds
     list_images(config.data, source, world.all_gather_object, ["train"])
     loader = train_loader(config.data, source, config.batch, how.micro_batch, config.seed, *ranks, dtype)
     loader.memory_format = layout
-    shown = bar("measuring", len(PARTS), "part", main=world.is_main)
+    with closing(loader), ticking(bar("measuring", len(PARTS), "part", main=world.is_main)) as shown:
 
-    def begin(part: str) -> None:
-        shown.n = PARTS.index(part)
-        shown.set_postfix_str(part)
+        def begin(part: str) -> None:
+            shown.n = PARTS.index(part)
+            shown.set_postfix_str(part)
 
-    try:
         config = replace(config, optim=replace(config.optim, lr=1e-6))  # nothing is to be learnt from one batch
         net = prepare(build(config.net, config.data.classes).to(world.device), how.execution)
         batch = noise(how.micro_batch, config.data.crop, config.data.classes, world.device, dtype, layout)
@@ -96,9 +95,6 @@ def measure(world: World, config: Config, source: Source, how: StepPlan, seconds
         begin("all together")
         together = _loop(world, trainer, endless, seconds)
         waited = (loader.waited - waited) / (time.monotonic() - began)
-    finally:
-        shown.close()
-        loader.close()
     every = world.all_gather_object(data)
     rank = max(range(world.size), key=every.__getitem__)
     share = every[rank] * world.size / sum(every)

@@ -196,8 +196,10 @@ class Run:
                 self.warm = True
                 clock.begin_interval(state.global_step, self.loader.waited)
             tracker.advance(step)
-            if step % self.flags.log_every == 0 or step == self.loader.steps or state.global_step == 1:
+            regular = step % self.flags.log_every == 0 or step == self.loader.steps
+            if regular or state.global_step == 1:
                 self._record_interval()
+            if regular:
                 self.trouble.look_at_ranks()
                 if self._goes_back():
                     break

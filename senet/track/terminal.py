@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from tqdm import tqdm
@@ -21,6 +23,25 @@ def bar(what: str, total: float, unit: str, done: int = 0, main: bool = True, fo
     """
     how: dict[str, Any] = {"leave": False, "dynamic_ncols": True, "disable": not (main and sys.stderr.isatty())}
     return tqdm(desc=what, total=total, initial=done, unit=f" {unit}s", bar_format=form, **how)
+
+
+@contextlib.contextmanager
+def ticking(shown: tqdm[Any]) -> Iterator[tqdm[Any]]:
+    """Draw a bar once a second as long as the context lasts, and close it then: for units that take minutes."""
+    ended = threading.Event()
+
+    def tick() -> None:
+        while not ended.wait(1):
+            shown.refresh()
+
+    thread = threading.Thread(target=tick, name="bar", daemon=True)
+    thread.start()
+    try:
+        yield shown
+    finally:
+        ended.set()
+        thread.join()
+        shown.close()
 
 
 class Terminal(Tracker):

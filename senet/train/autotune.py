@@ -32,7 +32,7 @@ from senet.models import build
 from senet.system.files import replace
 from senet.system.table import text
 from senet.system.timing import Effort, Timing, interleave
-from senet.track.terminal import bar
+from senet.track.terminal import bar, ticking
 from senet.train.cuda_graph import obstacle
 from senet.train.meter import Meter
 from senet.train.trainer import DTYPES, Trainer
@@ -104,7 +104,7 @@ def measure(config: Config, world: World, micro_batch: int, offered: Sequence[Ex
     }
     with (
         torch.random.fork_rng([world.device] if world.device.type == "cuda" else []),
-        bar("tuning", (2 + effort.rounds) * len(makers), "turn", main=world.is_main) as shown,
+        ticking(bar("tuning", (2 + effort.rounds) * len(makers), "turn", main=world.is_main)) as shown,
     ):
         turns = itertools.count()
 
