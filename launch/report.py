@@ -27,9 +27,9 @@ def main(argv: list[str] | None = None) -> int:
     add_data_flags(parser)
     args = parser.parse_args(argv)
 
-    from senet.report.facts import read
+    from senet.report.facts import read_all
 
-    runs = [read(path) for path in args.runs]
+    runs = read_all(args.runs)
     if args.table:
         from senet.report.summary import summary
         from senet.system import table

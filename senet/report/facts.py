@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,16 +31,12 @@ class RunFacts:
     train: list[Record]
     val: list[Record]
     events: list[Record]
+    label: str  # tells it from other runs on a page
 
     @property
     def name(self) -> str:
         flags = self.starts[-1].get("flags", {}) if self.starts else {}
         return str(flags.get("name") or self.folder.path.name)
-
-    @property
-    def label(self) -> str:
-        """What tells it from the others on a chart."""
-        return self.folder.path.name if self.folder.path.name != "run" else self.folder.path.parent.name
 
     @property
     def data(self) -> Path | None:
@@ -115,7 +114,14 @@ def read(path: Path) -> RunFacts:
         if isinstance(record, dict) and record.get("kind") in records and {"epoch", "step"} <= record.keys():
             records[record["kind"]].append(record)
     starts = _json(folder.starts.read_text()) if folder.starts.exists() else []
-    return RunFacts(folder, config, status.read(path), starts or [], *records.values())
+    lists = records["train"], records["val"], records["event"]
+    return RunFacts(folder, config, status.read(path), starts or [], *lists, label=path.name)
+
+
+def read_all(paths: Sequence[Path]) -> list[RunFacts]:
+    """Read several run folders, as `read`; their labels are their paths below the folder that holds them all."""
+    above = os.path.commonpath([path.resolve().parent for path in paths])
+    return [dataclasses.replace(read(path), label=os.path.relpath(path.resolve(), above)) for path in paths]
 
 
 def _json(text: str) -> Any:

@@ -38,17 +38,14 @@ def make(runs: Sequence[RunFacts], out: Path, source: Source | None, world: Worl
     """
     papers = [quoted(run.config) for run in runs]
     paper = papers[0] if len({each and each.config for each in papers}) == 1 else None
-    drawn = figures.curves(runs, paper)
+    charts = figures.curves(runs, paper)
     seen = [_see(run, source, world) for run in runs]
-    for number, found in enumerate(seen, start=1):
-        if found.confusion:
-            drawn[f"confusion{f'-{number}' * (len(runs) > 1)}"] = found.confusion
+    matrices = {f"confusion-{number}": found.confusion for number, found in enumerate(seen, 1) if found.confusion}
     out.mkdir(parents=True, exist_ok=True)
-    for name, picture in drawn.items():
+    for name, picture in (charts | matrices).items():
         replace(out / f"{name}.png", lambda temporary, picture=picture: temporary.write_bytes(picture))  # type: ignore[misc]
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-    shown = {name: picture for name, picture in drawn.items() if not name.startswith("confusion")}
-    write_text(out / "index.html", html(title, runs, paper, shown, seen))
+    write_text(out / "index.html", html(title, runs, paper, charts, seen))
     return out / "index.html"
 
 

@@ -36,7 +36,7 @@ def test_a_page_of_a_finished_run(trained: Path, tmp_path: Path, capsys: pytest.
     assert page.count("<figcaption>") == min(24, round(errors["top1_error"] / 100 * errors["images"]))
     assert "--gpus 2" in page  # the command
     assert json.loads((trained / "run.json").read_text())[-1]["versions"]["torch"] in page
-    for name in ("errors", "loss", "speed", "confusion"):
+    for name in ("errors", "loss", "speed", "confusion-1"):
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert picture.width > 500
 
