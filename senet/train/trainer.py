@@ -173,7 +173,7 @@ class Trainer:
         def images() -> Iterator[Tensor]:
             for batch in islice(batches, micro_batches):
                 yield batch.images
-                if stop():
+                if stop() and not self.config.bn.sync:  # there the ranks must take equally many
                     return
 
         self._seed(epoch * loader.steps)
