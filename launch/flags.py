@@ -102,13 +102,13 @@ def source(args: argparse.Namespace) -> Source:
 
 def add_net_flags(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
     """Add what names a trained net, `what`; several with `nargs`."""
-    add = parser.add_argument_group("net").add_argument
+    group = parser.add_argument_group("net")
     parser.add_argument("what", metavar="CHECKPOINT|RUN|WEIGHTS|timm:NAME", nargs=nargs)
-    add("--weights", type=Path, metavar="FILE", help="timm:NAME: its weights, instead of a download")
-    add("--unverified", action="store_true", help="take a checkpoint without a checksum that fits")
-    average = "a run that keeps an average of the weights: "
-    add("--ema", action="store_true", default=None, help=average + "the average (the default)")
-    add("--raw", action="store_false", dest="ema", help=average + "the trained weights themselves")
+    group.add_argument("--weights", type=Path, metavar="FILE", help="timm:NAME: its weights, instead of a download")
+    group.add_argument("--unverified", action="store_true", help="take a checkpoint without a checksum that fits")
+    either, average = group.add_mutually_exclusive_group(), "a run that keeps an average of the weights: "
+    either.add_argument("--ema", action="store_true", default=None, help=average + "the average (used by default)")
+    either.add_argument("--raw", action="store_false", default=None, dest="ema", help=average + "the others")
 
 
 def net(args: argparse.Namespace, what: str | None = None) -> Trained:
