@@ -23,7 +23,7 @@ from senet.errors import UsageError
 from senet.run.report import Clock
 from senet.system.run_folder import RunFolder
 from senet.track.jsonl import JsonLines, last_seconds
-from senet.track.tracker import Stage
+from senet.track.tracker import Dispensable, Record, Stage, Tracker
 from senet.track.wandb import decide, login
 from tests.helpers import ROOT, environment, run
 
@@ -70,6 +70,18 @@ def test_a_rewind_takes_back_all_but_events_and_steps_still_rise(tmp_path: Path)
     JsonLines(file, None).log({"kind": "train", "step": 1})  # of another run
     assert len(file.read_text().splitlines()) == 1
     assert len((tmp_path / "log.jsonl.1").read_text().splitlines()) == 3
+
+
+def test_a_tracker_whose_disk_fails_is_off_and_the_run_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    class OnDisk(Tracker):
+        def log(self, record: Record) -> None:
+            Path("/dev/full").write_text(str(record))
+
+    tracker = Dispensable("disk", OnDisk)
+    tracker.log({"kind": "train"})
+    tracker.close(True)
+    (record,) = caplog.records
+    assert record.getMessage() == "disk: off from here on: [Errno 28] No space left on device"
 
 
 def test_when_wandb_is_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -128,7 +140,7 @@ def test_tensorboard_is_asked_for_by_name(tmp_path: Path) -> None:
 
 BAR = """
 from pathlib import Path
-from senet.track.tracker import Stage
+from senet.track.tracker import Dispensable, Record, Stage, Tracker
 from tests.track.test_track import opened
 tracker = opened(Path(".") / "OUT", "none")
 times = {"epoch": 1, "step": 5, "seconds": 1.0}
