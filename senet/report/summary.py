@@ -72,7 +72,7 @@ def card(run: RunFacts) -> list[list[Cell]]:
         "batch, precision, seed": f"{run.config.batch}, {run.config.precision}, {run.config.seed}",
         "machine": ", ".join(filter(None, [*machine, f"{facts['cores']} cores" if facts.get("cores") else ""])),
         "driver": facts.get("driver"),
-        "commit": facts.get("commit") and f"{facts['commit']}{' and uncommitted.diff' * run.folder.diff.exists()}",
+        "commit": " and ".join(facts[key] for key in ("commit", "diff") if facts.get(key)),
         "versions": ", ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items()),
     }
     return [[name, value] for name, value in rows.items() if value]

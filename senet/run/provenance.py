@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -71,6 +72,7 @@ def start(world: World, flags: Flags, step: int) -> dict[str, Any]:
         "driver": driver() if gpu else "",
         "slurm_job": os.environ.get("SLURM_JOB_ID", ""),
         "commit": code()[0],
+        "diff": _diff_name(),
         "versions": versions(),
     }
 
@@ -113,8 +115,14 @@ def keep(folder: RunFolder, config: Config, classes: Sequence[str], facts: dict[
     if classes:
         write_classes(folder.path, classes)
     write_text(folder.starts, json.dumps([*starts, facts], indent=1, default=str))
-    if diff := code()[1]:
-        write_text(folder.diff, diff)
+    if name := _diff_name():
+        write_text(folder.path / name, code()[1])
+
+
+def _diff_name() -> str:
+    """Return the name of the file with what is not committed, which may differ from start to start; empty if all is."""
+    diff = code()[1]
+    return f"uncommitted-{hashlib.sha256(diff.encode()).hexdigest()[:8]}.diff" if diff else ""
 
 
 def _git(*words: str) -> str:

@@ -23,7 +23,6 @@ class RunFolder:
         self.path = path
         self.config = path / "config.yaml"  # resolved
         self.starts = path / "run.json"  # of each start flags, versions, commit, machine
-        self.diff = path / "uncommitted.diff"
         self.execution = path / "execution.json"
         self.status = path / "status.json"
         self.log = path / "log.jsonl"

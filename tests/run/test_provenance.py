@@ -36,11 +36,14 @@ def test_each_start_is_noted(tmp_path: Path, checkout: Path, monkeypatch: pytest
     out, world = RunFolder(tmp_path), distributed.start("cpu")
     flags = Flags(tmp_path, "tiny", (), Source(), "cpu")
     monkeypatch.setenv("SLURM_JOB_ID", "17")
+    (checkout / "file").write_text("to be committed")
+    subprocess.run(["git", "-C", checkout, "add", "file"], check=True)
     for step in (0, 5):
         provenance.keep(out, from_dict(TINY), provenance.start(world, flags, step))
     first, second = json.loads(out.starts.read_text())
     assert (first["step"], second["step"]) == (0, 5)
     assert first.keys() >= {"time", "command", "flags", "ranks", "host", "cores", "gpu", "driver", "versions"}
+    assert "+to be committed" in (tmp_path / second["diff"]).read_text()
     assert (second["slurm_job"], len(second["commit"])) == ("17", 40)
 
 
