@@ -39,7 +39,7 @@ def test_each_start_is_noted(tmp_path: Path, checkout: Path, monkeypatch: pytest
     (checkout / "file").write_text("to be committed")
     subprocess.run(["git", "-C", checkout, "add", "file"], check=True)
     for step in (0, 5):
-        provenance.keep(out, from_dict(TINY), provenance.start(world, flags, step))
+        provenance.keep(out, from_dict(TINY), ("cat", "dog"), provenance.start(world, flags, step))
     first, second = json.loads(out.starts.read_text())
     assert (first["step"], second["step"]) == (0, 5)
     assert first.keys() >= {"time", "command", "flags", "ranks", "host", "cores", "gpu", "driver", "versions"}
