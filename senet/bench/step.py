@@ -19,6 +19,7 @@ from senet import distributed
 from senet.bench.contestants import bare, execution, label, ours, short, synthetic
 from senet.bench.rows import Row
 from senet.config import Config
+from senet.data.endless import Endless
 from senet.data.source import Source, train_loader
 from senet.distributed import World
 from senet.execution.execution import Execution
@@ -62,7 +63,7 @@ def compare(what: str, settings: Config, world: World, how: Execution, effort: E
             settings.data, Source(), settings.batch, settings.batch, 0, 0, 1, world.device, DTYPES[settings.precision]
         )
         found.memory_format = how.memory_format
-        return found
+        return Endless(lambda number: found.batches(number, 0))  # a small set has few steps an epoch
 
     makers: dict[str, Callable[[], Step]] = {
         "bare": lambda: bare(settings, world, how, loader()),
