@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import getpass
 import importlib
 import json
+import os
 import resource
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from launch import show, train
+from launch import guard, show, train
 from senet.config import json_schema
 from senet.config.files import parse, read_file
 from senet.errors import UsageError
@@ -48,6 +52,19 @@ def test_a_wrong_key_is_named_within_a_second() -> None:
     assert done.stderr == "error: command line: lr: unknown key; did you mean optim.lr?\n"
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert spent < 1, "torch is imported before the config is read"
+
+
+def test_a_user_without_a_home_gets_a_folder_for_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As in containers that run as a number: torch, timm and wandb would end in tracebacks."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000)
+    for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit):
+        guard(lambda: 0)
+    assert (getpass.getuser(), Path.home().parent) == ("4000000", tmp_path)
+    assert Path.home().stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize("program", sorted(file.stem for file in (ROOT / "launch").glob("*.py")))

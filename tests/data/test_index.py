@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,10 @@ import torch
 
 from senet.config import Folder
 from senet.data.source import Source, train_loader, val_loader
-from senet.data.storage.find import find, listing, saved_listing
+from senet.data.storage.find import find, listing, saved_listing, scan
 from senet.data.storage.index import Index, index_file
 from senet.errors import UsageError
+from senet.prepare.folders import read
 from tests.helpers import ROOT
 
 CPU = torch.device("cpu")
@@ -182,6 +185,42 @@ def test_where_a_data_set_may_be_meant_to_be(few_images: Path) -> None:
     shutil.rmtree(few_images / "valid")
     with pytest.raises(UsageError, match="val: an empty folder"):
         listing(few_images, "val")
+
+
+@pytest.fixture
+def denied(few_images: Path) -> Iterator[Path]:
+    """A data set whose user may not read a class, nor an image of another; root may read all, and becomes another."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder, "set")
+        shutil.copytree(few_images, root)
+        for path in (root.parent, root, *root.rglob("*")):
+            path.chmod(0o755)
+        (root / "train/class1").chmod(0)
+        (root / "val/class1/001.JPEG").chmod(0)
+        if os.geteuid() == 0:
+            os.seteuid(65534)
+            yield root
+            os.seteuid(0)
+        else:
+            yield root
+        (root / "train/class1").chmod(0o755)
+
+
+def test_what_may_not_be_read_is_named_with_a_remedy(denied: Path, tmp_path: Path) -> None:
+    reason = "cannot be read: Permission denied; give this user access"
+    for call in (listing, scan):
+        with pytest.raises(UsageError, match=f"train/class1: {reason}"):
+            call(denied, "train")
+    index = listing(denied, "val")
+    with pytest.raises(PermissionError):
+        index.storage.read(3)
+    with pytest.raises(
+        UsageError, match=r"val/class1/001\.JPEG: cannot be read \(Permission denied\); mend the source"
+    ):
+        read(index, 3)
+    if os.getuid() == 0:  # nor the folder above it
+        with pytest.raises(UsageError, match=reason):
+            listing(tmp_path, "train")
 
 
 def test_names_that_macos_takes_apart(few_images: Path) -> None:

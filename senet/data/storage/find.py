@@ -95,8 +95,11 @@ def saved_listing(root: Path, split: str) -> Index | None:
 
 def form_of(root: Path, split: str) -> type[Format]:
     """Return the format of a split. Raises UsageError if ROOT has it in none."""
-    if not root.is_dir():
-        raise UsageError(f"--data {root}: {'a file, no folder' if root.exists() else 'no such folder'}; {LAYOUT}")
+    try:
+        if not root.is_dir():
+            raise UsageError(f"--data {root}: {'a file, no folder' if root.exists() else 'no such folder'}; {LAYOUT}")
+    except OSError as error:
+        raise _unreadable(root, error) from None
     if (form := _form(root, split)) is not None:
         return form
     folder = split_folder(root, split)
