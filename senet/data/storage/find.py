@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from threading import Timer
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -24,7 +26,23 @@ from senet.errors import REMEDIES, UsageError
 FORMATS: tuple[type[Format], ...] = (Listed, Folders, Tars, TFRecords, Parquet)  # the first that holds a split is used
 AUDIT = 2  # the format of audit.json
 SLOW = 5.0  # seconds of listing after which the list is kept
+P = ParamSpec("P")
+T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+
+def _explained(ask: Callable[Concatenate[Path, P], T]) -> Callable[Concatenate[Path, P], T]:
+    """Let a function about the data set in ROOT say what could not be read, by UsageError."""
+
+    @functools.wraps(ask)
+    def asked(root: Path, /, *words: P.args, **more: P.kwargs) -> T:
+        try:
+            return ask(root, *words, **more)
+        except OSError as error:
+            path, remedy = os.fsdecode(error.filename or root), REMEDIES.get(error.errno or 0, "mend it")
+            raise UsageError(f"{path}: cannot be read: {error.strerror or error}; {remedy}") from None
+
+    return asked
 
 
 def find(root: Path, split: str, classes: int) -> Index:
@@ -46,6 +64,7 @@ def find(root: Path, split: str, classes: int) -> Index:
     return without(index, root, _audited(root, split))
 
 
+@_explained
 def listing(root: Path, split: str) -> Index:
     """Return all images of a split, from its saved index if that is up to date. Raises UsageError as `find`."""
     folder = split_folder(root, split)
@@ -69,12 +88,10 @@ def listing(root: Path, split: str) -> Index:
     return index
 
 
+@_explained
 def scan(root: Path, split: str) -> Index:
     """Look for the images of a split, and save nothing. Raises UsageError as `find`."""
-    try:
-        index = form_of(root, split).scan(root, split)
-    except OSError as error:
-        raise _unreadable(root, error) from None
+    index = form_of(root, split).scan(root, split)
     both = {part: split_folder(root, part) for part in splits(root) if form_of(root, part) is Folders}
     classes = [set(class_folders(root, folder)) for folder in both.values()]
     if len(both) == 2 and (differ := sorted(classes[0] ^ classes[1])):
@@ -93,13 +110,11 @@ def saved_listing(root: Path, split: str) -> Index | None:
     return Index.load(index_file(root, split), form, partial(form.unchanged, root, split))
 
 
+@_explained
 def form_of(root: Path, split: str) -> type[Format]:
     """Return the format of a split. Raises UsageError if ROOT has it in none."""
-    try:
-        if not root.is_dir():
-            raise UsageError(f"--data {root}: {'a file, no folder' if root.exists() else 'no such folder'}; {LAYOUT}")
-    except OSError as error:
-        raise _unreadable(root, error) from None
+    if not root.is_dir():
+        raise UsageError(f"--data {root}: {'a file, no folder' if root.exists() else 'no such folder'}; {LAYOUT}")
     if (form := _form(root, split)) is not None:
         return form
     folder = split_folder(root, split)
@@ -113,17 +128,10 @@ def form_of(root: Path, split: str) -> type[Format]:
 
 
 def _form(root: Path, split: str) -> type[Format] | None:
-    try:
-        return next((form for form in FORMATS if form.holds(root, split)), None)
-    except OSError as error:
-        raise _unreadable(root, error) from None
+    return next((form for form in FORMATS if form.holds(root, split)), None)
 
 
-def _unreadable(root: Path, error: OSError) -> UsageError:
-    path = os.fsdecode(error.filename or root)
-    return UsageError(f"{path}: cannot be read: {error.strerror or error}; {REMEDIES.get(error.errno or 0, 'mend it')}")
-
-
+@_explained
 def splits(root: Path) -> list[str]:
     """Return those of train and val that ROOT has. Raises UsageError if it has neither."""
     found = [split for split in ("train", "val") if _form(root, split)]
