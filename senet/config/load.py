@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 import re
 import typing
@@ -89,6 +90,11 @@ class _Wrong(Exception):
         self.path, self.message, self.inside = path, message, inside
 
 
+@functools.cache
+def _adapter(kind: Any) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(kind)
+
+
 def _validate(kind: type[T], tree: Any, where: str, layers: Sequence[Layer] = ()) -> T:
     try:
         return typing.cast(T, _make(kind, tree))
@@ -125,7 +131,7 @@ def _make(annotation: Any, value: Any, path: tuple[str, ...] = (), tag: str = ""
             raise _Wrong((*path, str(key)), f"unknown key{tag and ' of'}{tag}", inside=kind)
     made = {key: _make(known[key], part, (*path, key), tag) for key, part in value.items()}
     try:
-        return kind(**made)
+        return _adapter(kind).validate_python(made)
     except pydantic.ValidationError as error:
         errors = error.errors(include_url=False)
         raise _Wrong((*path, str(errors[0]["loc"][0])), _explain(errors, tag)) from None
