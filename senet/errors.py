@@ -1,5 +1,6 @@
 """The two ways in which a program ends because of something a person can mend, and how it says why it ends."""
 
+import contextlib
 import errno
 import json
 import os
@@ -73,8 +74,9 @@ def explain(error: BaseException) -> int:
     else:
         first = f"error{where}: {type(error).__name__}: {error}\n" if ranks != "1" else ""
         text = first + "".join(traceback.format_exception(error))
-    sys.stderr.write(text)  # in one piece: other ranks write too
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # a file on a full disk
+        sys.stderr.write(text)  # in one piece: other ranks write too
+        sys.stderr.flush()
     _tell_torchrun(text)
     return code
 

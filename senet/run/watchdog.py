@@ -81,8 +81,8 @@ class Watchdog(Hooks):
                 signed = time.monotonic()
             if self._parent not in (None, os.getppid()):
                 self._parent = None
-                print(f"rank {self.rank} on {socket.gethostname()}: torchrun is gone; saves and stops", file=sys.stderr)
                 self.stop.launcher_is_gone()
+                self._say(": torchrun is gone; saves and stops")
             in_step = self.phase in ("data", "compute", "failed")
             limit = self.limit * (1 if in_step else 10)
             patience = max(PATIENCE, 3 * self.longest)
@@ -118,14 +118,17 @@ class Watchdog(Hooks):
                     self._signs[rank] = sign, now
 
     def _end(self, why: str, stacks: bool = True) -> None:
-        phase = f"in phase {self.phase!r} after {self.step} steps"
-        print(f"rank {self.rank} on {socket.gethostname()} {why} {phase}; {self.behind()}", file=sys.stderr)
-        if stacks:
-            faulthandler.dump_traceback(sys.stderr)
-            with contextlib.suppress(OSError), self.folder.stacks(self.rank).open("w") as file:
-                faulthandler.dump_traceback(file)
-        sys.stderr.flush()
+        self._say(f" {why} in phase {self.phase!r} after {self.step} steps; {self.behind()}")
+        with contextlib.suppress(OSError):
+            if stacks:
+                faulthandler.dump_traceback(sys.stderr)
+                with self.folder.stacks(self.rank).open("w") as file:
+                    faulthandler.dump_traceback(file)
         os._exit(1)
+
+    def _say(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # a file on a full disk
+            print(f"rank {self.rank} on {socket.gethostname()}{text}", file=sys.stderr, flush=True)
 
     def behind(self) -> str:
         """Say which rank the others wait for, by the last signs of all."""
