@@ -9,16 +9,14 @@ from typing import Any
 import numpy as np
 
 from senet.data.philox import Ints
-from senet.data.storage.folders import Folders
-from senet.data.storage.index import Index, Names
+from senet.data.storage.index import Index, Names, Storage
 from senet.errors import UsageError
 from senet.prepare.drawing import CLASSES, jpeg
-from senet.prepare.folders import appearing, fill
+from senet.prepare.encoding import Encoding
+from senet.prepare.folders import write_folders
 from senet.prepare.plan import PLAN, is_complete, record
-from senet.prepare.pool import count
 
 VERSION = 1  # of the drawings: raise it when the same seed gives other pictures
-Job = tuple[Path, int, list[int]]
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,21 @@ class Demo:
         return {"form": "demo", **asdict(self), "version": VERSION}
 
 
+class Drawn(Storage):
+    """Pictures that are drawn as they are read; `numbers` [n] in their split."""
+
+    def read(self, image: int) -> bytes:
+        # A generator per picture: neither order nor processes nor an interruption changes it.
+        key = [self.stamp["seed"], self.root.name == "val", int(self.columns["numbers"][image])]
+        return jpeg(self.names[image].partition("/")[0], np.random.default_rng(key))
+
+    def file(self, image: int) -> Path:
+        return self.root / self.names[image]
+
+    def sizes(self) -> Ints:
+        return np.full(len(self.names), 8192, np.int64)  # about
+
+
 def prepare(folder: Path, demo: Demo, processes: int | None = None) -> str:
     """Write `folder`/train/CLASS/*.JPEG and `folder`/val/CLASS/*.JPEG, on as many `processes` as there are cores by
     default; returns what was done, in a sentence.
@@ -61,25 +74,11 @@ def prepare(folder: Path, demo: Demo, processes: int | None = None) -> str:
             ranks = np.arange(len(labels)) - np.searchsorted(labels, labels)
             numbers = ranks * len(CLASSES) + labels  # classes take turns by number
             names = Names.of(f"{CLASSES[n % len(CLASSES)]}/{split}_{n:06}.JPEG" for n in numbers)
-
-            def job(folder: Path, images: Ints, numbers: Ints = numbers) -> Job:
-                return folder, demo.seed, numbers[images].tolist()
-
+            drawn = Drawn(folder / split, names, {"seed": demo.seed}, {"numbers": numbers})
             # A few are drawn sooner than processes start.
             few = 1 if len(labels) < 100 else processes
-            fill(Index(Folders(folder / split, names, {}), labels, CLASSES), folder, split, job, _draw, few)
+            write_folders(Index(drawn, labels, CLASSES), folder, split, Encoding(), few)
             record(folder, split, demo.plan, complete=True)
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written: {error.strerror or error}") from None
     return f"{folder}: demo set written: {what}" if pending else f"{folder}: the demo set is there already: {what}"
-
-
-def _draw(job: Job) -> None:
-    folder, seed, numbers = job
-    split = folder.parent.name
-    with appearing(folder) as part:
-        for number in numbers:
-            # A generator per picture: neither order nor processes nor an interruption changes it.
-            rng = np.random.default_rng([seed, split == "val", number])
-            (part / f"{split}_{number:06}.JPEG").write_bytes(jpeg(folder.name, rng))
-            count()

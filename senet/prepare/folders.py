@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
-from senet.data.philox import Ints
 from senet.data.storage.folders import Folders, images_below
 from senet.data.storage.index import Index, Names, index_file, key, write_classes
 from senet.errors import UsageError
@@ -19,56 +15,31 @@ from senet.prepare.encoding import Encoding
 from senet.prepare.plan import require_space
 from senet.prepare.pool import count, each
 
-Job = TypeVar("Job")
-
 
 def write_folders(index: Index, to: Path, split: str, encoding: Encoding, processes: int | None = None) -> int:
-    """Write the images of a split as image folders below `to`; returns the number of classes. Raises UsageError as
-    `fill`, and if the disk is too small.
+    """Write the images of a split as image folders below `to`, and the list of them; returns the number of classes.
 
     Classes without a name are called by their numbers. Names in shards that begin anew in each one make sub-folders.
+    A class folder appears when it is complete, and is not written again. Raises UsageError if one holds something else,
+    and if the disk is too small.
     """
     named = tuple(name.replace("/", "_").lstrip(".") for name in index.classes)
     classes = named if len(set(named)) == len(named) > 0 else tuple(f"{n:05}" for n in range(index.labels.max() + 1))
-    absent = np.array([not (to / split / name).is_dir() for name in classes])[index.labels]
-    needed = int((-(-index.storage.sizes()[absent] // 4096) * 4096).sum())
-    require_space(to, needed, encoding.short_side is not None)
-    starts = [{name, key(f"{name}.")} for name in classes]  # what a name may begin with, to be left out
+    base, starts = to / split, [{name, key(f"{name}.")} for name in classes]  # what a name may begin with: left out
 
     def target(name: str, label: int) -> str:
         first, _, rest = name.partition("/")
         return f"{classes[label]}/{rest if rest and first in starts[label] else name}"
 
     names = Names.of(map(target, index.storage.names, index.labels))
-    written = Index(Folders(to / split, names, {}), index.labels, classes)
-
-    def job(folder: Path, images: Ints) -> tuple[Path, Encoding, Index, Names]:
-        return folder, encoding, index.subset(images), names.subset(images)
-
-    write_classes(to, classes)
-    fill(written, to, split, job, _write_class, processes)
-    return len(classes)
-
-
-def fill(
-    index: Index,
-    to: Path,
-    split: str,
-    job: Callable[[Path, Ints], Job],
-    task: Callable[[Job], object],
-    processes: int | None = None,
-) -> None:
-    """Have `task` do the `job` of each class folder of `index` that is not there, then save the list of all.
-
-    A job is made of a folder and its images, which the task counts. A class folder must appear when it is complete: it
-    is not written again. Raises UsageError if one holds something else.
-    """
-    base = to / split
-    bounds = np.searchsorted(index.labels, np.arange(len(index.classes) + 1))
-    parts = {base / name: np.arange(*bounds[label : label + 2]) for label, name in enumerate(index.classes)}
+    bounds = np.searchsorted(index.labels, np.arange(len(classes) + 1))
+    parts = {base / name: np.arange(*bounds[label : label + 2]) for label, name in enumerate(classes)}
     missing = {folder: images for folder, images in parts.items() if not folder.is_dir()}
-    jobs = (job(folder, images) for folder, images in missing.items())
-    for _ in each(task, jobs, processes, f"writing {split}", sum(map(len, missing.values()))):
+    absent = np.concatenate([np.zeros(0, np.int64), *missing.values()])
+    require_space(to, int((-(-index.storage.sizes()[absent] // 4096) * 4096).sum()), encoding.short_side is not None)
+    write_classes(to, classes)
+    jobs = ((folder, encoding, index.subset(images), names.subset(images)) for folder, images in missing.items())
+    for _ in each(_write_class, jobs, processes, f"writing {split}", len(absent)):
         pass
     clear(base)
     times: dict[str, int] = {}
@@ -77,23 +48,9 @@ def fill(
             raise UsageError(
                 f"{folder}: holds other files than its {len(images)} images; remove this folder and run it again"
             )
-    storage = Folders(base, index.storage.names, {"classes": list(index.classes), "times": times})
-    Index(storage, index.labels, index.classes).save(index_file(to, split))
-
-
-@contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
-    """Give a hidden folder to fill, which becomes `folder` in one step. Its name is its own, so that runs side by side
-    do no harm.
-    """
-    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
-    part.mkdir(parents=True)
-    try:
-        yield part
-        if not folder.exists():
-            part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    storage = Folders(base, names, {"classes": list(classes), "times": times})
+    Index(storage, index.labels, classes).save(index_file(to, split))
+    return len(classes)
 
 
 def clear(base: Path) -> None:
@@ -117,8 +74,13 @@ def read(index: Index, image: int) -> bytes:
 
 
 def _write_class(job: tuple[Path, Encoding, Index, Names]) -> None:
+    """Fill a hidden folder, which becomes that of the class in one step. Its name is its own, so that runs side by side
+    do no harm.
+    """
     folder, encoding, images, names = job
-    with appearing(folder) as part:
+    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    part.mkdir(parents=True)
+    try:
         for image, name in enumerate(names):
             target = part / name.partition("/")[2]
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -126,3 +88,7 @@ def _write_class(job: tuple[Path, Encoding, Index, Names]) -> None:
                 raise UsageError(f"{images.storage.path(image)}: another image would be {name}, too; rename one")
             target.write_bytes(encoding(read(images, image)))
             count()
+        if not folder.exists():
+            part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

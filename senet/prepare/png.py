@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from senet.data.cifar import LAYOUTS, class_names, read
 from senet.data.philox import Ints
-from senet.data.storage.folders import Folders
-from senet.data.storage.index import Index, Names
+from senet.data.storage.index import Index, Names, Storage
 from senet.errors import UsageError
-from senet.prepare.folders import appearing, fill
-from senet.prepare.plan import is_complete, record
-from senet.prepare.pool import count
-
-Job = tuple[Path, list[str], NDArray[np.uint8]]
+from senet.prepare.convert import write
+from senet.prepare.encoding import Encoding
 
 
 def export(name: str, folder: Path, to: Path, checksum: bool = True, processes: int | None = None) -> list[str]:
@@ -38,28 +34,22 @@ def export(name: str, folder: Path, to: Path, checksum: bool = True, processes: 
         order = np.argsort(labels, kind="stable")
         pixels, labels = pixels[order], labels[order]
         names = Names.of(f"{classes[label]}/{number + 1:05}.png" for label, number in zip(labels, order, strict=True))
-        index = Index(Folders(to / split, names, {}), labels, classes)
-        plan = {"form": "png", "set": name, "content": content, "fingerprint": index.fingerprint}
-        if is_complete(to, split, plan):
-            notes.append(f"{to / split}: {len(index)} images are there already")
-            continue
-
-        def job(folder: Path, images: Ints, names: Names = names, pixels: NDArray[np.uint8] = pixels) -> Job:
-            return folder, [Path(names[image]).name for image in images], pixels[images]
-
-        try:
-            record(to, split, plan)
-            fill(index, to, split, job, _write, processes)
-            record(to, split, plan, complete=True)
-        except OSError as error:
-            raise UsageError(f"{to}: cannot be written: {error.strerror or error}") from None
-        notes.append(f"{to / split}: {len(index)} images of {len(classes)} classes")
+        index = Index(Pixels(to / split, names, {}, {"pixels": pixels}), labels, classes)
+        facts = {"form": "png", "set": name, "content": content}
+        notes.append(write(index, to, split, Encoding(), facts, processes))
     return notes
 
 
-def _write(job: Job) -> None:
-    folder, files, pixels = job
-    with appearing(folder) as part:
-        for file, image in zip(files, pixels, strict=True):
-            Image.fromarray(image).save(part / file)
-            count()
+class Pixels(Storage):
+    """Images in memory, `pixels` [n, H, W, 3], as PNG files."""
+
+    def read(self, image: int) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(self.columns["pixels"][image]).save(file, "PNG")
+        return file.getvalue()
+
+    def file(self, image: int) -> Path:
+        return self.root / self.names[image]
+
+    def sizes(self) -> Ints:
+        return np.full(len(self.names), self.columns["pixels"][0].nbytes, np.int64)  # at most

@@ -48,7 +48,7 @@ def test_seed_decides_every_byte_whatever_the_processes(tmp_path: Path) -> None:
     prepare(tmp_path / "two", many, processes=2)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     prepare(tmp_path / "other", Demo(train=10, val=10, seed=1), processes=1)
-    other = contents(tmp_path / "other")
+    other = {name: content for name, content in contents(tmp_path / "other").items() if name.endswith(".JPEG")}
     assert not set(other.values()) & set(contents(tmp_path / "one").values())
     assert len(set(other.values())) == len(other)  # nor does training see a validation image
 
