@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as published, in the python layout or the binary one."""
+"""CIFAR-10 and CIFAR-100 as published, in the python layout or the binary one, or as images in any form."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from senet.data.philox import Ints
+from senet.data.pixels import decode
+from senet.data.storage.find import find, known_form, listing
+from senet.data.storage.index import Index
 from senet.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -87,7 +90,13 @@ def read(root: Path, name: str, split: str, checksum: bool = True) -> tuple[NDAr
     Raises UsageError for a missing folder or file, a wrong checksum, a wrong size, or a pickle with anything but arrays
     in it.
     """
-    layout, folder = _locate(root, name, split)
+    part = "train" if split == "train" else "val"
+    if (located := _locate(root, name, split)) is None and root.is_dir() and known_form(root, part):
+        return _read_images(find(root, part, _classes(name)))
+    if located is None:
+        wanted = " or ".join(layout.folder + "/" for layout in LAYOUTS[name])
+        raise UsageError(f"--data {root}: neither {wanted} in it; run: python -m launch.prepare {name} {root}")
+    layout, folder = located
     files = layout.files[split]
     parts = [_read_file(folder / file, md5 if checksum else None, layout) for file, md5 in files.items()]
     if not checksum:
@@ -108,6 +117,8 @@ def class_names(root: Path, name: str) -> tuple[str, ...]:
         for path in (root / layout.folder / file, root / file):
             if path.is_file():
                 return _read_names(path, key, _classes(name))
+    if _locate(root, name, "train") is None and root.is_dir() and known_form(root, "train"):
+        return listing(root, "train").classes
     return CLASSES if name == "cifar10" else ()
 
 
@@ -115,13 +126,25 @@ def _classes(name: str) -> int:
     return int(name.removeprefix("cifar"))
 
 
-def _locate(root: Path, name: str, split: str) -> tuple[Layout, Path]:
+def _locate(root: Path, name: str, split: str) -> tuple[Layout, Path] | None:
     for layout in LAYOUTS[name]:
         for folder in (root / layout.folder, root):
             if (folder / next(iter(layout.files[split]))).is_file():
                 return layout, folder
-    wanted = " or ".join(layout.folder + "/" for layout in LAYOUTS[name])
-    raise UsageError(f"--data {root}: neither {wanted} in it; run: python -m launch.prepare {name} {root}")
+    return None
+
+
+def _read_images(index: Index) -> tuple[NDArray[np.uint8], Ints]:
+    pixels = np.empty((len(index), 32, 32, 3), np.uint8)
+    for image in range(len(index)):
+        try:
+            decoded = decode(index.storage.read(image))
+            if decoded.size != (32, 32):
+                raise ValueError(f"{decoded.width} x {decoded.height} pixels")
+        except (OSError, ValueError, SyntaxError) as error:
+            raise UsageError(f"{index.storage.path(image)}: no image of CIFAR ({error}); mend the set") from None
+        pixels[image] = np.asarray(decoded)
+    return pixels, index.labels
 
 
 def _read_file(path: Path, md5: str | None, layout: Layout) -> tuple[NDArray[np.uint8], NDArray[Any]]:

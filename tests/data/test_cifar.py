@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from senet.data.cifar import read
+from senet.data.cifar import class_names, read
+from senet.data.storage.find import listing
 from senet.errors import UsageError
+from senet.prepare.png import export
 
 
 def python_layout(root: Path, batch: Any) -> Path:
@@ -36,6 +39,31 @@ def test_python_layout_equals_binary(tmp_path: Path, cifar: Path) -> None:
         read(root, "cifar10", "test")
     for mine, theirs in zip(read(root, "cifar10", "test", checksum=False), read(cifar, "cifar10", "test"), strict=True):
         assert np.array_equal(mine, theirs)
+
+
+def test_images_in_other_forms_are_the_same(tmp_path: Path, cifar: Path) -> None:
+    """As Parquet of Hugging Face, and as PNG files in folders."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    export("cifar10", cifar, tmp_path / "png", checksum=False, processes=1)
+    (tmp_path / "hub/plain_text").mkdir(parents=True)
+    for split, part in (("train", "train"), ("test", "val")):
+        index = listing(tmp_path / "png", part)
+        images = [{"bytes": index.storage.read(image), "path": None} for image in range(len(index))]
+        table = pyarrow.table({"img": images, "label": index.labels})
+        parquet.write_table(table, tmp_path / "hub/plain_text" / f"{split}-00000-of-00001.parquet")
+        pixels, labels = read(cifar, "cifar10", split)
+        order = np.argsort(labels, kind="stable")
+        for root in (tmp_path / "png", tmp_path / "hub"):
+            own, given = read(root, "cifar10", split)
+            assert np.array_equal(given, labels[order])
+            assert np.array_equal(own, pixels[order])
+    assert class_names(tmp_path / "png", "cifar10") == class_names(cifar, "cifar10")
+    file = tmp_path / "png/val/cat" / listing(tmp_path / "png", "val").storage.names[6].rpartition("/")[2]
+    Image.new("RGB", (33, 32)).save(file)
+    with pytest.raises(UsageError, match=f"{file}: no image of CIFAR \\(33 x 32 pixels\\)"):
+        read(tmp_path / "png", "cifar10", "test")
 
 
 class Attack:

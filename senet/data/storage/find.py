@@ -115,7 +115,7 @@ def form_of(root: Path, split: str) -> type[Format]:
     """Return the format of a split. Raises UsageError if ROOT has it in none."""
     if not root.is_dir():
         raise UsageError(f"--data {root}: {'a file, no folder' if root.exists() else 'no such folder'}; {LAYOUT}")
-    if (form := _form(root, split)) is not None:
+    if (form := known_form(root, split)) is not None:
         return form
     folder = split_folder(root, split)
     if folder.is_dir() and not any(folder.iterdir()):
@@ -123,18 +123,19 @@ def form_of(root: Path, split: str) -> type[Format]:
     if folder.is_dir():
         raise UsageError(f"{folder}: no image in class folders and no shards in it; {LAYOUT}")
     near = (path for path in (root.absolute().parent, *sorted(root.iterdir())) if path.is_dir())
-    meant = next((f"did you mean --data {path}? " for path in near if _form(path, split)), "")
+    meant = next((f"did you mean --data {path}? " for path in near if known_form(path, split)), "")
     raise UsageError(f"--data {root}: has neither a folder {split}/ nor shards of that name; {meant}{LAYOUT}")
 
 
-def _form(root: Path, split: str) -> type[Format] | None:
+def known_form(root: Path, split: str) -> type[Format] | None:
+    """Return the format of a split, or None if ROOT has it in none. Raises OSError."""
     return next((form for form in FORMATS if form.holds(root, split)), None)
 
 
 @_explained
 def splits(root: Path) -> list[str]:
     """Return those of train and val that ROOT has. Raises UsageError if it has neither."""
-    found = [split for split in ("train", "val") if _form(root, split)]
+    found = [split for split in ("train", "val") if known_form(root, split)]
     if not found:
         form_of(root, "train")  # says what is amiss
     return found
