@@ -7,12 +7,10 @@ import fcntl
 import json
 import mmap
 import os
-import resource
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +33,6 @@ from senet.run.state import State
 from senet.system import lock, seal
 from senet.system.run_folder import RunFolder, facts_of
 from senet.track.jsonl import JsonLines
-from senet.track.terminal import Terminal
 from senet.train.trainer import Trainer
 from tests.helpers import TINY
 
@@ -274,26 +271,6 @@ def test_no_feature_of_the_file_system_is_needed_but_to_create_write_sync_and_re
     assert not caplog.records or "new lines wait" not in caplog.text
 
 
-def test_a_lock_without_locks_is_held_while_its_process_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: object) -> None:
-        raise OSError(errno.ENOSYS, "not here")
-
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    monkeypatch.setattr(lock, "BEAT", 0.05)
-    monkeypatch.setattr(lock, "STALE", 0.5)
-    told: list[str] = []
-    first = lock.acquire(tmp_path / "lock", 0)
-    with pytest.raises(lock.InUse, match=f"process {os.getpid()} on"):
-        lock.acquire(tmp_path / "lock", 0.1, told.append)
-    assert len(told) == 1
-    first.release()
-    lock.acquire(tmp_path / "lock", 0).release()
-    (tmp_path / "lock.held").write_text(json.dumps({"token": "x", "name": "one that was killed", "beat": 1}))
-    began = time.monotonic()
-    lock.acquire(tmp_path / "lock", 0).release()  # nobody signs any more
-    assert time.monotonic() - began > lock.STALE
-
-
 def test_what_could_be_a_checkpoint_is_never_overwritten(tmp_path: Path, state: State) -> None:
     for name, content in (("step-00000010.pt", b"half"), ("model.pth", b"foreign"), ("best.pt", b"older")):
         out = tmp_path / name
@@ -411,28 +388,6 @@ def test_what_cannot_be_read_ends_the_run_and_is_not_taken_for_damaged(tmp_path:
     (tmp_path / "checkpoints/step-00000011.pt").mkdir()
     with pytest.raises(DiskError, match=r"step-00000011.pt: cannot be read: Is a directory"):
         Run(tmp_path, state)
-
-
-def test_what_a_full_disk_does_not_take_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The most that a file may hold is what the kernel has here for a disk that fills up in the middle of a line."""
-    file, limits = tmp_path / "log.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
-    log = JsonLines(file, None)
-    log.log({"kind": "train", "step": 1})
-    size = file.stat().st_size
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, limits[1]))
-    try:
-        log.log({"kind": "train", "step": 2})
-        log.log({"kind": "train", "step": 3})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert file.stat().st_size == size + 10
-    log.log({"kind": "train", "step": 4})
-    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2, 3, 4]
-    with suppress(OSError), Path("/dev/full").open("w") as full, monkeypatch.context() as patch:
-        patch.setattr(sys, "stderr", full)
-        Terminal().say("to a file on the same disk")
-        log.log({"kind": "train", "step": 5})
-    assert b'"step": 5' in file.read_bytes()
 
 
 def test_a_finished_run_says_so_at_once(tmp_path: Path, state: State, capsys: pytest.CaptureFixture[str]) -> None:

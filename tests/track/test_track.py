@@ -9,11 +9,13 @@ import math
 import os
 import pty
 import re
+import resource
 import struct
 import subprocess
 import sys
 import termios
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,28 @@ def test_a_rewind_takes_back_all_but_events_and_steps_still_rise(tmp_path: Path)
     JsonLines(file, None).log({"kind": "train", "step": 1})  # of another run
     assert len(file.read_text().splitlines()) == 1
     assert len((tmp_path / "log.jsonl.1").read_text().splitlines()) == 3
+
+
+def test_what_a_full_disk_does_not_take_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The most that a file may hold is what the kernel has here for a disk that fills up in the middle of a line."""
+    file, limits = tmp_path / "log.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    log = JsonLines(file, None)
+    log.log({"kind": "train", "step": 1})
+    size = file.stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, limits[1]))
+    try:
+        log.log({"kind": "train", "step": 2})
+        log.log({"kind": "train", "step": 3})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file.stat().st_size == size + 10
+    log.log({"kind": "train", "step": 4})
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2, 3, 4]
+    with suppress(OSError), Path("/dev/full").open("w") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", full)
+        track.Terminal().say("to a file on the same disk")
+        log.log({"kind": "train", "step": 5})
+    assert b'"step": 5' in file.read_bytes()
 
 
 def test_a_tracker_whose_disk_fails_is_off_and_the_run_goes_on(caplog: pytest.LogCaptureFixture) -> None:
