@@ -7,6 +7,8 @@ that can be set, otherwise with a class of its settings.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +22,7 @@ from senet.models import timm
 from senet.models.network import Staged
 from senet.models.se import SEBlock
 
-__all__ = ["SEBlock", "Summary", "build", "classifier", "parts", "summary"]
+__all__ = ["SEBlock", "Summary", "build", "classifier", "parts", "shapes_only", "summary"]
 
 
 FAMILIES = {
@@ -84,6 +86,13 @@ class _Shapes(TorchFunctionMode):
         return args[0] if func in self.SKIPPED else func(*args, **(kwargs or {}))
 
 
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Make and run networks without memory: what is built inside has shapes alone."""
+    with torch.device("meta"), torch.no_grad(), _Shapes():
+        yield
+
+
 def summary(net: config.Net, classes: int, crop: int) -> Summary:
     """Count a network without memory, data or GPU. `crop` is the side of its input in pixels."""
     macs = 0
@@ -95,7 +104,7 @@ def summary(net: config.Net, classes: int, crop: int) -> Summary:
         elif isinstance(layer, nn.Linear):
             macs += layer.in_features * output.numel()
 
-    with torch.device("meta"), torch.no_grad(), _Shapes():
+    with shapes_only():
         module = build(net, classes).eval()
         for layer in module.modules():
             layer.register_forward_hook(count)

@@ -108,7 +108,7 @@ def check(
 
 
 def _wanted(net: config.Net, classes: int) -> dict[str, Tensor]:
-    with torch.device("meta"):
+    with models.shapes_only():
         return dict(models.build(net, classes).state_dict())
 
 

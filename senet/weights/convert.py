@@ -41,8 +41,10 @@ def counterpart(net: config.Net, state: Mapping[str, Tensor], target: Target) ->
     labels = len(state["fc.weight"])
     if name is None or not isinstance(net, Basic | Bottleneck) or not _is_in(target, name):
         raise NoCounterpart(f"{target} has no network like this {net.family}" + (f" ({name})" if name else ""))
-    with torch.device("meta"):
-        theirs = recognise(_build(target, name, labels).state_dict(), f"{target}:{name}")
+    with models.shapes_only():
+        other = _build(target, name, labels).eval()
+    wanted = dict(other.state_dict())
+    theirs = recognise(wanted, f"{target}:{name}")
     assert isinstance(theirs.net, Basic | Bottleneck)
     own, same = _comparable(net, state), _comparable(theirs.net, theirs.state)
     if own.se and same.se and not own.se.bias:  # no bias is one of 0
@@ -51,11 +53,9 @@ def counterpart(net: config.Net, state: Mapping[str, Tensor], target: Target) ->
         raise NoCounterpart(f"{target} has no network like this one: its {name} differs in {'; '.join(changed)}")
     assert theirs.library is not None
     named = {theirs.library.from_native(key): value for key, value in state.items()}
-    other = _build(target, name, labels).eval()
-    wanted = dict(other.state_dict())
-    full = {key: named[key] if key in named else torch.zeros_like(value) for key, value in wanted.items()}
+    full = {key: named[key] if key in named else torch.zeros(value.shape) for key, value in wanted.items()}
     check(full, wanted, name)
-    other.load_state_dict(full)
+    other.load_state_dict(full, assign=True)
     return Counterpart(name, other, full)
 
 
