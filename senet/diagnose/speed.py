@@ -18,6 +18,7 @@ from senet.data.source import Source, list_images, train_loader
 from senet.distributed import World
 from senet.execution.execution import Execution, prepare
 from senet.models import build
+from senet.plan.planner import DECODERS
 from senet.run.step_plan import StepPlan
 from senet.system.table import text
 from senet.system.timing import synchronise, timed
@@ -50,6 +51,7 @@ class Speed:
     busy: float  # share of this machine's cores, while the loader ran alone
     waited: float  # share of the time that the loop waited for data, together
     slowest: tuple[int, float]  # rank, and its loader's time relative to the mean of all
+    backend: str = ""  # what made the images
 
     @property
     def bound(self) -> Bound:
@@ -98,7 +100,8 @@ def measure(world: World, config: Config, source: Source, how: StepPlan, seconds
     every = world.all_gather_object(data)
     rank = max(range(world.size), key=every.__getitem__)
     share = every[rank] * world.size / sum(every)
-    return Speed(config.batch, max(every), alone, step, reduced, together, gradients, busy, waited, (rank, share))
+    slowest, backend = (rank, share), str(loader.description["backend"])
+    return Speed(config.batch, max(every), alone, step, reduced, together, gradients, busy, waited, slowest, backend)
 
 
 def page(found: Speed, config: Config, source: Source, how: StepPlan, world: World) -> str:
@@ -176,6 +179,10 @@ def _for_data(found: Speed, config: Config, source: Source, device: torch.device
     else:
         smaller = f"launch.prepare imagenet --short-side {data.resize}"
         yield f"the {cores} cores are busy decoding: more cores, or smaller images ({smaller})"
+        if found.backend != "decoded":
+            times = DECODERS["decoded shards"] / DECODERS["this loader"]
+            prepare = f"launch.prepare shards FROM TO --decoded --short-side {max(256, data.resize)}"
+            yield f"decode once for all epochs: {prepare}; a core feeds {times:.0f} times as many images from those"
         if source.backend == "pillow":
             yield "--backend dali decodes faster"
         if device.type == "cuda" and source.backend == "pillow":

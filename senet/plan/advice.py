@@ -89,6 +89,7 @@ def _supply(config: Config, plan: Plan) -> Iterator[str]:
         own = " and the GPU decoders" if data.decode_on_gpu is not None else ""
         give = f"{request.cores} cores a node{own} give {data.limit:,.0f} images/s"
         yield f"decoding bounds: {give}; more cores, or smaller images ({smaller}; at 256 a net's loss rose by 0.009)"
+        yield f"{math.ceil(data.cores['decoded shards'])} cores a node read decoded shards (--decoded {smaller})"
     elif data.cores and request.cores is None and not data.decode_on_gpu:
         needed = f"{math.ceil(data.cores['this loader'])} cores a node decode; --cores N checks yours"
         yield f"{request.gpu} has no decoder that is known to keep up: {needed}"

@@ -16,8 +16,8 @@ from senet.plan.scale import Cluster, Step
 from senet.plan.traffic import Stack, Traffic, itemsize
 
 IMAGENET = 1_281_167, 50_000  # images in training and validation
-# JPEGs of 500 x 375 a CPU-second, cropped and resized to 224
-DECODERS = {"torchvision": 356, "DALI": 540, "this loader": 580}
+# Images of 500 x 375 a CPU-second, cropped and resized to 224, on a busy core; of decoded shards 256 pixels and bytes
+DECODERS = {"torchvision": 242, "DALI": 507, "this loader": 890, "decoded shards": 5120}
 # Of the steady pace (MLPerf v4.0, one node H200: 40.5k of 63.6k images/s): compilation, tuning, cold caches
 FIRST_EPOCH = 0.64
 # s before the first step (MLPerf v4.0: 42-59 s on 1 to 8 nodes, 90-187 s on 316 to 448), and more a node

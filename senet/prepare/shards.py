@@ -74,7 +74,7 @@ def write_shards(index: Index, to: Path, split: str, packing: Packing, processes
         aside.mkdir(parents=True, exist_ok=True)
         missing = [number for number in range(shards) if not (aside / f"{stems[number]}.tar").exists()]
         if missing and encoding.decoded:
-            print(f"{to / split}: about {needed * len(missing) / shards / 1e9:.1f} GB to write", file=sys.stderr)
+            print(f"{to / split}: about {needed * len(missing) / shards / 1e9:.3g} GB to write", file=sys.stderr)
         shrinking = encoding.short_side is not None and not (encoding.decoded and encoding.fraction == 1)
         require_space(to, needed * len(missing) // shards, shrinking)
         jobs = ((aside / stems[number], encoding, index.subset(parts[number])) for number in missing)

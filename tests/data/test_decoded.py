@@ -93,12 +93,16 @@ def test_others_read_the_shards(images: Path, decoded: Path) -> None:
         assert np.array_equal(pixels[index.storage.names[image].removesuffix(".ppm")], right)
 
 
-def test_damage_is_named_and_replaced(decoded: Path, few_images: Path, tmp_path: Path) -> None:
-    """A JPEG among pixels that cannot be decoded, and a shard that is shorter than its list."""
+def test_whole_images_are_the_originals_and_damage_is_named(few_images: Path, tmp_path: Path) -> None:
+    """Images of no other size give the same validation. A JPEG among pixels cannot be decoded; a shard gets shorter
+    than its list.
+    """
     files = sorted((few_images / "train").glob("*/*.JPEG"))[::6]
     for file in files:
         file.write_bytes(b"no image")
-    assert main(["shards", str(few_images), str(tmp_path / "set"), "--decoded", "--processes", "1"]) == 0
+    words = ["--decoded", "--shrink-val", "--processes", "1"]
+    assert main(["shards", str(few_images), str(tmp_path / "set"), *words]) == 0
+    assert torch.equal(made(tmp_path / "set", FOLDER, "auto", False)[1], made(few_images, FOLDER, "pillow", False)[1])
     loader, pixels = made(tmp_path / "set", FOLDER, "auto")
     bad = {path.rpartition(":")[2] for path in loader.bad}
     assert bad

@@ -94,6 +94,7 @@ def test_speed_needs_a_config_and_data(tiny: Path) -> None:
         ({"data": 0.5, "busy": 0.2}, "data", "storage is likely what bounds"),
         ({"data": 0.5, "busy": 0.2}, "data", "more workers: --workers 2"),
         ({"data": 0.5}, "data", "--backend dali decodes faster"),
+        ({"data": 0.5}, "data", "launch.prepare shards FROM TO --decoded --short-side 256; a core feeds"),
         ({"step": 0.3}, "communication", "compress=bf16"),
         ({"together": 0.6}, "net", "together they take 2.9 times as long"),
         ({"slowest": (3, 1.5)}, "net", "rank 3's loader takes 1.5 times the mean"),

@@ -18,7 +18,7 @@ from senet.errors import UsageError
 from senet.plan import planner, rates, report, scale
 from senet.plan.advice import advice
 from senet.plan.gpus import GPUS, called
-from senet.plan.planner import Plan, Request, curve, failures, missing, plan
+from senet.plan.planner import DECODERS, Plan, Request, curve, failures, missing, plan
 from senet.plan.rates import Row
 from senet.plan.traffic import PASSES, STACKS, Stack
 from tests.helpers import ROOT, run
@@ -136,7 +136,7 @@ def test_what_bounds_is_found_and_told() -> None:
     assert starved.training_hours > 3 * free.training_hours
     slow = plan(large, Request(64, "v100", cores=4))
     assert slow.bound == "decoding"
-    assert slow.images_per_second == pytest.approx(8 * 4 * 580)
+    assert slow.images_per_second == pytest.approx(8 * 4 * DECODERS["this loader"])
     poor = plan(large, Request(64, network=0.5))
     assert poor.step.exposed > 0.1 * poor.step.total
     said = {
@@ -148,6 +148,7 @@ def test_what_bounds_is_found_and_told() -> None:
     assert "linear rule: 0.6 at batch 1,024 makes 9.6" in said["storage"]
     assert "--largest-batch" in said["decoding"]  # 256 images do not fit into 16 GB
     assert "use precision=fp16" in said["decoding"]
+    assert "--decoded --short-side 256" in said["decoding"]
 
 
 @pytest.mark.parametrize(
