@@ -41,8 +41,8 @@ def _excitations(args: argparse.Namespace, trained: Trained, world: World) -> st
     from senet.system import table
     from senet.system.files import write_text
 
-    found = excitations.record(trained, source(args), world, args.classes, args.images)
     args.out.mkdir(parents=True, exist_ok=True)
+    found = excitations.record(trained, source(args), world, args.classes, args.images)
     shown = excitations.shown(found)
     excitations.draw(shown, args.out / "excitations.png")
     excitations.draw_within(shown, args.out / "within_class.png")
@@ -114,7 +114,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
             kind.add_argument("--class", dest="label", metavar="NAME", help="default: what each image is held for")
             kind.add_argument("--out", type=Path, required=True, metavar="FILE.png")
         add_data_flags(kind)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.analysis == "gradcam" and (args.out.suffix != ".png" or not args.out.absolute().parent.is_dir()):
+        parser.error(f"--out {args.out}: name a .png file in a folder that exists")
+    return args
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from senet.run.look import Look
     from senet.train.evaluate import View
     from senet.train.predictions import Predictions
+    from senet.train.real import Labels
 
 SHOWN = 20  # classes and confusions in a table
 
@@ -41,7 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     from senet.run.voice import speaking
     from senet.track import Terminal
     from senet.train.evaluate import fused
+    from senet.train.real import read
 
+    real = read(args.real) if args.real else None
     with distributed.start(args.device) as world, speaking(world, Terminal().say) as voice:
         passes: list[Look] = []
         for what in args.what:
@@ -54,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         errors, predictions = fused([each.kept for each in passes], world)
     if not world.is_main:
         return 0
-    facts = _facts(passes, errors if len(passes) > 1 else first.errors, predictions, args.real)
+    facts = _facts(passes, errors if len(passes) > 1 else first.errors, predictions, real)
     if args.predictions:
         predictions.write(args.predictions, first.name, first.classes)
     if args.json:
@@ -76,7 +79,9 @@ def main(argv: list[str] | None = None) -> int:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser("launch.evaluate", __doc__)
     add_net_flags(parser, nargs="+")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object: errors, intervals, passes, classes, confusions"
+    )
     ranks.add_flags(parser, restarts=False)
     add_data_flags(parser)
     views = parser.add_argument_group("views of an image: the mean of the probabilities counts")
@@ -101,8 +106,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     given = [len(sizes) for sizes in (args.crop, args.resize) if sizes]
     if len(set(given) - {1}) > 1:
         parser.error(f"--crop names {given[0]} sizes and --resize {given[1]}; give as many of each, or one of either")
-    if args.predictions and args.predictions.suffix not in (".csv", ".jsonl"):
-        parser.error(f"--predictions {args.predictions}: name a file that ends in .csv or .jsonl")
+    if (file := args.predictions) and (file.suffix not in (".csv", ".jsonl") or not file.absolute().parent.is_dir()):
+        parser.error(f"--predictions {file}: name a file in a folder that exists, ending in .csv or .jsonl")
     return args
 
 
@@ -121,7 +126,9 @@ def _views(args: argparse.Namespace) -> list[View]:
     return [View(crop, resize, args.ten_crop, args.flip) for crop, resize in sizes]
 
 
-def _facts(passes: list[Look], errors: dict[str, float], predictions: Predictions, real: Path | None) -> dict[str, Any]:
+def _facts(
+    passes: list[Look], errors: dict[str, float], predictions: Predictions, real: Labels | None
+) -> dict[str, Any]:
     """Return what --json prints."""
     from senet.train.predictions import by_class, interval, pairs
 

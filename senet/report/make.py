@@ -36,12 +36,12 @@ def make(runs: Sequence[RunFacts], out: Path, source: Source | None, world: Worl
     The best net of each run looks at its validation images again: those of `source`, of which a root that is None
     stands for the data of the run; a source that is None for none. Raises OSError.
     """
+    out.mkdir(parents=True, exist_ok=True)  # first: what is wrong with it shows at once
     papers = [quoted(run.config) for run in runs]
     paper = papers[0] if len({each and each.config for each in papers}) == 1 else None
     charts = figures.curves(runs, paper)
     seen = [_see(run, source, world) for run in runs]
     matrices = {f"confusion-{number}": found.confusion for number, found in enumerate(seen, 1) if found.confusion}
-    out.mkdir(parents=True, exist_ok=True)
     for name, picture in (charts | matrices).items():
         replace(out / f"{name}.png", lambda temporary, picture=picture: temporary.write_bytes(picture))  # type: ignore[misc]
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"

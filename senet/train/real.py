@@ -11,20 +11,25 @@ from senet.data.imagenet import classes as imagenet_classes
 from senet.errors import UsageError
 from senet.train.predictions import Predictions
 
+Labels = list[set[int]]  # of each of ImageNet's validation images, in order of their file names
 
-def real_errors(
-    predictions: Predictions, name: Callable[[int], str], folders: Sequence[str], file: Path
-) -> dict[str, float]:
-    """Return `real_top1_error` in percent and the `real_images` that have a label in `file`.
 
-    It holds a list of labels for each of ImageNet's validation images, in order of their file names, whose numbers say
-    which is which; images with other names are not counted. Classes are `folders`, wnids; if they are no wnids, labels
-    are taken to be ImageNet's. Raises UsageError if the file cannot be understood, or has none of the images.
-    """
+def read(file: Path) -> Labels:
+    """Return the labels in real.json. Raises UsageError if it cannot be understood."""
     try:
-        lists = [set(map(int, labels)) for labels in json.loads(file.read_text())]
+        return [set(map(int, labels)) for labels in json.loads(file.read_text())]
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"--real {file}: not a JSON list with a list of labels for each image ({error})") from None
+
+
+def real_errors(
+    predictions: Predictions, name: Callable[[int], str], folders: Sequence[str], lists: Labels
+) -> dict[str, float]:
+    """Return `real_top1_error` in percent and the `real_images` that have a label in `lists`.
+
+    The numbers in file names say which image is which; those with other names are not counted. Classes are `folders`,
+    wnids; if they are no wnids, labels are taken to be ImageNet's. Raises UsageError if no image has a label.
+    """
     numbers = {wnid: number for number, wnid in enumerate(imagenet_classes())}
     number_of = [numbers.get(folder, label) for label, folder in enumerate(folders)] or range(len(numbers))
     right = counted = 0
@@ -35,7 +40,6 @@ def real_errors(
         right += int(number_of[top]) in labels
     if not counted:
         raise UsageError(
-            f"--real {file}: labels none of the images, which must be called ILSVRC2012_val_NNNNNNNN; give ImageNet's "
-            "validation set"
+            "--real labels none of the images, which must be called ILSVRC2012_val_NNNNNNNN; give ImageNet's set"
         )
     return {"real_top1_error": 100 * (1 - right / counted), "real_images": counted}

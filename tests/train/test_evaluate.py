@@ -18,7 +18,7 @@ from senet.errors import UsageError
 from senet.run.changes import check_pixels
 from senet.train.evaluate import Pass, View, evaluate, fused
 from senet.train.predictions import Predictions, by_class, interval, pairs
-from senet.train.real import real_errors
+from senet.train.real import read, real_errors
 from tests.train.test_step import CONFIG, CPU, trainer_of
 
 ALONE = World(0, 1, CPU)
@@ -99,12 +99,13 @@ def test_other_labels_of_imagenet_count(tmp_path: Path) -> None:
     files = ["val/n01440764/ILSVRC2012_val_00000001.JPEG", "a.tar/ILSVRC2012_val_00000002", "ILSVRC2012_val_00000003"]
     taken = np.array([1, 0, 1])  # tench: in the list; no label; tench for a springer
     found = Predictions(np.arange(3), np.array([0, 0, 0]), taken[:, None], np.zeros((3, 1)), np.zeros(3))
-    assert real_errors(found, files.__getitem__, folders, file) == {"real_top1_error": 50, "real_images": 2}
+    lists = read(file)
+    assert real_errors(found, files.__getitem__, folders, lists) == {"real_top1_error": 50, "real_images": 2}
     with pytest.raises(UsageError, match="labels none of the images"):
-        real_errors(found, lambda image: "cat.JPEG", folders, file)
+        real_errors(found, lambda image: "cat.JPEG", folders, lists)
     file.write_text("{")
     with pytest.raises(UsageError, match="not a JSON list"):
-        real_errors(found, files.__getitem__, folders, file)
+        read(file)
     check_pixels({"classes": ["n01440764", "n01443537"]}, {"classes": ["0", "1"]})
     with pytest.raises(UsageError, match="label 1 is '10' here"):
         check_pixels({"classes": ["n01440764", "n01443537"]}, {"classes": ["0", "10"]})
