@@ -142,7 +142,9 @@ def _facts(
         from senet.train.real import real_errors
 
         facts |= real_errors(predictions, first.name, first.folders, real)
-    facts["classes"] = [vars(row) | {"label": first.classes[row.label]} for row in by_class(predictions, count)]
+    names: dict[int | None, str] = dict(enumerate(first.classes))
+    rows = by_class(predictions, count)
+    facts["classes"] = [vars(row) | {"label": names[row.label], "taken_for": names.get(row.taken_for)} for row in rows]
     facts["confusions"] = [[first.classes[i], first.classes[j], n] for i, j, n in pairs(predictions, count)[:SHOWN]]
     return facts
 
