@@ -190,6 +190,10 @@ def test_kaggles_download(images: Path, tmp_path: Path, caplog: pytest.LogCaptur
     assert "has no train/; ILSVRC/Data/CLS-LOC/train/ is used for it" in caplog.text
     assert listing(tmp_path / "made", "val").classes == ("class0", "class1", "class2")
     assert len(listing(tmp_path / "made/ILSVRC", "val")) == 203
+    (tmp_path / "made/LOC_val_solution.csv").rename(tmp_path / "list")
+    with pytest.raises(UsageError, match=r"CLS-LOC/val: its images lie side by side, without labels; put LOC_val_sol"):
+        listing(tmp_path / "made", "val")
+    (tmp_path / "list").rename(tmp_path / "made/LOC_val_solution.csv")
     (base / "val/more.JPEG").write_bytes(b"")
     with pytest.raises(UsageError, match=r"'more' is not in .*LOC_val_solution\.csv"):
         listing(tmp_path / "made", "val")

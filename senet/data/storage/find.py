@@ -15,7 +15,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
-from senet.data.storage.folders import LAYOUT, Folders, class_folders, composed
+from senet.data.storage.folders import ENDINGS, LAYOUT, Folders, class_folders, composed
 from senet.data.storage.index import Format, Index, index_file, split_folder
 from senet.data.storage.lists import Listed
 from senet.data.storage.parquet import Parquet
@@ -120,6 +120,11 @@ def form_of(root: Path, split: str) -> type[Format]:
     folder = split_folder(root, split)
     if folder.is_dir() and not any(folder.iterdir()):
         raise UsageError(f"{folder}: an empty folder; {LAYOUT}")
+    if folder.is_dir() and any(name.lower().endswith(ENDINGS) for name in os.listdir(folder)):
+        raise UsageError(
+            f"{folder}: its images lie side by side, without labels; put LOC_val_solution.csv into {root} if they are "
+            "ImageNet's, or use: python -m launch.prepare imagenet DIR --val-labels FILE; otherwise class folders"
+        )
     if folder.is_dir():
         raise UsageError(f"{folder}: no image in class folders and no shards in it; {LAYOUT}")
     near = (path for path in (root.absolute().parent, *sorted(root.iterdir())) if path.is_dir())
