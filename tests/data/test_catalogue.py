@@ -295,7 +295,7 @@ def test_hidden_folders_are_ignored_with_a_warning(
     with caplog.at_level(logging.WARNING):
         assert counted(few_images, backend) == ([27, 9], {})
     assert all(
-        f"{few_images / split}: hidden folders are no classes and are ignored: .hidden" in caplog.text
+        f"{few_images / split}: folders of these names are no classes and are ignored: .hidden" in caplog.text
         for split in ("train", "val")
     )
 
