@@ -1,11 +1,16 @@
 """What pip installs: the packages, and the configs inside senet, where `senet.config` finds them."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
-PARTS = ("", ".imagenet", ".cifar10", ".cifar100", ".ablations", ".debug")
+CONFIGS = [
+    "senet.configs",
+    *(f"senet.configs.{folder.name}" for folder in Path("configs").iterdir() if folder.is_dir()),
+]
 
 setup(
-    packages=find_packages(include=["senet*", "launch*"]) + [f"senet.configs{part}" for part in PARTS],
+    packages=find_packages(include=["senet*", "launch*"]) + CONFIGS,
     package_dir={"senet.configs": "configs"},
     package_data={"": ["*.yaml", "*.json", "*.md", "*.css", "*.txt"]},
 )
