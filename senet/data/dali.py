@@ -75,7 +75,8 @@ class Dali:
     @property
     def description(self) -> dict[str, Any]:
         where = "gpu" if self.on_gpu else "cpu"
-        return {"backend": f"dali-{where}", "antialias": True, "orientation": "as stored"}
+        resize = "torch" if self.resize else "dali"
+        return {"backend": f"dali-{where}", "resize": resize, "antialias": True, "orientation": "as stored"}
 
     def batches(self, first: int, count: int) -> Iterator[Raw]:
         """Yield batches `first` to `first + count - 1`, but those of a validation that are empty."""

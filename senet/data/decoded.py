@@ -60,7 +60,7 @@ class Decoded:
 
     @property
     def description(self) -> dict[str, Any]:
-        return {"backend": "decoded", "antialias": True, "orientation": "as stored"}
+        return {"backend": "decoded", "resize": "torch", "antialias": True, "orientation": "as stored"}
 
     def batches(self, first: int, count: int) -> Iterator[Raw]:
         """Yield batches `first` to `first + count - 1`, but those of a validation that are empty."""

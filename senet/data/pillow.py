@@ -128,7 +128,7 @@ class Pillow:
 
     @property
     def description(self) -> dict[str, Any]:
-        return {"backend": "pillow", "antialias": True, "orientation": "as stored"}
+        return {"backend": "pillow", "resize": "torch", "antialias": True, "orientation": "as stored"}
 
     def batches(self, first: int, count: int) -> Iterator[Raw]:
         """Yield batches `first` to `first + count - 1`, but those of a validation that are empty."""
