@@ -173,8 +173,8 @@ class Dali:
         raise StopIteration
 
     def _arguments(self, number: int, keys: Ints, files: list[File], sizes: Ints) -> tuple[list[Any], ...]:
-        """Return the contents of files and boxes; in training the ends of the resize, sides and what a policy chose, in
-        validation sizes and corners.
+        """Return the contents of files and, in training, the boxes to decode. If DALI resizes: also the ends of the
+        resize, sides and what a policy chose, in validation sizes and corners.
         """
         contents = [np.frombuffer(file.content, np.uint8) for file in files]
         if not self.samples.training:
