@@ -49,9 +49,9 @@ class World:
         """Return [size, *shape] of a tensor that has one shape on all ranks, on rank 0; None on the others."""
         if self.size == 1:
             return tensor[None].clone()
-        out = [torch.empty_like(tensor) for _ in range(self.size)] if self.is_main else None
-        dist.gather(tensor.contiguous(), out)
-        return None if out is None else torch.stack(out)
+        out = tensor.new_empty((self.size, *tensor.shape)) if self.is_main else None
+        dist.gather(tensor.contiguous(), None if out is None else list(out.unbind()))
+        return out
 
     def broadcast_object(self, value: Any) -> Any:
         """Return rank 0's `value`, a plain object, on every rank."""
