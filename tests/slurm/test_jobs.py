@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from senet.run.status import newest_step, read
+from senet.run.status import best, newest_step, read
 from tests.helpers import TINY, assert_same, final, records, until
 from tests.slurm.conftest import Cluster
 
@@ -79,7 +79,7 @@ def test_a_job_on_two_nodes_trains_to_the_end(cluster: Cluster, undisturbed: Pat
     assert cluster.wait_for_end(job)["JobState"] == "COMPLETED", errors.read_text()
     (found,) = (json.loads(line) for line in errors.read_text().splitlines() if line.startswith("{"))
     assert found["images"] == 203
-    assert found["top1_error"] == final(undisturbed)["progress"]["best"]["top1_error"]
+    assert found["top1_error"] == best(undisturbed)
     again = cluster.submit(tiny, "--nodes", 2, "--data", images, "--out", undisturbed)
     assert (again.returncode, "finished; nothing to submit" in again.stdout) == (0, True)
 
