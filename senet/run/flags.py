@@ -99,6 +99,12 @@ class Flags:
     compile: bool | None = flag(None, "torch.compile, block by block (default: no)", HOW, action=SWITCH)
     graph: bool | None = flag(None, "a step as one CUDA graph, for small nets (default: no)", HOW, action=SWITCH)
     tune: bool = flag(False, "time all of that for some seconds on this machine, and take the fastest", HOW)
+    log_checkpoints: bool = flag(
+        False,
+        "keep best.pt there as an artifact of type model, once the run is done; its end waits for that two minutes "
+        "at most, and what is not sent by then, or of an offline run, `wandb sync` sends later",
+        SHOWN,
+    )
     run_name: str | None = flag(None, "default: CONFIG, overrides, seed", SHOWN, metavar="NAME")
     run_group: str | None = flag(None, "default: CONFIG and overrides but for the seed", SHOWN, metavar="NAME")
     run_tags: tuple[str, ...] | None = flag(None, "separated by commas", SHOWN, metavar="TAG,...", type=tags)

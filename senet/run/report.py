@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -19,6 +19,7 @@ from senet.run.step_plan import StepPlan
 from senet.run.voice import speaking
 from senet.system.run_folder import RunFolder
 from senet.track.jsonl import last_seconds
+from senet.track.tracker import Results
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +47,25 @@ class Report:
         if self.world.is_main:
             group = " ".join([flags.name, *(word for word in flags.overrides if not word.startswith("seed="))])
             name, settings = f"{group} seed={config.seed}", to_dict(config)
-            start = track.Start(self.folder, name, settings, resume_step, group, labels(flags), facts)
+            checkpoints = flags.log_checkpoints
+            start = track.Start(self.folder, name, settings, resume_step, group, labels(flags), facts, checkpoints)
+            if checkpoints and track.NAMED["wandb"] not in self._chosen:
+                log.warning("--log-checkpoints has no effect: W&B is off")
             self.tracker = track.build(start, self.terminal, self._chosen)
             self.clock.go_on_from(last_seconds(self.folder.log))
+
+    @property
+    def wants_results(self) -> bool:
+        """Whether a tracker of this rank makes use of `finish`."""
+        return bool(self._chosen)
+
+    def finish(self, make: Callable[[], Results]) -> None:
+        """Give the trackers what the last validation says. What fails in here costs a warning and nothing else."""
+        if self.world.is_main:
+            try:
+                self.tracker.finish(make())
+            except Exception as error:
+                log.warning("trackers get no tables and examples: %s: %s", type(error).__name__, error)
 
     def close(self, ok: bool) -> None:
         """End the trackers, with the run complete (`ok`) or not."""

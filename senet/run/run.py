@@ -19,6 +19,7 @@ from senet.run.flags import Flags, execution
 from senet.run.keeper import Keeper
 from senet.run.report import Report
 from senet.run.requests import Exchange, Request
+from senet.run.sample import Sample
 from senet.run.state import State
 from senet.run.stop import RESUMABLE, Stop
 from senet.run.trouble import Trouble
@@ -219,12 +220,12 @@ class Run:
         own = statistics.pack()
         began = self.report.clock.seconds()
         faults.meet("validate", state.global_step)
-        errors = counting = (
-            self._validate()
-        )  # those of an average count, if there is one: it is what is evaluated later
+        seen = self._sample()
+        # The errors of an average count, if there is one: it is what is evaluated later.
+        errors = counting = self._validate(None if self.ema else seen)
         if self.ema:
             with self.ema.in_net():
-                counting = self._validate()
+                counting = self._validate(seen)
                 if self._recalibrates:
                     self.ema.statistics.copy_(statistics.pack())
             errors = errors | {f"ema_{name}": value for name, value in counting.items() if name != "images"}
@@ -243,23 +244,38 @@ class Run:
         self.validation_seconds = values["validation_seconds"] = round(self.report.clock.seconds() - began, 3)
         self._record("val", **values)
         self._save(counting)
+        if seen:
+            seen.gather(self.world)
+            position = {"epoch": state.epoch, "step": state.global_step, "seconds": self.report.clock.seconds()}
+            self.report.finish(lambda: seen.results(position, self.val, self.folder))
         self.report.voice.gather()
         return True
+
+    def _sample(self) -> Sample | None:
+        """Return what collects predictions in the validation that is about to begin: the last one, if a tracker wants
+        them. All ranks call it.
+        """
+        last = self.state.epoch + 1 == self.config.epochs
+        wanted = last and self.world.broadcast_object(self.report.wants_results)
+        return Sample(self.config.data, self.val.images) if wanted else None
 
     @property
     def _recalibrates(self) -> bool:
         """Whether training ends with this epoch, and BN statistics are computed anew then."""
         return self.config.bn.recalibrate > 0 and self.state.epoch + 1 == self.config.epochs
 
-    def _validate(self) -> dict[str, float]:
-        """Return the validation errors of what the net holds; its BN statistics become the mean over ranks."""
+    def _validate(self, seen: Sample | None) -> dict[str, float]:
+        """Return the validation errors of what the net holds, which `seen` collects; its BN statistics become the mean
+        over ranks.
+        """
         epoch, net, stop = self.state.epoch, self.trainer.net, self._stops_validation
         self.report.tracker.begin(Stage("validation", epoch + 1, self.config.epochs, 0, self.val.images))
         if self._recalibrates:
             self.trainer.recalibrate(self.loader, epoch, stop)
         self.trainer.statistics.average(self.world)
         self.validated = 0
-        return evaluate(net, self.val, self.config, self.world, stop=stop)
+        keep = seen.keep if seen else lambda batch, logits: None
+        return evaluate(net, self.val, self.config, self.world, stop=stop, keep=keep)
 
     def _request(self) -> Request:
         if self.stop.wanted:

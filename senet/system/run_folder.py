@@ -33,12 +33,18 @@ class RunFolder:
         self.wandb_id = path / "wandb_id"
         self.wandb_lock = path / "wandb_id.lock"
         self.tensorboard = path / "tensorboard"
+        self.examples = path / "examples"  # pictures of the last validation, for trackers
         self.report = path / "report"  # made by launch.report
         self.slurm = path / "slurm"
         self.slurm_job = self.slurm / "job"
 
     def __str__(self) -> str:
         return str(self.path)
+
+    def documents(self) -> list[Path]:
+        """Return the files that say what the run is: how it was started, with which config, classes and code."""
+        named = [self.config, self.starts, self.path / "classes.txt", *sorted(self.path.glob("uncommitted-*.diff"))]
+        return [path for path in named if path.exists()]
 
     def sign_of_life(self, rank: int) -> Path:
         return self.health / f"rank-{rank}.json"

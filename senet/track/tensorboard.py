@@ -6,7 +6,8 @@ import importlib.util
 from typing import Any
 
 from senet.errors import UsageError
-from senet.track.tracker import Record, Start, Tracker
+from senet.system.table import markdown
+from senet.track.tracker import Record, Results, Start, Tracker
 
 
 class TensorBoard(Tracker):
@@ -41,6 +42,17 @@ class TensorBoard(Tracker):
     def rewind(self, step: int) -> None:
         self.writer.close()
         self.writer = self._open(step)
+
+    def finish(self, results: Results) -> None:
+        import numpy as np
+        from PIL import Image
+
+        step, classes, examples = results.position["step"], results.classes, results.examples
+        self.writer.add_text("val/classes", markdown(classes.columns, classes.rows), step)
+        for path, *said in examples.rows:
+            words = ", ".join(f"{name} {value}" for name, value in zip(examples.columns[1:], said, strict=True))
+            with Image.open(path, formats=["PNG"]) as picture:
+                self.writer.add_image(f"val/examples/{words}", np.asarray(picture), step, dataformats="HWC")
 
     def close(self, ok: bool) -> None:
         self.writer.close()

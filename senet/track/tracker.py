@@ -6,7 +6,7 @@ Every record has `kind` (train, val, event), `epoch` (counted from 1), `step` (d
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -15,7 +15,7 @@ from senet.system.fan_out import fan_out
 from senet.system.run_folder import RunFolder
 
 Record = Mapping[str, Any]
-METHODS = ("log", "rewind", "begin", "advance", "expect", "say", "close")
+METHODS = ("log", "rewind", "begin", "advance", "expect", "say", "finish", "close")
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class Start:
     group: str = ""  # the same for runs that differ in their seeds alone
     labels: Mapping[str, Any] = field(default_factory=dict)  # run_name, run_group, run_tags, run_notes by flags
     facts: Mapping[str, Any] = field(default_factory=dict)  # of this start: command, flags, ranks, GPU, commit, ...
+    log_checkpoints: bool = False  # the best checkpoint is to be kept with the records, once the run is complete
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,25 @@ class Stage:
     epochs: int
     done: int
     total: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of plain values under the names of their columns."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the last validation of a run says of the images, at the position of its record."""
+
+    position: Record  # epoch, step, seconds
+    classes: Table  # a row a class
+    confusion: Table  # class, what it was taken for, images
+    matrix: bool  # whether that has all pairs of classes, and not only the most frequent confusions
+    examples: Table  # a row an image, the first column has paths of PNG files
 
 
 class Tracker:
@@ -65,6 +85,9 @@ class Tracker:
 
     def say(self, text: str) -> None:
         """Show a message to a person."""
+
+    def finish(self, results: Results) -> None:
+        """Keep, send or show what the last validation says, once, after its record."""
 
     def close(self, ok: bool) -> None:
         """End, with the run complete (`ok`) or not."""

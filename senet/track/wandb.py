@@ -14,13 +14,15 @@ import secrets
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from senet.system.files import write_text
-from senet.track.tracker import Record, Start, Tracker
+from senet.track.tracker import Record, Results, Start, Tracker
 
 CLOSE_SECONDS = 6  # that the end of a run waits for W&B
+UPLOAD_SECONDS = 20  # that W&B has for what is not sent when the run ends
+CHECKPOINT_SECONDS = 120  # both of that for a run whose best checkpoint is sent
 BACKLOG = 10_000  # records
 ANSWER_SECONDS = 60  # that wandb may take to say which login it will use: it may lie on a slow disk
 CHECKOUT = Path(__file__).parents[2]
@@ -84,6 +86,7 @@ class WeightsAndBiases(Tracker):
 
     def __init__(self, start: Start) -> None:
         self.out = start.folder.path.resolve()
+        self._checkpoint = start.folder.checkpoints.best.resolve() if start.log_checkpoints else None
         self._lines: queue.Queue[str | None] = queue.Queue(BACKLOG)
         self._dropped = False
         begin = {
@@ -92,6 +95,8 @@ class WeightsAndBiases(Tracker):
             "usual": {"project": "senet", "run_name": start.name, "run_group": start.group},
             "labels": dict(start.labels),
             "config": {**start.config, **start.facts},
+            "files": [str(path.resolve()) for path in start.folder.documents()],
+            "upload_seconds": CHECKPOINT_SECONDS if start.log_checkpoints else UPLOAD_SECONDS,
             "pid": os.getpid(),
             "command": start.facts.get("command", []),
         }
@@ -113,22 +118,31 @@ class WeightsAndBiases(Tracker):
             thread.start()
 
     def log(self, record: Record) -> None:
+        self._put(record)
+
+    def finish(self, results: Results) -> None:
+        self._put({"results": asdict(results)})
+
+    def _put(self, message: Record) -> None:
         try:
-            self._lines.put_nowait(json.dumps(record))
+            self._lines.put_nowait(json.dumps(message))
         except queue.Full:
             if not self._dropped:
                 self._dropped = True
                 log.info("W&B: too slow, records are dropped there; log.jsonl has them all")
 
     def close(self, ok: bool) -> None:
-        """Wait a little for what is not sent. After that the other process goes on with it, also when this one has
-        ended.
+        """Wait a little for what is not sent, and longer for a checkpoint. After that the other process goes on with
+        it, also when this one has ended.
         """
+        checkpoint = self._checkpoint if ok else None
+        if checkpoint:
+            log.info("W&B: takes %s; this waits for it %d s at most", checkpoint.name, CHECKPOINT_SECONDS)
         with contextlib.suppress(queue.Full):
-            self._lines.put_nowait(json.dumps({"ok": ok}))
+            self._lines.put_nowait(json.dumps({"ok": ok, "checkpoint": checkpoint and str(checkpoint)}))
             self._lines.put_nowait(None)
         try:
-            self._process.wait(CLOSE_SECONDS)
+            self._process.wait(CHECKPOINT_SECONDS if checkpoint else CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
             log.info(
                 "W&B: still sends, on its own; should it not succeed, `wandb sync --include-online` in %s "

@@ -1,9 +1,10 @@
 """The process that talks with Weights & Biases, apart from the training. The only importer of wandb.
 
-`python -m senet.track.wandb_process` reads JSON lines: first what `wandb.init` needs, then records, last {"ok": true or
-false}. It prints what the training is to say. wandb writes all that it is given to OUT/wandb and sends it from there:
-what never arrives can be sent later. The end of its input ends this process, if only because the training was killed;
-signals do not, for schedulers send them to all of a job.
+`python -m senet.track.wandb_process` reads JSON lines: first what `wandb.init` needs, then records, {"results": ...} if
+the run comes to its end, last {"ok": true or false, "checkpoint": a path or null}. It prints what the training is to
+say. wandb writes all that it is given to OUT/wandb and sends it from there: what never arrives can be sent later. The
+end of its input ends this process, if only because the training was killed; signals do not, for schedulers send them to
+all of a job.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from senet.system.lock import InUse, acquire
-from senet.system.run_folder import RunFolder
+from senet.system.run_folder import RunFolder, facts_of
 
 INIT_SECONDS = 20  # for the server's first answers, while the training goes on
 HURRY_SECONDS = 2  # for the same, once the training has ended
-UPLOAD_SECONDS = 20  # for what is not sent when the training ends
 LOCK_SECONDS = 60  # for the process of an earlier start to end
 FLUSH_SECONDS = 1  # between writes to OUT/wandb
 ENVIRONMENT = dict(os.environ)  # before wandb adds to it
@@ -93,7 +94,7 @@ def _relay(errors: int) -> None:
     with os.fdopen(errors, errors="replace") as lines:
         for line in lines:
             _, level, text = line.partition("WARNING ") if "WARNING " in line else line.partition("ERROR ")
-            if level and text not in said:
+            if level and text not in said and "wandb.save" not in text:  # which warns that it makes links
                 said.add(text)
                 say(text)
 
@@ -147,11 +148,18 @@ def _work(begin: dict[str, Any], inbox: Inbox, offline: bool) -> None:
     inbox.begun.set()
     if not run.offline:
         say(run.url)
+    for file in begin["files"]:  # below the name of the run folder: W&B has a config.yaml of its own
+        _dispensable(run.save, file, base_path=Path(begin["out"]).parent, policy="now", glob=False)
     ok = False
     while line := inbox.lines.get():
         record = json.loads(line)
-        if "kind" not in record:
+        if "results" in record:
+            _dispensable(_log_results, run, record["results"])
+            continue
+        if "ok" in record:
             ok = record["ok"]
+            if record["checkpoint"]:
+                _dispensable(_log_checkpoint, run, Path(record["checkpoint"]))
             continue
         kind = record["kind"]
         shared = {key: record[key] for key in ("epoch", "step", "seconds")}
@@ -163,6 +171,38 @@ def _work(begin: dict[str, Any], inbox: Inbox, offline: bool) -> None:
     run.finish(exit_code=0 if ok else 1)
     if kept:
         say(f"kept offline; `wandb sync {shlex.quote(folder)}` sends it")
+
+
+def _dispensable(act: Callable[..., object], *arguments: object, **named: object) -> None:
+    """Do what the rest does not depend on."""
+    try:
+        act(*arguments, **named)
+    except Exception as error:
+        say(f"left out: {type(error).__name__}: {error}")
+
+
+def _log_results(run: Any, results: dict[str, Any]) -> None:
+    """Log the fields of a `senet.track.tracker.Results`."""
+    import wandb
+
+    pictures = [[wandb.Image(path), *rest] for path, *rest in results["examples"]["rows"]]
+    tables = {"examples": wandb.Table(columns=results["examples"]["columns"], data=pictures)} | {
+        name: wandb.Table(columns=results[name]["columns"], data=results[name]["rows"])
+        for name in ("classes", "confusion")
+    }
+    if results["matrix"]:  # W&B's own chart, as of wandb.plot.confusion_matrix
+        of = dict(zip(("Actual", "Predicted", "nPredictions"), results["confusion"]["columns"], strict=True))
+        title = {"title": "Validation: confusion"}
+        tables["confusion"] = wandb.plot_table("wandb/confusion_matrix/v1", tables["confusion"], of, title)
+    run.log(results["position"] | {f"val/{name}": table for name, table in tables.items()})
+
+
+def _log_checkpoint(run: Any, path: Path) -> None:
+    import wandb
+
+    artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=facts_of(path))
+    artifact.add_file(str(path), policy="immutable", skip_cache=True)  # not copied to a disk that may be small
+    run.log_artifact(artifact, aliases=["best"])
 
 
 def _start(begin: dict[str, Any], inbox: Inbox, offline: bool) -> Any:
@@ -179,6 +219,7 @@ def _start(begin: dict[str, Any], inbox: Inbox, offline: bool) -> Any:
     try:
         # Its reports about itself go to the same server, and would hold up the end for ten seconds if that hangs.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        os.environ.setdefault("WANDB_DATA_DIR", str(out / "wandb"))  # what tables hold, until it is sent
         import wandb
         from wandb.sdk import wandb_setup
 
@@ -190,7 +231,7 @@ def _start(begin: dict[str, Any], inbox: Inbox, offline: bool) -> Any:
             run_id=begin["id"],
             resume="allow",
             init_timeout=INIT_SECONDS,
-            finish_timeout=UPLOAD_SECONDS,
+            finish_timeout=begin["upload_seconds"],
             x_transaction_log_flush_interval=FLUSH_SECONDS,
             x_stats_pid=begin["pid"],
             console="off",

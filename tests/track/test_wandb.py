@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.helpers import ROOT, command, environment, run, until
 from tests.track.server import Server, serving
@@ -70,8 +71,12 @@ def values(items: Any) -> dict[str, Any]:
 
 
 def history(out: Path) -> list[dict[str, Any]]:
-    """All history records in OUT/wandb, oldest first."""
-    return [values(record.item) for record in kept(out, "history")]
+    """All history records in OUT/wandb, oldest first, but for the tables that a run ends with."""
+    return [row for record in kept(out, "history") if not has_tables(row := values(record.item))]
+
+
+def has_tables(row: dict[str, Any]) -> bool:
+    return any(name.startswith("val/classes") for name in row)
 
 
 def logged(out: Path) -> list[dict[str, Any]]:
@@ -97,7 +102,7 @@ def test_an_offline_run_reads_back_and_is_sent_by_the_command_that_was_said(
     """It is called after its config, overrides and seed, and wandb's own variables count, as in any script."""
     out = tmp_path / "out"
     arguments = [tiny, "seed=3", "optim.lr=0.04", "--data", images, "--out", out, "--backend", "pillow"]
-    flags = ["--log-every", "2", "--run-tags", "a, b", "--run-notes", "why not"]
+    flags = ["--log-every", "2", "--run-tags", "a, b", "--run-notes", "why not", "--log-checkpoints"]
     own = {"WANDB_PROJECT": "own", "WANDB_RUN_ID": "sweep1", "SLURM_JOB_ID": "77"}
     done = run("launch.train", *arguments, *flags, torchrun=True, WANDB_MODE="offline", **own)
     assert done.returncode == 0, done.stderr
@@ -114,12 +119,47 @@ def test_an_offline_run_reads_back_and_is_sent_by_the_command_that_was_said(
     started = next(kept(out, "environment"))
     assert started.program.endswith("-m launch.train")
     assert list(started.args) == [str(word) for word in (*arguments, *flags)]
+    assert_ends(out)
     (command,) = re.findall(r"W&B: kept offline; `(wandb sync .*)` sends it", done.stderr)
     settings = environment(WANDB_BASE_URL=server.address, WANDB_API_KEY=KEY)
     words = [sys.executable, "-m", *shlex.split(command)]
     sent = subprocess.run(words, env=settings, capture_output=True, text=True, timeout=60, check=False)
     assert sent.returncode == 0, sent.stderr
-    assert [row["step"] for row in server.rows["sweep1"].values()] == [line["step"] for line in logged(out)]
+    told = [row["step"] for row in server.rows["sweep1"].values() if not has_tables(row)]
+    assert told == [line["step"] for line in logged(out)]
+
+
+def assert_ends(out: Path) -> None:
+    """An offline run has tables of the last validation, pictures, files that say what it is, and the best net."""
+    (ends,) = (row for record in kept(out, "history") if has_tables(row := values(record.item)))
+    last = logged(out)[-1]
+    assert (ends["epoch"], ends["step"]) == (2, last["step"])
+    artifacts = list(kept(out, "artifact"))
+    content = {entry.path: Path(entry.local_path) for each in artifacts for entry in each.manifest.contents}
+    classes, confusion, examples = (
+        json.loads(content[f"val/{name}.table.json"].read_text())["data"]
+        for name in ("classes", "confusion_table", "examples")
+    )
+    assert [row[0] for row in classes] == ["class0", "class1", "class2"]
+    images = sum(row[1] for row in classes)
+    assert sum(row[1] * row[2] for row in classes) / images == pytest.approx(last["top1_error"], abs=1e-3)
+    assert (images, len(confusion)) == (last["images"], 9)
+    right = sum(count for actual, said, count in confusion if actual == said)
+    assert 100 * (1 - right / images) == pytest.approx(last["top1_error"])
+    assert min(images, 32) / 2 < len(examples) <= 32
+    for picture, name, label, of_label, *top in examples:
+        with Image.open(content[picture["path"]]) as shown:
+            assert shown.size == (picture["width"], picture["height"])
+        number = int(Path(name).stem)
+        assert label == f"class{number % 3}"
+        assert of_label == dict(zip(top[::2], top[1::2], strict=True))[label]
+        assert sum(top[1::2]) == pytest.approx(1, abs=1e-5)
+    (files,) = out.glob("wandb/offline-run-*/files")
+    assert (files / "out/config.yaml").read_bytes() == (out / "config.yaml").read_bytes()
+    assert "torch==" in (files / "requirements.txt").read_text()
+    (model,) = (artifact for artifact in artifacts if artifact.type == "model")
+    assert (content["best.pt"], set(model.aliases)) == (out / "checkpoints/best.pt", {"best", "latest"})
+    assert json.loads(model.metadata)["step"] in (5, 10)
 
 
 def begin(words: list[object], address: str) -> subprocess.Popen[str]:
@@ -164,7 +204,7 @@ def test_one_run_over_a_stop_and_a_return_to_an_older_checkpoint(
     assert f"W&B: {server.address}/me/senet/runs/{identity}" in told
     (rows,) = server.rows.values()
     assert sorted(rows) == list(range(len(rows)))
-    steps = [rows[line]["step"] for line in sorted(rows)]
+    steps = [rows[line]["step"] for line in sorted(rows) if not has_tables(rows[line])]
     again = [line["step"] for line in logged(out) if line["step"] >= steps[len(before)]]
     assert steps == [line["step"] for line in before] + again
     assert again[0] <= before[-1]["step"]
