@@ -84,9 +84,7 @@ def warnings(
         seen_by_all(world, folder.config),
     ]
     if world.is_main:
-        found.append(
-            disk(folder.path, (keep + 2) * checkpoint_bytes(net, config.ema is not None))
-        )  # the best, and the one being written
+        found.append(disk(folder.path, kept_bytes(net, config, keep)))
     return [text for text in found if text]
 
 
@@ -137,6 +135,11 @@ def checkpoint_bytes(net: nn.Module, ema: bool = False) -> int:
     """
     state = sum(part.nbytes for part in net.state_dict().values())
     return state * (1 + ema) + sum(part.nbytes for part in net.parameters())
+
+
+def kept_bytes(net: nn.Module, config: Config, keep: int) -> int:
+    """Return the size of all checkpoints at one time: the `keep` newest, the best, and one being written."""
+    return (keep + 2) * checkpoint_bytes(net, config.ema is not None)
 
 
 def disk(out: Path, needed: int) -> str:

@@ -72,8 +72,10 @@ class Report:
         self.tracker.close(ok)
         self._context.close()
 
-    def announce(self, config: Config, name: str, images: tuple[int, int], plan: StepPlan, pixels: str) -> None:
-        """Say what is about to happen; `images` of training and validation."""
+    def announce(
+        self, config: Config, name: str, images: tuple[int, int], plan: StepPlan, pixels: str, disk: int
+    ) -> None:
+        """Say what is about to happen; `images` of training and validation, bytes of `disk` for the checkpoints."""
         world = self.world
         size = summary(config.net, config.data.classes, config.data.crop)
         gpu = f" {torch.cuda.get_device_name(world.device)}" if world.device.type == "cuda" else ""
@@ -86,6 +88,7 @@ class Report:
             f"batch {config.batch} = {world.size} x {world.device.type}{gpu} x {plan.micro_batch}{accumulated}; "
             f"{config.precision}, {plan.execution}; pixels: {pixels}"
         )
+        log.info(f"checkpoints take up to {max(1, disk >> 20):,} MiB of {self.folder}")
 
     def record(self, kind: str, epoch: int, step: int, **values: Any) -> None:
         """Give a record to the trackers; `epoch` counted from 1, `step` over the whole run."""
@@ -124,6 +127,10 @@ class Clock:
             return {}
         self._step_seconds = passed / steps
         return {"images_per_second": round(steps * batch / passed, 2), "data_wait": round(min(wait / passed, 1.0), 4)}
+
+    def pace(self, step: int) -> None:
+        """Take the time of a step from those of the interval so far, up to a step of the run."""
+        self._step_seconds = (time.monotonic() - self._began) / max(step - self._steps, 1)
 
     def left(self, steps: int, validations: int, validation_seconds: float | None) -> float | None:
         """Return the seconds that the rest of the run will take; None as long as nobody knows."""

@@ -27,6 +27,7 @@ from senet.run.watchdog import Watchdog
 from senet.system import faults
 from senet.system.lock import Lock
 from senet.system.run_folder import RunFolder
+from senet.track.terminal import duration
 from senet.track.tracker import Stage
 from senet.train.ema import EMA
 from senet.train.evaluate import evaluate
@@ -36,6 +37,8 @@ from senet.train.ledger import Ledger
 from senet.train.optimiser import learning_rate
 from senet.train.stragglers import StepTimer
 from senet.train.trainer import DTYPES, Trainer
+
+TIMED = 10  # steps, before the run says how long it will take
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +60,7 @@ class Run:
         self.folder = RunFolder(flags.out)
         self.report = Report(world, self.folder, flags.track)
         self.lock: Lock | None = None  # of the folder, on the first rank: it may be written to
-        self.warm = False  # it has made a step
+        self.made = 0  # steps of this start
         self.validated = 0  # images of this validation
         self.validation_seconds: float | None = None
         self.orphaned = False  # on any rank
@@ -144,10 +147,15 @@ class Run:
                     raise
                 log.warning("%s: this start is not noted: %s", self.folder, error.strerror or error)
         self.report.open(self.config, flags, facts, state.global_step if resumed else None)
-        self.report.announce(
-            self.config, flags.name, (self.loader.images, self.val.images), self.plan, self.val.description["backend"]
-        )
         net = self.trainer.net
+        self.report.announce(
+            self.config,
+            flags.name,
+            (self.loader.images, self.val.images),
+            self.plan,
+            self.val.description["backend"],
+            preflight.kept_bytes(net, self.config, flags.keep),
+        )
         for text in preflight.warnings(
             self.world, self.config, flags.source, self.folder, flags.keep, self.plan.micro_batch, net
         ):
@@ -193,9 +201,11 @@ class Run:
         clock.begin_interval(state.global_step, self.loader.waited)
         for step in trainer.steps(self.loader, state.epoch, state.step, state.interval):
             state.step = step
-            if not self.warm:  # what the first step takes longer is start-up
-                self.warm = True
+            self.made += 1
+            if self.made == 1:  # what it takes longer is start-up
                 clock.begin_interval(state.global_step, self.loader.waited)
+            elif self.made == 1 + TIMED:
+                self._say_how_long()
             tracker.advance(step)
             regular = step % self.flags.log_every == 0 or step == self.loader.steps
             if regular or state.global_step == 1:
@@ -336,11 +346,24 @@ class Run:
         values: dict[str, Any] = state.interval.read(sums)
         values |= clock.end_interval(state.global_step, self.config.batch, self.loader.waited)
         values["learning_rate"] = learning_rate(self.trainer.optimiser)
-        position = (state.epoch + 1, state.global_step)
-        epochs, steps = self.config.epochs, self.loader.steps
-        left = clock.left(epochs * steps - state.global_step, epochs - state.epoch, self.validation_seconds)
+        self.report.tracker.expect(self._left())
+        self.report.record("train", state.epoch + 1, state.global_step, **values)
+
+    def _say_how_long(self) -> None:
+        """Say what the run will take, as soon as some steps are timed."""
+        if self._left() is None:
+            self.report.clock.pace(self.state.global_step)
+        left = self._left()
         self.report.tracker.expect(left)
-        self.report.record("train", *position, **values)
+        if self.world.is_main and left is not None:
+            known = "" if self.validation_seconds else ", without validations"
+            log.info(f"the run takes {duration(left)} more{known}")
+
+    def _left(self) -> float | None:
+        """Return the seconds that the rest of the run will take; None as long as nobody knows."""
+        state, epochs = self.state, self.config.epochs
+        steps = epochs * self.loader.steps - state.global_step
+        return self.report.clock.left(steps, epochs - state.epoch, self.validation_seconds)
 
     def _record(self, kind: str, **values: Any) -> None:
         self.report.record(kind, self.state.epoch, self.state.global_step, **values)
