@@ -174,7 +174,7 @@ def test_one_run_over_a_stop_and_a_return_to_an_older_checkpoint(
     out = tmp_path / "out"
     words = [
         tiny,
-        "epochs=30",  # W&B has begun before it ends
+        "epochs=120",  # W&B has begun before it ends
         "--data",
         images,
         "--out",
