@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,7 +44,7 @@ def make(runs: Sequence[RunFacts], out: Path, source: Source | None, world: Worl
     seen = [_see(run, source, world) for run in runs]
     matrices = {f"confusion-{number}": found.confusion for number, found in enumerate(seen, 1) if found.confusion}
     for name, picture in (charts | matrices).items():
-        replace(out / f"{name}.png", lambda temporary, picture=picture: temporary.write_bytes(picture))  # type: ignore[misc]
+        replace(out / f"{name}.png", partial(Path.write_bytes, data=picture))
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     write_text(out / "index.html", html(title, runs, paper, charts, seen))
     return out / "index.html"

@@ -89,7 +89,7 @@ class GraphedStep:
 
     def _prepare(self, batch: Batch, meter: Meter) -> None:
         self.run = self._plain  # lets go of an earlier graph's memory first
-        self.batch = Batch(*(part.clone() if isinstance(part, Tensor) else None for part in batch))  # type: ignore[arg-type]
+        self.batch = Batch._make(part.clone() if isinstance(part, Tensor) else None for part in batch)
         self.meter, self.state, self.modes = meter, self.optimiser.state, self._modes()
         self.records += 1
         if self.device.type == "cuda":

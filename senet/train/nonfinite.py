@@ -32,7 +32,8 @@ class NonFiniteGuard:
         waits = not reads_found_inf(optimiser)
 
         def guarded() -> None:
-            self._found_inf = optimiser.found_inf  # type: ignore[attr-defined]  # a GradScaler deletes it after the step
+            # A GradScaler deletes it after the step.
+            self._found_inf = optimiser.found_inf  # type: ignore[attr-defined]
             if not waits:
                 step()
             elif not self._found_inf:

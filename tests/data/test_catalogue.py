@@ -180,7 +180,8 @@ def shown(root: Path, data: Data, backend: str) -> tuple[dict[str, dict[str, tor
             else val_loader(data, source, 0, 1, CPU)
         )
         try:
-            batches = list(loader.batches(0, 0) if split == "train" else loader.batches())  # type: ignore[call-arg, misc]
+            position = (0, 0) if split == "train" else ()
+            batches = list(loader.batches(*position))  # type: ignore[misc]
         finally:
             loader.close()
         bad |= loader.bad

@@ -39,7 +39,8 @@ def alive(number: int) -> bool:
 
 @pytest.mark.parametrize("how", ["killed", "closed"])
 def test_no_decoding_process_is_left_behind(images: Path, how: str) -> None:
-    with subprocess.Popen([sys.executable, "-c", TRAINER, str(images), how], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True) as trainer:  # fmt: skip # noqa: E501
+    words = [sys.executable, "-c", TRAINER, str(images), how]
+    with subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True) as trainer:
         assert trainer.stdout is not None
         workers = [int(number) for number in trainer.stdout.readline().strip("[]\n").split(",")]
         assert len(workers) == 2

@@ -265,7 +265,8 @@ def test_the_page_and_its_explanation_say_what_is_computed() -> None:
     assert page.splitlines()[-1].startswith("warning: storage")
     told = report.explain()
     for number in (
-        f"{1e3 * scale.FIXED:.1f} ms", *(f"± {100 * d:.0f} %" for d in (rates.MEASURED, rates.MODELLED, rates.GUESSED)),
+        *(f"± {100 * doubt:.0f} %" for doubt in (rates.MEASURED, rates.MODELLED, rates.GUESSED)),
+        f"{1e3 * scale.FIXED:.1f} ms",
         f"within {100 * planner.SCALING:.0f} %", f"up to {100 * planner.LOST_BY_HOST:.0f} % more",
         f"{planner.FIRST_EPOCH} of the pace", f"{planner.START:.0f} s and {planner.START_NODE} s",
         f"{Request(1).image_kb:.0f} kB", f"{planner.RESERVED / 1e9} GB", f"{planner.FAILURES:.1e} a GPU-hour",

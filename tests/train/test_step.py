@@ -295,7 +295,8 @@ def test_images_for_bf16_are_what_autocast_makes_of_them(backend: str, images: P
         loader.close()
         return batches
 
-    full, half = (made(replace(CONFIG, data=data, precision=precision)) for precision in ("fp32", "bf16"))  # type: ignore[arg-type]
+    config = replace(CONFIG, data=data)
+    full, half = made(replace(config, precision="fp32")), made(replace(config, precision="bf16"))
     assert len(half) == len(full) > 0
     for one, other in zip(full, half, strict=True):
         assert other.images.dtype == torch.bfloat16
