@@ -82,7 +82,7 @@ def record(
     squares: dict[str, Tensor] = {}
     with gates(trained.net) as last:
 
-        def add(batch: Batch) -> None:
+        def add(batch: Batch, logits: Tensor) -> None:
             member = torch.from_numpy(members[:, batch.keys]).double()
             counts.add_(member.sum(1))
             for name, values in last.items():

@@ -65,5 +65,5 @@ def _fixed(values: dict[SEBlock, Tensor]) -> Iterator[None]:
 def _errors(trained: Trained, source: Source, world: World) -> tuple[float, float]:
     config = trained.config
     loader = val_loader(config.data, source, world.rank, world.size, world.device, DTYPES[config.precision])
-    errors, _ = one_pass(trained, loader, world, View().of(config.data))
+    errors = one_pass(trained, loader, world, View().of(config.data))
     return errors["top1_error"], errors["top5_error"]

@@ -55,7 +55,8 @@ def look(trained: Trained, source: Source, world: World, view: View | None = Non
     if trained.pixels is not None:
         asked = {"crop", "resize"} if view else set()
         check_pixels({key: value for key, value in trained.pixels.items() if key not in asked}, loader.description)
-    errors, kept = one_pass(trained, loader, world, shown)
+    kept = Pass()
+    errors = one_pass(trained, loader, world, shown, kept.keep)
     return Look(trained.origin, shown, config, errors, kept, loader.classes or trained.classes, loader.name)
 
 
@@ -75,7 +76,13 @@ def look_at_files(
     known = {comparable(name): label for label, name in enumerate(trained.classes)}
     labels = np.array([known.get(comparable(file.absolute().parent.name), -1) for file in files], np.int64)
     loader = files_loader(config.data, source, files, labels, world.device, DTYPES[config.precision])
-    errors, kept = one_pass(trained, loader, world, view, each)
+    kept = Pass()
+
+    def keep(batch: Batch, logits: Tensor) -> None:
+        kept.keep(batch, logits)
+        each(batch)
+
+    errors = one_pass(trained, loader, world, view, keep)
     return Look(trained.origin, view, config, errors, kept, trained.classes, loader.name)
 
 
@@ -84,21 +91,21 @@ def one_pass(
     loader: ValLoader,
     world: World,
     view: View,
-    each: Callable[[Batch], object] = lambda batch: None,
-) -> tuple[dict[str, float], Pass]:
-    """Show all images of a loader to a net, and close it; a terminal shows a bar. Return errors and what was said."""
-    kept = Pass()
+    keep: Callable[[Batch, Tensor], object] = lambda batch, logits: None,
+) -> dict[str, float]:
+    """Show all images of a loader to a net, and close it; a terminal shows a bar. Return errors as `evaluate`, and give
+    `keep` each batch and its logits.
+    """
     loader.memory_format = trained.execution.memory_format
     with bar(str(view), loader.images, "image", main=world.is_main) as shown:
 
-        def keep(batch: Batch, logits: Tensor) -> None:
-            kept.keep(batch, logits)
-            each(batch)
+        def after_batch(batch: Batch, logits: Tensor) -> None:
+            keep(batch, logits)
             shown.update(min(len(logits) * world.size, loader.images - shown.n))  # the other ranks are about as far
 
         try:
             net = prepare(trained.net.to(world.device), trained.execution)
-            return evaluate(net, loader, trained.config, world, view=view, keep=keep), kept
+            return evaluate(net, loader, trained.config, world, view=view, keep=after_batch)
         finally:
             loader.close()
             for path, reason in loader.bad.items():
