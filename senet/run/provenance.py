@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 log = logging.getLogger(__name__)
 
 
+@lru_cache
 def versions() -> dict[str, str]:
     """Return those of Python and of the packages that results depend on; what is not installed is left out."""
     found = {"python": platform.python_version()}
