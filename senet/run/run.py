@@ -352,6 +352,7 @@ class Run:
     def _say_how_long(self) -> None:
         """Say what the run will take, as soon as some steps are timed."""
         if self._left() is None:
+            self.state.interval.sums.cpu()  # waits for the device, which the host runs ahead of
             self.report.clock.pace(self.state.global_step)
         left = self._left()
         self.report.tracker.expect(left)
