@@ -14,7 +14,7 @@ from senet.errors import UsageError
 from senet.prepare import demo
 from senet.prepare.demo import Demo, prepare
 from senet.prepare.drawing import CLASSES, jpeg
-from tests.prepare.test_imagenet import contents
+from tests.prepare.conftest import contents
 
 SMALL = Demo(train=20, val=10, seed=3)
 

@@ -1,21 +1,15 @@
-"""ImageNet from its archives, on a small copy of their real layout: tars in a tar, a devkit with a MATLAB file, the
-classes' real names.
-"""
+"""ImageNet from its archives: every way to it gives the same images, also after a kill."""
 
 from __future__ import annotations
 
 import io
-import logging
 import os
 import re
 import signal
 import subprocess
-import tarfile
 import time
 import zipfile
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,126 +21,12 @@ from senet.data.imagenet import classes
 from senet.data.storage.find import listing, saved_listing
 from senet.data.storage.folders import Folders
 from senet.errors import UsageError
-from senet.prepare import published, wnids
+from senet.prepare import wnids
 from senet.prepare.encoding import Encoding
 from senet.prepare.imagenet import Sources, prepare
-from senet.prepare.plan import require_space
 from senet.prepare.shards import Packing
 from tests.helpers import ROOT, command, environment
-
-WNIDS = ("n01440764", "n01443537", "n02119789", "n07742313")
-DEVKIT_IDS = {"n01440764": 449, "n01443537": 450, "n02119789": 1, "n07742313": 318}
-PLAIN = Encoding()
-
-
-@dataclass
-class Archives:
-    """`wide` images are 900 pixels wide, the others at most 60."""
-
-    folder: Path
-    train: dict[str, bytes] = field(default_factory=dict)  # n.../n..._1.JPEG -> content
-    val: dict[str, bytes] = field(default_factory=dict)
-
-    def path(self, name: str) -> str:
-        return str(self.folder / name)
-
-    @property
-    def words(self) -> list[str]:
-        return [
-            "--train-tar",
-            self.path("train.tar"),
-            "--val-tar",
-            self.path("val.tar"),
-            "--partial",
-            "--processes",
-            "1",
-        ]
-
-    @property
-    def both(self) -> Sources:
-        return Sources(self.folder / "train.tar", self.folder / "val.tar", self.folder / "devkit.tar.gz")
-
-
-def picture(generator: np.random.Generator, width: int, height: int, kind: str = "JPEG") -> bytes:
-    file = io.BytesIO()
-    pixels = generator.integers(0, 256, (height, width, 3), np.uint8)
-    Image.fromarray(pixels).save(file, kind)
-    return file.getvalue()
-
-
-def pack(path: Path, files: dict[str, bytes], mode: Any = "w") -> Path:
-    with tarfile.open(path, mode) as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
-
-
-def packed(files: dict[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return file.getvalue()
-
-
-def make_devkit(folder: Path, answers: list[str]) -> None:
-    data = folder / "ILSVRC2012_devkit_t12" / "data"
-    data.mkdir(parents=True)
-    (data / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{DEVKIT_IDS[wnid]}\n" for wnid in answers))
-    with tarfile.open(folder / "devkit.tar.gz", "w:gz") as archive:
-        archive.add(data.parent, data.parent.name)
-
-
-@pytest.fixture(scope="session")
-def archives(tmp_path_factory: pytest.TempPathFactory) -> Archives:
-    made = Archives(tmp_path_factory.mktemp("archives"))
-    generator = np.random.default_rng(0)
-    for wnid in WNIDS:
-        for number in (7, 12, 100):
-            content = picture(
-                generator, 900 if number == 100 else 60, 700 if number == 100 else int(generator.integers(30, 60))
-            )
-            made.train[f"{wnid}/{wnid}_{number}.JPEG"] = content
-    made.train[f"{WNIDS[0]}/{WNIDS[0]}_9.JPEG"] = picture(generator, 40, 40, "PNG")  # there is one such in the real set
-    pack(made.folder / "train.tar", {
-        f"{wnid}.tar": packed({n.partition("/")[2]: content for n, content in made.train.items() if n.startswith(wnid)})
-        for wnid in reversed(WNIDS)
-    })  # fmt: skip
-    answers = [WNIDS[number] for number in (2, 0, 3, 1, 3, 2, 1, 0)]
-    images = {f"ILSVRC2012_val_{number:08}.JPEG": picture(generator, 50, 40) for number in range(1, 9)}
-    made.val = {f"{wnid}/{name}": content for wnid, (name, content) in zip(answers, images.items(), strict=True)}
-    pack(made.folder / "val.tar", dict(reversed(images.items())))
-    make_devkit(made.folder, answers)
-    (made.folder / "synsets.txt").write_text("".join(f"{wnid}\n" for wnid in answers))
-    (made.folder / "names.txt").write_text(
-        "".join(f"{name} {wnid}\n" for name, wnid in sorted(zip(images, answers, strict=True), reverse=True))
-    )
-    listed = list(classes())
-    (made.folder / "caffe.txt").write_text(
-        "".join(f"val/{name} {listed.index(wnid)}\n" for name, wnid in zip(images, answers, strict=True))
-    )
-    (made.folder / "kaggle.csv").write_text(
-        "ImageId,PredictionString\n"
-        + "".join(f"{name[:-5]},{wnid} 1 2 3 4 {wnid} 5 6 7 8 \n" for name, wnid in zip(images, answers, strict=True))
-    )
-    return made
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Everything but lists with times in them."""
-    return {
-        str(p.relative_to(folder)): p.read_bytes()
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and p.suffix != ".npz"
-    }
-
-
-def images(folder: Path) -> dict[str, bytes]:
-    return {name: content for name, content in contents(folder).items() if "/" in name}
+from tests.prepare.conftest import PLAIN, WNIDS, Archives, contents, images, pack, packed, picture
 
 
 @pytest.mark.parametrize(
@@ -285,7 +165,7 @@ def test_kaggles_download(archives: Archives, tmp_path: Path, form: str) -> None
         file.writestr("LOC_val_solution.csv", "".join(lines))
     if form == "folder":
         with zipfile.ZipFile(source) as file:
-            file.extractall(tmp_path / "kaggle")  # noqa: S202
+            file.extractall(tmp_path / "kaggle")
         source = tmp_path / "kaggle"
     words = ["imagenet", str(tmp_path / "set"), "--kaggle", str(source), "--partial", "--processes", "1"]
     assert main(words) == 0
@@ -324,43 +204,6 @@ def test_what_half_finished_unpacking_leaves(archives: Archives, tmp_path: Path,
     }
 
 
-def test_another_plan_is_refused(archives: Archives, tmp_path: Path) -> None:
-    train = Sources(train=archives.folder / "train.tar")
-    prepare(tmp_path / "set", train, PLAIN, partial=True, processes=1)
-    before = contents(tmp_path / "set")
-    with pytest.raises(UsageError, match="short_side None instead of 64"):
-        prepare(tmp_path / "set", train, Encoding(short_side=64), partial=True, processes=1)
-    assert contents(tmp_path / "set") == before
-    (tmp_path / "mine" / "train" / "cats").mkdir(parents=True)
-    with pytest.raises(UsageError, match="not empty"):
-        prepare(tmp_path / "mine", train, PLAIN, partial=True, processes=1)
-
-
-def test_a_class_that_was_damaged_is_named_and_then_mended(
-    archives: Archives, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    train = Sources(train=archives.folder / "train.tar")
-    prepare(tmp_path, train, PLAIN, partial=True, processes=1)
-    before = contents(tmp_path)
-    (tmp_path / "train" / WNIDS[1] / f"{WNIDS[1]}_7.JPEG").unlink()
-    with pytest.raises(UsageError, match=f"{WNIDS[1]}: holds other files than its 3 images; remove this folder"):
-        prepare(tmp_path, train, PLAIN, partial=True, processes=1)
-    for path in (tmp_path / "train" / WNIDS[1]).iterdir():
-        path.unlink()
-    (tmp_path / "train" / WNIDS[1]).rmdir()
-    prepare(tmp_path, train, PLAIN, partial=True, processes=1)
-    assert contents(tmp_path) == before
-
-
-def test_counts_are_checked(archives: Archives, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(UsageError, match=r"13 images of 4 classes, not the 1,281,167 of 1,000.*--partial"):
-        prepare(tmp_path, archives.both, PLAIN, processes=1)
-    assert not (tmp_path / "train").exists()
-    with caplog.at_level(logging.WARNING):
-        prepare(tmp_path, archives.both, PLAIN, partial=True, processes=1)
-    assert "8 images of 4 classes, not the 50,000" in caplog.text
-
-
 def test_partial_sets_keep_the_classes_that_both_have(archives: Archives, tmp_path: Path) -> None:
     few = {f"{wnid}.tar": packed({f"{wnid}_1.JPEG": b"x"}) for wnid in WNIDS[:2]}
     sources = Sources(
@@ -369,109 +212,6 @@ def test_partial_sets_keep_the_classes_that_both_have(archives: Archives, tmp_pa
     prepare(tmp_path / "set", sources, PLAIN, partial=True, processes=1)
     assert {name.split("/")[1] for name in images(tmp_path / "set")} == set(WNIDS[:2])
     assert len(listing(tmp_path / "set", "val")) == 4
-
-
-def odd(name: str, kind: bytes = tarfile.REGTYPE, content: bytes = b"content") -> bytes:
-    """A tar of a good image and a bad member."""
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as archive:
-        for info, data in ((tarfile.TarInfo(f"{WNIDS[0]}_1.JPEG"), b"good"), (tarfile.TarInfo(name), content)):
-            info.type, info.linkname = (kind, "/etc/passwd") if data is content else (tarfile.REGTYPE, "")
-            info.size = len(data) if info.isreg() else 0
-            archive.addfile(info, io.BytesIO(data))
-    return file.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("inner", "reason"),
-    [
-        (odd(f"/tmp/{WNIDS[0]}_2.JPEG"), "outside"),  # noqa: S108
-        (odd(f"../{WNIDS[0]}_2.JPEG"), "outside"),
-        (odd(f"{WNIDS[0]}_2.JPEG", tarfile.SYMTYPE), "link"),
-        (odd(f"{WNIDS[0]}_2.JPEG", tarfile.LNKTYPE), "link"),
-        (odd(f"{WNIDS[0]}_2.JPEG", tarfile.CHRTYPE), "neither"),
-        (odd(f"{WNIDS[0]}_2.JPEG", tarfile.FIFOTYPE), "neither"),
-        (odd(f"{WNIDS[0]}_2.JPEG", content=bytes(5000)), "5000 bytes"),
-        (odd(f"{WNIDS[0]}_2.JPEG", content=b""), "has 0 bytes"),
-        (odd(f"{WNIDS[0]}_1.JPEG"), "twice"),
-        (odd(f"{WNIDS[1]}_2.JPEG"), "does not belong"),
-        (odd(".bashrc"), "does not belong"),
-        (odd(f"{WNIDS[0]}_2.JPEG")[:1200], "damaged"),
-        (odd(f"{WNIDS[0]}_2.JPEG")[:1024] + b"\x55" * 1024, "damaged"),
-        (b"", "has 0 bytes"),
-        (b"<html>" * 1000, "not a tar"),
-    ],
-)
-def test_hostile_and_damaged_archives_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: bytes, reason: str
-) -> None:
-    monkeypatch.setattr(published, "LARGEST_IMAGE", 4999)
-    tar = pack(tmp_path / "train.tar", {f"{WNIDS[0]}.tar": inner})
-    with pytest.raises(UsageError, match=reason) as caught:
-        prepare(tmp_path / "set", Sources(train=tar), PLAIN, partial=True, processes=1)
-    assert "\n" not in str(caught.value)
-    assert not list((tmp_path / "set").iterdir())
-
-
-def test_the_wrong_archive_is_refused(archives: Archives, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="does not belong there"):
-        prepare(tmp_path, Sources(train=archives.folder / "val.tar"), PLAIN, partial=True, processes=1)
-    with pytest.raises(UsageError, match=r"twice|does not belong there"):
-        prepare(
-            tmp_path,
-            Sources(val=archives.folder / "train.tar", devkit=archives.folder),
-            PLAIN,
-            partial=True,
-            processes=1,
-        )
-
-
-@pytest.mark.parametrize(
-    ("words", "reason"),
-    [
-        ([], "--train-tar, --val-tar or both"),
-        (["--val-tar", "val.tar"], "either --devkit or --val-labels"),
-        (["--val-tar", "val.tar", "--devkit", ".", "--val-labels", "names.txt"], "either --devkit or --val-labels"),
-        (["--train-tar", "train.tar", "--devkit", "."], "of no use"),
-        (["--train-tar", "absent.tar"], "no such file"),
-        (["--train-tar", "train.tar", "--short-side", "0"], "at least 1"),
-        (["--train-tar", "train.tar", "--quality", "101"], "1 to 100"),
-        (["--train-tar", "train.tar", "--partial", "--processes", "0"], "--processes 0"),
-        (["--train-tar", "train.tar", "--shards", "--shard-mb", "0"], "--shard-mb 0"),
-        (["--val-tar", "val.tar", "--val-labels", "val.tar"], "cannot be read|neither a wnid"),
-        (["--val-tar", "val.tar", "--devkit", "val.tar"], "no ILSVRC2012_validation_ground_truth.txt"),
-    ],
-)
-def test_mistaken_flags_are_named(
-    archives: Archives, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], reason: str
-) -> None:
-    monkeypatch.chdir(archives.folder)
-    with pytest.raises(UsageError, match=reason):
-        main(["imagenet", str(tmp_path), *words])
-
-
-def test_labels_of_another_numbering_are_refused(archives: Archives, tmp_path: Path) -> None:
-    file = tmp_path / "devkit.txt"
-    file.write_text("ILSVRC2012_val_00000001.JPEG 490\nILSVRC2012_val_00000002.JPEG 1000\n")
-    with pytest.raises(UsageError, match=r"numbers go to 1000, as the devkit's.*--devkit"):
-        wnids.listed_labels(file)
-    file.write_text("ILSVRC2012_val_00000001.JPEG 490\nILSVRC2012_val_00000002.JPEG 1001\n")
-    with pytest.raises(UsageError, match=r"line 2: .* is neither a wnid, nor"):
-        wnids.listed_labels(file)
-
-
-def test_missing_labels_are_named(archives: Archives, tmp_path: Path) -> None:
-    (tmp_path / "short.txt").write_text("n01440764\n" * 3)
-    with pytest.raises(UsageError, match="ILSVRC2012_val_00000004 has no label"):
-        prepare(tmp_path, Sources(val=archives.folder / "val.tar", labels=tmp_path / "short.txt"), PLAIN, True, 1)
-
-
-def test_a_full_disk_is_noticed_first(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    require_space(tmp_path / "deep" / "set", 1000, shrinking=False)
-    with pytest.raises(UsageError, match=r"1152921504\.6 GB to write"):
-        require_space(tmp_path / "deep" / "set", 1 << 60, shrinking=False)
-    require_space(tmp_path, 1 << 60, shrinking=True)
-    assert "before making images smaller" in caplog.text
 
 
 def test_the_shipped_classes_are_the_thousand() -> None:

@@ -15,7 +15,7 @@ from senet.data.cifar import CLASSES, class_names
 from senet.data.storage.find import find
 from senet.errors import UsageError
 from senet.prepare.png import export
-from tests.prepare.test_imagenet import contents
+from tests.prepare.conftest import contents
 
 
 def test_pixels_and_labels_are_those_of_the_archive(

@@ -27,9 +27,8 @@ from senet.prepare.findings import examine
 from senet.prepare.shards import Packing
 from tests.data.test_index import pack
 from tests.helpers import ROOT, draw
-from tests.prepare.test_imagenet import Archives, archives, contents
+from tests.prepare.conftest import Archives, contents
 
-__all__ = ["archives"]  # a fixture
 CLASSES = ("bird", "cat", "dog")
 SMALL = Packing(shard_mb=1)
 
