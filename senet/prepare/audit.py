@@ -26,8 +26,8 @@ from senet.data.imagenet import classes
 from senet.data.pixels import head
 from senet.data.source import has_dali
 from senet.data.storage.find import AUDIT, scan, splits
-from senet.data.storage.folders import ENDINGS, Folders, class_folders, is_ignored
-from senet.data.storage.index import Index, index_file, split_folder
+from senet.data.storage.folders import ENDINGS, Folders, is_ignored
+from senet.data.storage.index import Index, index_file
 from senet.errors import UsageError
 from senet.prepare.findings import FINDING, TRAITS, Findings, duplicates, examine
 from senet.prepare.page import page
@@ -68,23 +68,23 @@ def _list(root: Path, split: str) -> Findings:
     """Return a split with nothing found yet; its list is kept for training."""
     index = scan(root, split)
     index.save(index_file(root, split))
-    unused = _unused(root, split) if isinstance(index.storage, Folders) else []
+    unused = _unused(index.storage) if isinstance(index.storage, Folders) else []
     hidden = [name for name in unused if "/." in name]
     others = [name for name in unused if "/." not in name]
     return Findings(root, index, np.zeros(len(index), FINDING), hidden=hidden, not_images=others)
 
 
-def _unused(root: Path, split: str) -> list[str]:
-    """Return what lies in the folders and is not used: what is hidden, and what is no image by its ending."""
-    base = split_folder(root, split)
-    known = class_folders(root, base)
-    names = [entry.name for entry in os.scandir(base) if entry.name not in known]
-    for folder, folders, inside in (part for name in known for part in os.walk(base / name, followlinks=True)):
-        names += [f"{folder[len(str(base)) + 1 :]}/{name}" for name in folders if is_ignored(name)]
-        folders[:] = [name for name in folders if not is_ignored(name)]
-        unused = (name for name in inside if is_ignored(name) or not name.lower().endswith(ENDINGS))
-        names += [f"{folder[len(str(base)) + 1 :]}/{name}" for name in unused]
-    return sorted(f"{base.name}/{name}" for name in names)
+def _unused(images: Folders) -> list[str]:
+    """Return what lies in the folders and is not used: what is hidden, what is no image by its ending, and links that
+    lead in a circle.
+    """
+    base, listed, unused = images.root, images.stamp["times"], []
+    for folder in {"", *listed}:
+        for name in os.listdir(base / folder):
+            path, no_image = os.path.join(folder, name), is_ignored(name) or not name.lower().endswith(ENDINGS)
+            if path not in listed and (no_image or folder not in listed):  # beside class folders nothing is used
+                unused.append(f"{base.name}/{path}")
+    return sorted(unused)
 
 
 def _examine_all(split: str, findings: Findings, processes: int | None) -> None:

@@ -86,6 +86,7 @@ def test_one_of_each_defect_in_folders(odd: Path, capfd: pytest.CaptureFixture[s
     (odd / "train/class1/.DS_Store").write_bytes(b"")
     (odd / "train/class1/notes.txt").write_bytes(b"")
     (odd / "train/wnids.txt").write_bytes(b"")
+    (odd / "train/class1/circle").symlink_to("..")
     (odd / "train/class2/link.JPEG").symlink_to("nowhere")  # whoever runs the tests may read all files
     (odd / "audit.json").write_text("of no account")
     result = audited(odd)
@@ -99,7 +100,7 @@ def test_one_of_each_defect_in_folders(odd: Path, capfd: pytest.CaptureFixture[s
         assert val[trait] == {"count": 0, "names": []}
     assert (train["grey"], train["palette"], train["alpha"]) == (2, 1, 1)
     assert train["hidden"]["names"] == ["train/.hidden", "train/class1/.DS_Store"]
-    assert train["not_images"]["names"] == ["train/class1/notes.txt", "train/wnids.txt"]
+    assert train["not_images"]["names"] == ["train/class1/circle", "train/class1/notes.txt", "train/wnids.txt"]
     assert (
         train["duplicates"]
         == val["duplicates"]
@@ -197,6 +198,16 @@ def test_what_was_mended_is_used_at_once_and_a_second_audit_forgets_it(
     assert "Nothing to do: every image can be decoded." in capsys.readouterr().out
     group = max(result["splits"]["train"]["duplicates"]["names"], key=len)
     assert group == sorted(["train/class0/000.JPEG", *(f"train/{name}" for name in BAD)])
+
+
+def test_images_that_a_list_names_are_used(few_images: Path) -> None:
+    """As in Kaggle's ImageNet, whose validation images lie side by side."""
+    files = sorted((few_images / "val").glob("*/*.JPEG"))
+    (few_images / "LOC_val_solution.csv").write_text("".join(f"{file.stem},{file.parent.name}\n" for file in files))
+    for file in files:
+        file.rename(few_images / "val" / file.name)
+    val = audited(few_images)["splits"]["val"]
+    assert (val["images"], val["not_images"]["count"]) == (9, 0)
 
 
 def test_a_set_with_one_split_and_unusable_sets(few_images: Path) -> None:
