@@ -24,7 +24,7 @@ UNTURNED = {  # from what PIL makes of an orientation back to what is stored
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_270,
 }
-_PPM = re.compile(rb"P6\s+(\d+)\s+(\d+)\s+255\s")
+_PPM = re.compile(rb"P6\s+([1-9]\d*)\s+([1-9]\d*)\s+255\s")
 SIGNATURES = {
     b"\xff\xd8": "jpeg",
     b"\x89PNG\r\n\x1a\n": "png",

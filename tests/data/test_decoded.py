@@ -17,6 +17,7 @@ from launch.prepare import main
 from senet.config import Folder, FolderAugment
 from senet.config.schema import AutoAugment, Grow
 from senet.data.loader import Loader
+from senet.data.pixels import stored_size
 from senet.data.resize import Buffers
 from senet.data.source import Source, train_loader, val_loader
 from senet.data.storage.find import listing
@@ -126,6 +127,12 @@ def test_memory_of_batches_is_used_again_when_nobody_has_it() -> None:
     del part
     assert buffers.take(2, 3).data_ptr() == where
     assert buffers.take(4, 3).shape == (4, 3)
+
+
+def test_only_pixels_that_are_there_are_taken_as_stored() -> None:
+    assert stored_size(b"P6 2 3 255\n", 11 + 18) == (3, 2)
+    for start, size in ((b"P6 2 3 255\n", 11 + 17), (b"P5 2 3 255\n", 11 + 18), (b"P6 0 5 255\n", 11)):
+        assert stored_size(start, size) == (0, 0)
 
 
 def test_settings_without_sense_are_refused() -> None:
