@@ -143,14 +143,9 @@ class Index:
     def save(self, file: Path) -> None:
         """Write the list. Raises OSError."""
         names = self.storage.names
-        columns: dict[str, Any] = {
-            "blob": names.blob,
-            "starts": names.starts,
-            "ends": names.ends,
-            "labels": self.labels,
-        }
-        form, base = type(self.storage).__name__, os.path.relpath(self.storage.root, file.parent)
+        columns: dict[str, Any] = {"blob": names.blob, "starts": names.starts, "ends": names.ends}
         columns |= {"labels": self.labels, **self.storage.columns}
+        form, base = type(self.storage).__name__, os.path.relpath(self.storage.root, file.parent)
         head = json.dumps({"form": form, "base": base, "classes": self.classes, "stamp": self.storage.stamp})
 
         def fill(target: Path) -> None:
