@@ -46,11 +46,15 @@ class Encoding:
         return Encoding() if split == "val" and not self.val else self
 
     @property
+    def shrinks(self) -> bool:
+        """Whether images become JPEGs of fewer bytes; how many is not known beforehand."""
+        return self.short_side is not None and not (self.decoded and self.fraction == 1)
+
+    @property
     def plan(self) -> dict[str, Any]:
         decoded = {"decoded": self.fraction} if self.decoded else {}
-        if self.short_side is None or (self.decoded and self.fraction == 1):
-            return decoded | {"short_side": self.short_side}
-        return decoded | {"short_side": self.short_side, "quality": self.quality, "subsampling": "4:4:4"}
+        jpeg = {"quality": self.quality, "subsampling": "4:4:4"} if self.shrinks else {}
+        return decoded | {"short_side": self.short_side} | jpeg
 
     def part(self, position: float) -> Encoding:
         """Return what is done to an image at a `position` of its shard, 0 to 1: the first ones are decoded."""
@@ -75,11 +79,10 @@ class Encoding:
             with opened(original) as image:
                 if min(image.size) <= self.short_side or image.mode not in ("L", "RGB"):
                     return original
-                width, height = (round(side * self.short_side / min(image.size)) for side in image.size)
                 # EXIF says which side is up.
                 exif = image.info.get("exif", b"") if image.format == "JPEG" else b""
-                small, file = image.resize((width, height), Image.Resampling.LANCZOS), io.BytesIO()
-                small.save(file, "JPEG", quality=self.quality, subsampling=0, exif=exif)
+                file = io.BytesIO()
+                self._small(image).save(file, "JPEG", quality=self.quality, subsampling=0, exif=exif)
                 return file.getvalue()
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             return original
@@ -91,8 +94,11 @@ class Encoding:
             image = decode(original)
         except (OSError, ValueError, SyntaxError):
             return original
+        return uncompressed(self._small(image))
+
+    def _small(self, image: Image.Image) -> Image.Image:
         shorter = min(image.size)
-        if self.short_side is not None and shorter > self.short_side:
-            width, height = (round(side * self.short_side / shorter) for side in image.size)
-            image = image.resize((width, height), Image.Resampling.LANCZOS)
-        return uncompressed(image)
+        if self.short_side is None or shorter <= self.short_side:
+            return image
+        width, height = (round(side * self.short_side / shorter) for side in image.size)
+        return image.resize((width, height), Image.Resampling.LANCZOS)

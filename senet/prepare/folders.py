@@ -36,7 +36,7 @@ def write_folders(index: Index, to: Path, split: str, encoding: Encoding, proces
     parts = {base / name: np.arange(*bounds[label : label + 2]) for label, name in enumerate(classes)}
     missing = {folder: images for folder, images in parts.items() if not folder.is_dir()}
     absent = np.concatenate([np.zeros(0, np.int64), *missing.values()])
-    require_space(to, int((-(-index.storage.sizes()[absent] // 4096) * 4096).sum()), encoding.short_side is not None)
+    require_space(to, int((-(-index.storage.sizes()[absent] // 4096) * 4096).sum()), encoding.shrinks)
     write_classes(to, classes)
     jobs = ((folder, encoding, index.subset(images), names.subset(images)) for folder, images in missing.items())
     for _ in each(_write_class, jobs, processes, f"writing {split}", len(absent)):

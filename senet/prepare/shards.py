@@ -75,8 +75,7 @@ def write_shards(index: Index, to: Path, split: str, packing: Packing, processes
         missing = [number for number in range(shards) if not (aside / f"{stems[number]}.tar").exists()]
         if missing and encoding.decoded:
             print(f"{to / split}: about {needed * len(missing) / shards / 1e9:.3g} GB to write", file=sys.stderr)
-        shrinking = encoding.short_side is not None and not (encoding.decoded and encoding.fraction == 1)
-        require_space(to, needed * len(missing) // shards, shrinking)
+        require_space(to, needed * len(missing) // shards, encoding.shrinks)
         jobs = ((aside / stems[number], encoding, index.subset(parts[number])) for number in missing)
         images = sum(len(parts[number]) for number in missing)
         for _ in each(_write_shard, jobs, processes, f"packing {split}", images):
