@@ -11,7 +11,6 @@ import contextlib
 import importlib
 import io
 import re
-import runpy
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -21,7 +20,6 @@ from launch.flags import Parser
 from senet.config.files import CONFIGS
 
 HERE = Path(__file__).parent
-TAKES_CONFIG = ("doctor", "plan", "show", "submit", "train", "variants")
 
 COMPLETION = """\
 # Completion of the command senet for bash and zsh. Made by: senet completion
@@ -51,18 +49,13 @@ def main(argv: list[str] | None = None) -> int:
     if command == "completion":
         print(completion(list(programs)), end="")
         return 0
-    sys.argv = [f"senet {command}", *words[1:]]
-    runpy.run_module(f"launch.{command}", run_name="__main__", alter_sys=True)
-    return 0
+    return _main(command, words[1:])
 
 
 def completion(programs: list[str]) -> str:
     """Return a script that completes commands, their flags and, where one is taken, names of configs."""
-    configs = " ".join(str(file.relative_to(CONFIGS).with_suffix("")) for file in sorted(CONFIGS.rglob("*.yaml")))
-    cases = [
-        f'            {name}) words="{" ".join(_words(name))}{" " + configs if name in TAKES_CONFIG else ""}" ;;'
-        for name in programs
-    ]
+    configs = [str(file.relative_to(CONFIGS).with_suffix("")) for file in sorted(CONFIGS.rglob("*.yaml"))]
+    cases = [f'            {name}) words="{" ".join(_words(name, configs))}" ;;' for name in programs]
     return COMPLETION % {"commands": " ".join([*programs, "completion"]), "cases": "\n".join(cases)}
 
 
@@ -76,18 +69,24 @@ def _programs() -> dict[str, str]:
     return found
 
 
-def _words(program: str) -> list[str]:
-    """Return the sub-commands and the flags of a program, as its help lists them."""
+def _main(program: str, words: list[str]) -> int:
+    code: int = importlib.import_module(f"launch.{program}").main(words)
+    return code
+
+
+def _words(program: str, configs: list[str]) -> list[str]:
+    """Return the sub-commands and the flags of a program, as its help lists them, and `configs` if it takes one."""
     commands = next(iter(re.findall(r"^  \{([\w,-]+)\}", said := _help(program), re.MULTILINE)), "").split(",")
     texts = [said, *(_help(program, command) for command in commands if command)]
     flags = {flag for text in texts for flag in re.findall(r"^  (?:-\w, )?(--[a-z][\w-]*)", text, re.MULTILINE)}
-    return [*filter(None, commands), *sorted(flags)]
+    takes_config = re.search(r"^  config ", said, re.MULTILINE)
+    return [*filter(None, commands), *sorted(flags), *(configs if takes_config else ())]
 
 
 def _help(program: str, *command: str) -> str:
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-        importlib.import_module(f"launch.{program}").main([*command, "--help"])
+        _main(program, [*command, "--help"])
     return said.getvalue()
 
 

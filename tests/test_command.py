@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,7 @@ from senet.errors import UsageError
 from tests.helpers import ROOT
 
 
-def test_every_program_is_a_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "launch.variants", raising=False)  # another test may have imported it
+def test_every_program_is_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     programs = {file.stem for file in (ROOT / "launch").glob("*.py") if 'if __name__ == "__main__"' in file.read_text()}
     with pytest.raises(SystemExit) as end:
         command.main(["--help"])
@@ -23,9 +21,7 @@ def test_every_program_is_a_command(capsys: pytest.CaptureFixture[str], monkeypa
     assert all(f"\n    {name} " in said for name in programs - {"__main__"})
     with pytest.raises(UsageError, match="invalid choice: 'trian'"):
         command.main(["trian"])
-    with pytest.raises(SystemExit) as end:
-        command.main(["variants", "ablations/squeeze"])
-    assert end.value.code == 0
+    assert command.main(["variants", "ablations/squeeze"]) == 0
     assert "configs/ablations/squeeze.yaml:max" in capsys.readouterr().out
 
 
