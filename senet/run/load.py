@@ -46,10 +46,12 @@ def load(what: str, weights: Path | None = None, verify: bool = True, ema: bool 
     `senet.weights` knows, or of `timm:NAME`, whose weights are downloaded or those of the file `weights`.
 
     A checkpoint that has no checksum, or does not fit it, is refused unless told not to `verify`. An average of the
-    weights is taken if there is one, unless `ema` is False. Raises UsageError if there is no such thing or
-    it is not valid.
+    weights is taken if there is one, unless `ema` is False. Raises UsageError if there is no such thing, it is not
+    valid, or it lacks the weights that `ema` asks for.
     """
     if what.startswith("timm:"):
+        if ema:
+            raise UsageError(f"{what}: holds no average of weights; leave --ema out")
         name = what.removeprefix("timm:")
         net, facts = released(name, weights)
         settings = Config(net=Timm(name), data=Folder(**facts))
@@ -62,6 +64,8 @@ def load(what: str, weights: Path | None = None, verify: bool = True, ema: bool 
             found = read(path, averaged=ema is not False)
             if ema and not found.averaged:
                 raise UsageError(f"{path}: holds no average of weights; leave --ema out")
+            if ema is False and found.averaged:
+                raise UsageError(f"{path}: holds nothing but an average of weights; leave --raw out")
             return of_weights(found, str(path))
     return _of_checkpoint(path, verify, ema)
 

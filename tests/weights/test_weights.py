@@ -160,6 +160,9 @@ def test_wrapped_weights_are_found(tmp_path: Path, state: dict[str, torch.Tensor
     assert (plain.averaged, averaged.averaged) == (False, True)
     assert all(torch.equal(plain.state[name], value) for name, value in state.items())
     assert torch.equal(averaged.state["fc.weight"], 2 * state["fc.weight"])
+    torch.save({"model_ema": average}, tmp_path / "average.pt")
+    with pytest.raises(UsageError, match=r"average\.pt: holds nothing but an average of weights; leave --raw out"):
+        load(str(tmp_path / "average.pt"), ema=False)
     torch.save({"model": {"state_dict": collections.OrderedDict(state)}}, tmp_path / "deep.pt")
     safetensors.torch.save_file({f"model.{name}": value for name, value in state.items()}, tmp_path / "hub.safetensors")
     for file in ("deep.pt", "hub.safetensors"):
@@ -170,6 +173,13 @@ def test_wrapped_weights_are_found(tmp_path: Path, state: dict[str, torch.Tensor
         _use_new_zipfile_serialization=False,
     )
     assert weights.read(tmp_path / "legacy.pkl").state["fc.weight"].dtype == torch.float16
+
+
+@pytest.mark.parametrize("what", ["timm:test_resnet", "plain.pt"])
+def test_an_average_that_is_not_there_is_refused(what: str, tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    torch.save(state, tmp_path / "plain.pt")
+    with pytest.raises(UsageError, match=f"{what}: holds no average of weights; leave --ema out"):
+        load(what if what.startswith("timm:") else str(tmp_path / what), ema=True)
 
 
 def test_bad_files_are_refused_in_one_line(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
