@@ -4,9 +4,9 @@
     python -m launch.weights convert runs/se50 --to timm --out se50.safetensors
     python -m launch.weights convert timm:seresnext50_32x4d --to native
 
-SRC is a file of weights (of timm, torchvision, Cadene, moskomule, NVIDIA or this project, told by its names), a
+WHAT is a file of weights (of timm, torchvision, Cadene, moskomule, NVIDIA or this project, told by its names), a
 checkpoint, the --out folder of a run, or timm:NAME. FILE is one of torch.save if it ends in .pt, .pth or .bin, and of
-safetensors otherwise. What takes a checkpoint (launch.evaluate, launch.predict, launch.train --init) takes SRC too.
+safetensors otherwise. What takes a checkpoint (launch.evaluate, launch.predict, launch.train --init) takes WHAT too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from launch import guard
-from launch.flags import Parser
+from launch.flags import Parser, add_net_flags, net
 
 ENDINGS = re.compile(r"(\.(pt|pth|pkl|tar|bin|safetensors|native|timm|torchvision))*$")
 
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser("launch.weights", __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{convert}")
     convert_ = commands.add_parser("convert", description=__doc__)
-    convert_.add_argument("what", metavar="SRC")
+    add_net_flags(convert_)
     convert_.add_argument("--to", choices=["native", "timm", "torchvision"], required=True, help="whose names to give")
     convert_.add_argument("--out", type=Path, metavar="FILE", help="default: NAME.TO.safetensors in this folder")
     args = parser.parse_args(argv)
@@ -33,10 +33,10 @@ def main(argv: list[str] | None = None) -> int:
     from senet.config import to_dict
     from senet.errors import UsageError
     from senet.models import summary
-    from senet.run.load import load, native
+    from senet.run.load import native
     from senet.weights import convert, files
 
-    trained = native(load(args.what))
+    trained = native(net(args))
     settings, state = trained.config, dict(trained.net.state_dict())
     side = min(settings.data.crop, max(64, getattr(settings.net, "smallest", 1)))
     size = summary(settings.net, settings.data.classes, settings.data.crop)

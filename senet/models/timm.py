@@ -80,7 +80,11 @@ def exists(name: str) -> bool:
 
 def from_folder(folder: Path) -> nn.Module:
     """Return the model in a folder of timm's form: config.json and model.safetensors."""
-    return _create(f"local-dir:{folder}", pretrained=True)
+    import timm
+
+    net = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert isinstance(net, nn.Module)
+    return net
 
 
 def parts(net: nn.Module) -> dict[str | int, list[nn.Parameter]]:
@@ -104,7 +108,7 @@ def _check_known(name: str) -> None:
     """Raise UsageError for a name that timm does not know."""
     import timm
 
-    if not name.startswith("local-dir:") and not timm.is_model(name):
+    if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.3)
         raise UsageError(f"net.timm: timm has no model {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 

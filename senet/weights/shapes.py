@@ -26,7 +26,7 @@ def network(state: Mapping[str, Tensor]) -> Residual | None:
     while f"stages.stage{len(counts) + 2}.0.branch.conv1.weight" in shapes:
         stage = f"stages.stage{len(counts) + 2}"
         counts.append(next(i for i in range(len(shapes)) if f"{stage}.{i}.branch.conv1.weight" not in shapes))
-    stem = _stem(shapes, counts)
+    stem = _stem(shapes)
     if not counts or stem is None:
         return None
     first = [f"stages.stage{stage}.0" for stage in range(2, len(counts) + 2)]
@@ -51,7 +51,7 @@ def network(state: Mapping[str, Tensor]) -> Residual | None:
         return None
 
 
-def _stem(shapes: Mapping[str, tuple[int, ...]], counts: list[int]) -> Stem | CifarStem | None:
+def _stem(shapes: Mapping[str, tuple[int, ...]]) -> Stem | CifarStem | None:
     if "stem.conv1.weight" in shapes:
         return Stem("conv3x3x3")
     match shapes.get("stem.conv.weight"):
