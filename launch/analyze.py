@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from launch import guard
 from launch.flags import Parser, add_data_flags, add_net_flags, net, source
+from senet.run.flags import limited
 
 if TYPE_CHECKING:
     from senet.distributed import World
@@ -100,7 +101,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
             kind.add_argument(
                 "--classes", type=lambda text: text.split(","), metavar="NAME,...", help="names, wnids or numbers"
             )
-            kind.add_argument("--images", type=int, default=50, metavar="N", help="of each class (default 50)")
+            count = limited(int, "positive")
+            kind.add_argument("--images", type=count, default=50, metavar="N", help="of each class")
             kind.add_argument("--out", type=Path, default=Path("analysis"), metavar="DIR", help="default: analysis")
         elif name == "prune":
             kind.add_argument(
@@ -117,6 +119,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.analysis == "gradcam" and (args.out.suffix != ".png" or not args.out.absolute().parent.is_dir()):
         parser.error(f"--out {args.out}: name a .png file in a folder that exists")
+    if args.analysis == "gradcam" and args.data:
+        parser.error("--data has no effect: name the pictures")
     return args
 
 

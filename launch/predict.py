@@ -17,6 +17,7 @@ from pathlib import Path
 from launch import guard
 from launch.flags import Parser, add_data_flags, add_net_flags, net, source
 from senet.errors import UsageError
+from senet.run.flags import limited
 
 DRAWN = 60  # pictures on a sheet, at most
 ENDINGS = (".png", ".csv", ".jsonl")
@@ -73,12 +74,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser("launch.predict", __doc__)
     add_net_flags(parser)
     parser.add_argument("images", metavar="IMAGE|DIR", type=Path, nargs="+")
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes named for each picture (default 5)")
+    parser.add_argument("--top", type=limited(int, "positive"), default=5, metavar="N", help="classes named for each")
     parser.add_argument("--out", type=Path, metavar="FILE", help="a .png sheet, or a .csv or .jsonl table")
     add_data_flags(parser)
     args = parser.parse_args(argv)
-    if args.top < 1:
-        parser.error(f"--top {args.top}: must be at least 1")
     if args.out and (args.out.suffix not in ENDINGS or not args.out.absolute().parent.is_dir()):
         parser.error(f"--out {args.out}: name a file in a folder that exists, ending in {', '.join(ENDINGS)}")
     if args.data:
