@@ -75,21 +75,23 @@ class Sample:
             Table(["class", "images", "top-1 error %", "top-5 error %", "precision %", "mostly taken for"], classes),
             Table(["class", "taken for", "images"], [[names[i], names[j], images] for i, j, images in confused]),
             matrix,
-            self._examples(predictions, loader, names, folder),
+            *self._examples(predictions, loader, names, folder),
         )
 
     def _examples(
         self, predictions: Predictions, loader: ValLoader, names: tuple[str, ...], folder: RunFolder
-    ) -> Table:
+    ) -> tuple[Table, list[Image.Image]]:
         shown = {number: picture for _, part in self._told for number, picture in part.items()}
         chosen = predictions.take(np.isin(predictions.images, list(shown)))
+        numbers = chosen.images.tolist()
         folder.examples.mkdir(exist_ok=True)
         rows: list[list[Any]] = []
-        for number, said in zip(chosen.images.tolist(), chosen.rows(loader.name, names), strict=True):
+        for number, said in zip(numbers, chosen.rows(loader.name, names), strict=True):
             path = folder.examples / f"{number:08d}.png"
             shown[number].save(path)
             top = [value for pair in said["top"][:SHOWN] for value in pair]
             rows.append([str(path.resolve()), Path(said["image"]).name, said["label"], said["of_label"], *top])
         places = range(1, min(SHOWN, chosen.top.shape[1]) + 1)
         columns = [word for place in places for word in (f"class {place}", f"probability {place}")]
-        return Table(["picture", "image", "label", "probability of label", *columns], rows)
+        table = Table(["picture", "image", "label", "probability of label", *columns], rows)
+        return table, [shown[number] for number in numbers]

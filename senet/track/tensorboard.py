@@ -45,14 +45,12 @@ class TensorBoard(Tracker):
 
     def finish(self, results: Results) -> None:
         import numpy as np
-        from PIL import Image
 
         step, classes, examples = results.position["step"], results.classes, results.examples
         self.writer.add_text("val/classes", markdown(classes.columns, classes.rows), step)
-        for path, *said in examples.rows:
+        for picture, (_, *said) in zip(results.pictures, examples.rows, strict=True):
             words = ", ".join(f"{name} {value}" for name, value in zip(examples.columns[1:], said, strict=True))
-            with Image.open(path, formats=["PNG"]) as picture:
-                self.writer.add_image(f"val/examples/{words}", np.asarray(picture), step, dataformats="HWC")
+            self.writer.add_image(f"val/examples/{words}", np.asarray(picture), step, dataformats="HWC")
 
     def close(self, ok: bool) -> None:
         self.writer.close()

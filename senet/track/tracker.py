@@ -9,10 +9,13 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from senet.system.fan_out import fan_out
 from senet.system.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Record = Mapping[str, Any]
 METHODS = ("log", "rewind", "begin", "advance", "expect", "say", "finish", "close")
@@ -63,6 +66,7 @@ class Results:
     confusion: Table  # class, what it was taken for, images
     matrix: bool  # whether that has all pairs of classes, and not only the most frequent confusions
     examples: Table  # a row an image, the first column has paths of PNG files
+    pictures: Sequence[Image]  # what those files hold
 
 
 class Tracker:

@@ -14,7 +14,7 @@ import secrets
 import subprocess
 import sys
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from senet.system.files import write_text
@@ -121,7 +121,7 @@ class WeightsAndBiases(Tracker):
         self._put(record)
 
     def finish(self, results: Results) -> None:
-        self._put({"results": asdict(results)})
+        self._put({"results": asdict(replace(results, pictures=()))})  # it reads their files
 
     def _put(self, message: Record) -> None:
         try:
