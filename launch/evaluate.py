@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.real:
         print(f"with ReaL labels: top-1 error {facts['real_top1_error']:.2f} % on {facts['real_images']} images")
     if args.per_class:
-        print("\n" + _tables(predictions, first.classes))
+        print("\n" + _tables(facts))
     return 0
 
 
@@ -142,9 +142,7 @@ def _facts(
         from senet.train.real import real_errors
 
         facts |= real_errors(predictions, first.name, first.folders, real)
-    names: dict[int | None, str] = dict(enumerate(first.classes))
-    rows = by_class(predictions, count)
-    facts["classes"] = [vars(row) | {"label": names[row.label], "taken_for": names.get(row.taken_for)} for row in rows]
+    facts["classes"] = [row.named(first.classes) for row in by_class(predictions, count)]
     facts["confusions"] = [[first.classes[i], first.classes[j], n] for i, j, n in pairs(predictions, count)[:SHOWN]]
     return facts
 
@@ -153,21 +151,15 @@ def _words(errors: dict[str, Any]) -> str:
     return f"top-1 error {errors['top1_error']:.2f} %, top-5 error {errors['top5_error']:.2f} %"
 
 
-def _tables(predictions: Predictions, classes: tuple[str, ...]) -> str:
+def _tables(facts: dict[str, Any]) -> str:
     from senet.system import table
-    from senet.train.predictions import by_class, pairs
 
-    rows = sorted(by_class(predictions, len(classes)), key=lambda row: -row.error)
-    cells = [
-        (classes[row.label], row.images, row.error, row.top5_error, row.precision,
-         None if row.taken_for is None else classes[row.taken_for])
-        for row in rows[:SHOWN]
-    ]  # fmt: skip
-    confused = [(classes[i], classes[j], n) for i, j, n in pairs(predictions, len(classes))[:SHOWN]]
+    rows = sorted(facts["classes"], key=lambda row: -row["error"])
+    cells = [list(row.values()) for row in rows[:SHOWN]]
     return (
         table.text(["class", "images", "top-1 error %", "top-5 error %", "precision %", "mostly taken for"], cells)
         + "\n\n"
-        + table.text(["class", "taken for", "images"], confused)
+        + table.text(["class", "taken for", "images"], facts["confusions"])
     )
 
 

@@ -60,14 +60,7 @@ class Sample:
         else:
             confused = pairs(predictions, count)[:PAIRS]
         classes = [
-            [
-                names[row.label],
-                row.images,
-                round(row.error, 3),
-                round(row.top5_error, 3),
-                None if row.precision is None else round(row.precision, 3),
-                None if row.taken_for is None else names[row.taken_for],
-            ]
+            [round(value, 3) if isinstance(value, float) else value for value in row.named(names).values()]
             for row in by_class(predictions, count)
         ]
         return Results(

@@ -122,6 +122,11 @@ class OfClass:
     precision: float | None
     taken_for: int | None
 
+    def named(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return the fields, in their order, with the names of classes instead of their labels."""
+        taken_for = None if self.taken_for is None else names[self.taken_for]
+        return vars(self) | {"label": names[self.label], "taken_for": taken_for}
+
 
 def by_class(predictions: Predictions, classes: int) -> list[OfClass]:
     """Return the classes that have images, by label."""
