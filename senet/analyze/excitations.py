@@ -19,7 +19,7 @@ from senet.data.loader import Batch
 from senet.data.source import Source, val_loader
 from senet.distributed import World
 from senet.errors import UsageError
-from senet.plots import COLOURS, page
+from senet.plots import COLOURS, INK, page
 from senet.run.load import Trained
 from senet.run.look import one_pass
 from senet.train.evaluate import View
@@ -136,7 +136,7 @@ def _draw(found: Sequence[Excitation], file: Path, title: str, groups: Sequence[
             for group in groups:
                 mean, std = each.mean[group, channels], each.std[group, channels]
                 black = each.groups[group] == "all"
-                style: Any = {"color": "#222222" if black else COLOURS[group % len(COLOURS)], "linewidth": 1.1}
+                style: Any = {"color": INK if black else COLOURS[group % len(COLOURS)], "linewidth": 1.1}
                 axes.plot(channels, mean, label=each.groups[group], **style)
                 if bands:
                     axes.fill_between(channels, mean - std, mean + std, color=style["color"], alpha=0.2, linewidth=0)
