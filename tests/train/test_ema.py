@@ -37,7 +37,7 @@ def test_it_averages_the_steps_that_were_made_and_goes_on_where_it_was(
     loader = loaded(CONFIG)
     trainer, _, hooks = made(graph)
     name = "fc.weight"
-    trainer.net.state_dict()[name].mul_(2)  # weights that come after the trainer was made, as --init brings them
+    trainer.net.state_dict()[name].mul_(2)  # weights that come after the trainer was made
     wanted = trainer.net.state_dict()[name].double()
     for done in trainer.steps(loader, 0, 0, Meter(CPU)):
         step = done - 1
