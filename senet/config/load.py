@@ -153,8 +153,9 @@ def _explain(errors: Sequence[Any], tag: str) -> str:
     """Say what is wrong by the first of pydantic's errors of one class."""
     error = errors[0]
     reason, value, context = error["type"], error["input"], error.get("ctx", {})
-    if reason == "literal_error":
-        return _none_of(value, re.split(", | or ", context["expected"].replace("'", "")))
+    words = [word for one in errors if one["loc"][0] == error["loc"][0] for word in _words(one)]
+    if words and reason in ("literal_error", "bool_type"):
+        return _none_of(value, ["true", "false", *words] if reason == "bool_type" else words)
     if reason == "missing" and len(error["loc"]) == 1:
         return f"is needed{tag and ' by'}{tag}"
     if reason == "missing":
@@ -165,6 +166,11 @@ def _explain(errors: Sequence[Any], tag: str) -> str:
     if reason in LIMITS:
         return f"{value!r} is out of range: must be {LIMITS[reason].format(**context)}"
     return f"expected {EXPECTED.get(reason, error['msg'])}, got {value!r}"
+
+
+def _words(error: Any) -> list[str]:
+    """Return what may stand in place of a value that is none of a few words."""
+    return re.split(", | or ", error["ctx"]["expected"].replace("'", "")) if error["type"] == "literal_error" else []
 
 
 def _none_of(value: Any, words: Sequence[str]) -> str:

@@ -46,6 +46,8 @@ class RandAugment:
     magnitude: Annotated[int, Field(strict=True, ge=0, le=30)] = 9
 
 
+# "alternate": by chance in the first epoch, then every other way, so that two epochs show an image and its mirror image
+Flip = YesNo | Literal["alternate"]
 Policy = AutoAugment | RandAugment
 
 
@@ -101,7 +103,7 @@ class Folder:
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # of all images, with antialiasing
     area: tuple[Positive, Positive] = (0.08, 1.0)  # training: of the random crop, as a share of the image
     aspect: tuple[Positive, Positive] = (0.75, 4 / 3)
-    flip: YesNo = True  # training: horizontal, with probability one half
+    flip: Flip = True  # training: horizontal, with probability one half
     augment: FolderAugment = FolderAugment()
     mean: RGB = (0.485, 0.456, 0.406)  # of pixels in 0..1
     std: PositiveRGB = (0.229, 0.224, 0.225)
@@ -114,7 +116,7 @@ class Cifar:
     """
 
     pad: Whole = 4  # training: zeros on each side before the random crop
-    flip: YesNo = True  # training: horizontal, with probability one half
+    flip: Flip = True  # training: horizontal, with probability one half
     augment: Augment = Augment()
     crop: ClassVar[int] = 32
     train_images: ClassVar[int] = 50_000

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from senet.config import Cifar, Cifar10, Cifar100, Synthetic
 from senet.data.loader import Raw
-from senet.data.philox import Floats, Ints, uniforms
+from senet.data.philox import Ints, flips, uniforms
 from senet.data.sampler import NUMBER, Sampler, TrainSampler
 
 POOL = 256  # different synthetic images
@@ -51,21 +51,21 @@ class InMemory:
         index = torch.from_numpy(every & NUMBER).to(self.device, non_blocking=True)
         pixels, labels = self.pixels[index % len(self.pixels)], self.labels[index]
         if isinstance(self.sampler, TrainSampler) and isinstance(self.data, Cifar):
-            pixels = self._augment(self.data, pixels, uniforms(self.sampler.seed, epoch, every, 3))
+            pixels = self._augment(self.data, pixels, self.sampler.seed, epoch, every)
         sizes = [len(part) for part in keys]
         return pixels.split(sizes), labels.split(sizes)
 
     def close(self) -> None:
         pass
 
-    def _augment(self, data: Cifar, pixels: Tensor, draws: Floats) -> Tensor:
+    def _augment(self, data: Cifar, pixels: Tensor, seed: int, epoch: int, keys: Ints) -> Tensor:
         """Add zeros on each side, take a random crop of the old size, flip it at random (section 5.1, CIFAR)."""
         pad, size = data.pad, data.crop
-        chance = torch.from_numpy(draws).to(self.device, non_blocking=True)
+        draws = uniforms(seed, epoch, keys, 3)
+        mirrored = torch.from_numpy(flips(data.flip, draws[:, 2], seed, epoch, keys))
         columns = torch.arange(size, device=self.device).expand(len(pixels), size)
-        if data.flip:
-            columns = torch.where(chance[:, 2:3] < 0.5, columns.flip(1), columns)
-        corners = (chance[:, :2] * (2 * pad + 1)).long()
+        columns = torch.where(mirrored.to(self.device, non_blocking=True)[:, None], columns.flip(1), columns)
+        corners = torch.from_numpy((draws[:, :2] * (2 * pad + 1)).astype(np.int64)).to(self.device, non_blocking=True)
         rows = corners[:, :1] + torch.arange(size, device=self.device)
         columns = corners[:, 1:] + columns
         padded = torch.nn.functional.pad(pixels, (0, 0, pad, pad, pad, pad))

@@ -38,6 +38,7 @@ class Purpose(enum.IntEnum):
     ERASE = 10
     CUTOUT = 11
     MIX = 12
+    FLIP = 13
 
 
 def philox(counter: list[Words], key: tuple[int, int]) -> list[Words]:
@@ -78,6 +79,15 @@ def random_keys(seed: int, epoch: int, count: int, purpose: Purpose) -> Words:
 def permutation(seed: int, epoch: int, count: int) -> Ints:
     """Return the order of an epoch: one permutation of all images."""
     return np.argsort(random_keys(seed, epoch, count, Purpose.ORDER), kind="stable")
+
+
+def flips(flip: bool | str, draws: Floats, seed: int, epoch: int, keys: Ints) -> NDArray[np.bool_]:
+    """Tell which images [b] to mirror: each with probability one half by its uniform number in `draws` [b], or, if
+    `flip` is "alternate", by chance in the first epoch and every other way since then (Jordan 2024, 2404.00498).
+    """
+    if flip == "alternate":
+        return (uniforms(seed, 0, keys, 1, Purpose.FLIP)[:, 0] < 0.5) ^ bool(epoch % 2)
+    return (draws < 0.5) & bool(flip)
 
 
 def crops(draws: Floats, heights: Ints, widths: Ints, area: tuple[float, float], aspect: tuple[float, float]) -> Ints:

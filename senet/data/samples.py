@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from senet.config import Folder, crop_at
-from senet.data.philox import Ints, crops, uniforms
+from senet.data.philox import Ints, crops, flips, uniforms
 from senet.data.policy import Choice, choose
 from senet.data.sampler import NUMBER, Sampler, TrainSampler
 from senet.data.storage.index import Index
@@ -109,7 +109,8 @@ class Samples:
         assert isinstance(self.sampler, TrainSampler)
         draws = uniforms(self.sampler.seed, self.sampler.epoch(number), keys, 23)
         boxes = crops(draws, sizes[:, 0], sizes[:, 1], self.data.area, self.data.aspect)
-        return Crop(boxes, ((draws[:, 22] < 0.5) & self.data.flip).astype(np.int64))
+        mirrored = flips(self.data.flip, draws[:, 22], self.sampler.seed, self.sampler.epoch(number), keys)
+        return Crop(boxes, mirrored.astype(np.int64))
 
     def centre_crop(self, sizes: Ints) -> tuple[Ints, Ints]:
         """Return what `centre_crop` does for this data set."""

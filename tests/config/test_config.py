@@ -111,7 +111,7 @@ def test_base_variants_and_overrides(tmp_path: Path) -> None:
         ("optim: {lr: .nan}", "optim.lr: expected a finite number"),
         ("batch: 12.5", "batch: expected a whole number"),
         ("batch: true", "batch: expected a whole number"),
-        ("data: {flip: 1}", "data.flip: expected true or false"),
+        ("data: {flip: 1}", "data.flip: 1 is not one of true, false, alternate"),
         ("data: {area: [0.1]}", "data.area: expected a list of 2 numbers"),
         (
             "net: {se: {gate: sigmiod}}",

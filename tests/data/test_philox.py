@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from senet.data.philox import crops, permutation, philox, uniforms
+from senet.data.philox import crops, flips, permutation, philox, uniforms
 from senet.data.sampler import NUMBER, TrainSampler, ValSampler
 
 
@@ -22,6 +22,17 @@ def test_uniforms_depend_on_seed_epoch_and_image_only() -> None:
     assert abs(all_of_them.mean() - 0.5) < 0.01
     assert all_of_them.min() >= 0
     assert all_of_them.max() < 1
+
+
+def test_two_epochs_of_alternating_flips_show_both_sides() -> None:
+    keys, draws = np.arange(1000), np.zeros(1000)
+    first, second, third = (flips("alternate", draws, 0, epoch, keys) for epoch in range(3))
+    assert np.array_equal(first, ~second)
+    assert np.array_equal(first, third)
+    assert 0.45 < first.mean() < 0.55
+    assert (flips("alternate", draws, 1, 0, keys) != first).mean() > 0.4
+    assert np.array_equal(flips(True, np.array([0.4, 0.6]), 0, 1, keys[:2]), [True, False])
+    assert not flips(False, draws, 0, 0, keys).any()
 
 
 def test_permutation() -> None:
