@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = config.load(args.config, args.overrides)
 
     from senet.plan import planner, report
+    from senet.report import paper
 
     request = planner.Request(
         gpus=args.gpus,
@@ -63,7 +64,10 @@ def main(argv: list[str] | None = None) -> int:
         image_kb=args.image_kb,
     )
     found, name = planner.plan(settings, request), run_name(args.config)
-    print(json.dumps(report.as_dict(settings, found)) if args.json else report.page(settings, name, found))
+    if args.json:
+        print(json.dumps(report.as_dict(settings, found)))
+    else:
+        print(report.page(settings, name, found, paper.expected(settings)))
     if args.plot:
         report.draw(settings, name, found, args.plot)
     return 0

@@ -17,14 +17,16 @@ from senet.system.table import text
 EXPLANATION = Path(__file__).parent / "README.md"
 
 
-def page(config: Config, name: str, plan: Plan) -> str:
-    """Lay a plan out for a terminal, warnings last."""
+def page(config: Config, name: str, plan: Plan, errors: str) -> str:
+    """Lay a plan out for a terminal, the `errors` to expect and warnings last."""
     request, found = plan.request, list(advice(config, plan))
     where = f"{request.gpus:,} {request.gpu.upper()} in {plan.nodes:,} node{'s' * (plan.nodes > 1)}"
     sections = (_net(plan), _pace(plan), _needs(plan))
     blocks = [text(("", ""), list(section)) for section in sections]
     warnings = "\n".join(f"warning: {line}" for line in found) or "no warnings"
-    return "\n\n".join([f"{name} on {where}, {config.precision}, {request.stack}\n{blocks[0]}", *blocks[1:], warnings])
+    return "\n\n".join(
+        [f"{name} on {where}, {config.precision}, {request.stack}\n{blocks[0]}", *blocks[1:], errors, warnings]
+    )
 
 
 Rows = Iterator[tuple[str, str]]

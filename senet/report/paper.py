@@ -12,6 +12,7 @@ import yaml
 from senet import config
 from senet.config.files import CONFIGS
 from senet.models.sizes import papers
+from senet.system import table
 
 FIGURE_4 = Path(__file__).with_name("figure4.yaml")
 
@@ -47,6 +48,22 @@ def quoted(settings: config.Config) -> Quoted | None:
             top5 = float(numbers[2]) if numbers[2] else None
             found.append(Quoted(name, text, float(numbers[1]), top5, differs, train, val))
     return min(found, key=lambda each: len(each.differs), default=None)
+
+
+def expected(settings: config.Config) -> str:
+    """Say which top-1 errors the paper had at a tenth of its training and before and after its drops of the learning
+    rate, so that a run that goes wrong is seen long before its end.
+    """
+    found, chance = quoted(settings), f"chance is {100 - 100 / settings.data.classes:.4g} %"
+    if found is None:
+        return f"errors: the paper has none for this net on these data; {chance}"
+    if not found.val:
+        return f"errors: the paper ends at {found.text}, and has no curve of it; {chance}"
+    curve = zip(found.val, found.train, strict=True)
+    rows = [(str(epoch), val, train) for (epoch, val), (_, train) in curve if epoch in (10, 29, 32, 59, 62, 100)]
+    differs = f"; this recipe differs from {found.config}: {', '.join(found.differs)}" if found.differs else ""
+    header = ("after epoch", "% wrong in validation", "in training (figure 4)")
+    return f"{table.text(header, rows)}\nfor epoch 1 the paper has no number; {chance}{differs}"
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from senet.plan.gpus import GPUS, called
 from senet.plan.planner import DECODERS, Plan, Request, curve, failures, missing, plan
 from senet.plan.rates import Row
 from senet.plan.traffic import PASSES, STACKS, Stack
+from senet.report import paper
 from tests.helpers import ROOT, run
 
 RESNET = config.load(f"{ROOT}/configs/imagenet/resnet50.yaml:v1.5", ["precision=fp16"])
@@ -259,7 +261,10 @@ def test_the_program(tmp_path: Path) -> None:
 def test_the_page_and_its_explanation_say_what_is_computed() -> None:
     settings = replace(SE, batch=16384)
     found = plan(settings, Request(64, price=3, storage=10))
-    page = report.page(settings, "se_resnet50", found)
+    page = report.page(settings, "se_resnet50", found, paper.expected(settings))
+    # Figure 4, and that the batch differs from its recipe.
+    assert re.search(r"\n10 +54\.3 +56\.2\n[^z]*\n100 +23\.4 +22\.4\n.*chance is 99\.9 %.*batch: 1024 -> 16384", page)
+    assert "5.21 % error" in paper.expected(config.load("configs/cifar10/se_resnet110.yaml"))
     assert f"between {found.low:,.0f} and {found.high:,.0f}" in page
     assert f"{found.megabytes:.0f} MB moved an image" in page
     assert page.splitlines()[-1].startswith("warning: storage")
