@@ -187,11 +187,11 @@ def _submit(args: argparse.Namespace, job: Job, text: str, command: str) -> None
 
 def _starts(args: argparse.Namespace, job: Job) -> str:
     """Say how many starts the rest of the training will take by launch.plan's reckoning."""
-    from senet.plan.planner import RESTART, Request, plan
+    from senet.plan.planner import RESTART, Plan, Request
 
     try:
         wish = Request(gpus=job.nodes * job.gpus, gpu=job.site.gpu.lower(), per_node=job.gpus)
-        hours = plan(config.load(args.config, args.overrides), wish).hours * (1 - _epochs_done(args.out))
+        hours = Plan(config.load(args.config, args.overrides), wish).hours * (1 - _epochs_done(args.out))
     except UsageError as unknown:
         return f"not known: {unknown}"
     each = (seconds(job.time) - job.lead - RESTART) / 3600

@@ -119,9 +119,8 @@ def _row(what: str, how: str, timings: dict[str, Timing], settings: Config, best
     facts: dict[str, Fact] = {"ms a step": 1e3 * timing.median} if timing.seconds else {}
     if how not in WAYS.values():
         data = settings.data
-        limit = trace(settings.net, data.classes, data.crop).images_per_second(
-            "analytic", best, itemsize(settings.precision)
-        )
+        moved = trace(settings.net, data.classes, data.crop)
+        limit = 1 / moved.seconds("analytic", best, itemsize(settings.precision))
         facts |= {"roofline": limit, "of roofline": settings.batch / timing.median / limit}
         others = {"without SE": f"{what}{WITHOUT_SE} {how}"} | {way: f"{what} {way}" for way in WAYS.values()}
         facts |= {f"x {name}": ratios(timing, timings[key]) for name, key in others.items() if key in timings}

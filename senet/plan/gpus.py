@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 
+from senet.config.files import nearest
 from senet.errors import UsageError
 from senet.plan.traffic import Device
 
@@ -52,8 +52,6 @@ def device(name: str, precision: str) -> Device:
 
 def find(name: str) -> GPU:
     """Return a GPU of any spelling in upper or lower case. Raises UsageError naming the nearest."""
-    if name.lower() in GPUS:
-        return GPUS[name.lower()]
-    near = difflib.get_close_matches(name.lower(), GPUS, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise UsageError(f"--gpu {name}: not known; {hint}known: {', '.join(GPUS)}")
+    if name.lower() not in GPUS:
+        raise UsageError(f"--gpu {name}: not known{nearest(name.lower(), GPUS)}")
+    return GPUS[name.lower()]

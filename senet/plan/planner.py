@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from senet.config import Config, Folder, Synthetic, crop_at
 from senet.errors import UsageError
 from senet.plan import rates, scale
-from senet.plan.gpus import GPU, find
-from senet.plan.rates import Rate
+from senet.plan.gpus import find
 from senet.plan.scale import Cluster, Step
-from senet.plan.traffic import Stack, Traffic, itemsize
+from senet.plan.traffic import Stack, itemsize
 
 IMAGENET = 1_281_167, 50_000  # images in training and validation
 # Images of 500 x 375 a CPU-second, cropped and resized to 224, on a busy core; of decoded shards 256 pixels and bytes
@@ -56,25 +54,6 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Data:
-    images: int
-    validated: float
-    gigabytes: float
-    storage: float  # GB/s that the first epoch reads, all nodes together
-    cached_after: int  # epochs after which less than a tenth comes from storage, if a node's memory holds the set
-    cores: dict[str, float]  # a node, by decoder; empty if nothing is decoded
-    decode_on_gpu: bool | None  # whether its decoder keeps up; None: it has none, or none was measured
-    limit: float  # images/s that decoding can give, by --cores and the GPU's decoder; infinite if not known
-
-
-@dataclass(frozen=True)
-class Memory:
-    gigabytes: float
-    given: float
-    largest_batch: int  # a GPU
-
-
-@dataclass(frozen=True)
 class Failures:
     mtbf_hours: float
     expected: float
@@ -82,145 +61,107 @@ class Failures:
     loss: float  # share of the time
 
 
-@dataclass(frozen=True)
 class Plan:
-    """What a run takes. `low` and `high` bound the whole: the doubt of one GPU's rate, and of its scaling."""
-
-    request: Request
-    nodes: int
-    epochs: int
-    batch: int
-    batch_per_gpu: float
-    rate: Rate
-    step: Step
-    steps_per_epoch: int
-    images_per_second: float
-    low: float  # of `images_per_second`
-    high: float
-    bound: str  # net, decoding or storage: what sets the pace for most of the time
-    efficiency: float  # of the GPU's pace with large batches
-    hours: float
-    hours_range: tuple[float, float]  # at `high` and at `low`
-    training_hours: float
-    validation_hours: float
-    data: Data
-    network_needed: float  # GB/s of a node, all-reduce spread over the whole step
-    network: float  # GB/s of a node
-    memory: Memory
-    failures: Failures
-    parameters: int
-    gmacs: float
-    megabytes: float  # moved through memory for an image in training
-
-    @property
-    def gpu_hours(self) -> float:
-        return self.hours * self.request.gpus
-
-    @property
-    def cost(self) -> float | None:
-        return None if self.request.price is None else self.gpu_hours * self.request.price
-
-
-class Model:
-    """The law of a step for one config and request, on any number of GPUs."""
+    """What a training of `config` takes on what `request` says. Its attributes are the results, in the order in which
+    one follows from another.
+    """
 
     def __init__(self, config: Config, request: Request, measured: Path = rates.FILE) -> None:
-        """Raises UsageError for what is not known."""
+        """Compute everything, by the rates in `measured`. Raises UsageError for what is not known."""
         self.config, self.request, self.gpu = config, request, find(request.gpu)
-        self.rate = rates.rate(config, request.gpu, request.stack, measured)
-        self.each = config.batch / request.gpus  # images a GPU
+        self.rate, self.traffic = rates.rate(config, request.gpu, request.stack, measured), rates.traffic(config)
+        self.megabytes = self.traffic.bytes(request.stack, itemsize(config.precision)) / 1e6  # moved for an image
+        self.nodes = math.ceil(request.gpus / request.per_node)
+        self.network = request.network or self.gpu.network * request.per_node  # GB/s of a node
 
-    @cached_property
-    def seen(self) -> Traffic:
-        return rates.traffic(self.config)
+        self.batch_per_gpu = config.batch / request.gpus
+        self.step = self.step_of(self.batch_per_gpu)
+        self.efficiency = self.rate.each * self.batch_per_gpu / self.step.total  # of the pace with large batches
+        pace = config.batch / self.step.total
+        self.network_needed = 2 * (self.nodes - 1) / self.nodes * self.gradients / self.step.total / 1e9  # GB/s a node
+
+        self.images, self.validated = _images(config, request)
+        self.steps_per_epoch = max(1, self.images // config.batch)
+        files = isinstance(config.data, Folder)
+        self.gigabytes = self.images * request.image_kb / 1e6 * files
+        self.storage_needed = pace * request.image_kb / 1e6 * files  # GB/s of the first epoch, all nodes together
+        # Epochs after which less than a tenth comes from storage, if a node's memory holds the set.
+        self.cached_after = 1 if self.nodes == 1 else math.ceil(math.log(0.1) / math.log(1 - 1 / self.nodes))
+        self.cores = {name: pace / self.nodes / speed for name, speed in DECODERS.items() if files}  # a node
+        # Whether the GPU's own decoder keeps up; None: it has none, or none was measured.
+        self.decode_on_gpu = None if self.gpu.decode is None or not files else pace / request.gpus <= self.gpu.decode
+        self.decoding = math.inf  # images/s that cores and the GPUs' decoders can give; infinite if not known
+        if files and request.cores is not None:
+            self.decoding = self.nodes * request.cores * DECODERS["this loader"] + request.gpus * (self.gpu.decode or 0)
+
+        least, most = self._doubt()
+        self.images_per_second, self.low, self.high = (min(x * pace, self.decoding) for x in (1.0, least, most))
+        training, validation, slow = self._seconds(1.0)
+        self.training_hours, self.validation_hours = training / 3600, validation / 3600
+        # What sets the pace for most of the time.
+        self.bound = "storage" if slow else "decoding" if self.images_per_second < pace else "net"
+        start = START + START_NODE * self.nodes
+        self.failures = failures(request.gpus, (training + validation + start) / 3600)
+        self.hours, fast, late = (
+            (sum(self._seconds(share)[:2]) + start) * (1 + self.failures.loss) / 3600 for share in (1.0, most, least)
+        )
+        self.hours_range = fast, late
+        self.gpu_hours = self.hours * request.gpus
+        self.cost = None if request.price is None else self.gpu_hours * request.price
+
+        # Weights, gradients and momentum in fp32, a half copy of the weights, and what is kept for backward.
+        size = itemsize(config.precision)
+        fixed = RESERVED + self.traffic.parameters * (12 + (2 if size == 2 else 0))
+        image = self.traffic.kept(size) + 4 * 3 * config.data.crop**2
+        self.memory_gb = (fixed + self.batch_per_gpu * image) / 1e9  # a GPU
+        self.largest_batch = max(0, int((USABLE * self.gpu.memory * 1e9 - fixed) / image))  # of a GPU
 
     @property
     def gradients(self) -> float:
         """Bytes that are summed over GPUs in a step: DDP's are fp32, those of MLPerf's entry fp16."""
-        return self.seen.parameters * (2 if self.request.stack == "epilogue" else 4)
+        return self.traffic.parameters * (2 if self.request.stack == "epilogue" else 4)
 
-    def cluster(self, gpus: int | None = None) -> Cluster:
-        per_node, network = self.request.per_node, self.request.network
-        network = self.gpu.network * per_node if network is None else network
-        return Cluster(gpus or self.request.gpus, per_node, self.gpu.link, network)
+    def step_of(self, each: float, gpus: int | None = None, area: float = 1.0) -> Step:
+        """Return the step with `each` images a GPU, of a share `area` of their pixels, on so many GPUs."""
+        cluster = Cluster(gpus or self.request.gpus, self.request.per_node, self.gpu.link, self.network)
+        return scale.step(self.rate.compute(each * area), self.gradients, cluster)
 
-    def step(self, each: float, gpus: int | None = None, area: float = 1.0) -> Step:
-        """Return the step with `each` images a GPU, of a share `area` of their pixels."""
-        return scale.step(self.rate.compute(each * area), self.gradients, self.cluster(gpus), self.rate.fixed)
-
-    @property
-    def doubt(self) -> tuple[float, float]:
-        """The least and the greatest share of the modelled pace to expect."""
+    def _doubt(self) -> tuple[float, float]:
+        """Return the least and the greatest share of the modelled pace to expect."""
         least, most = 1 - self.rate.doubt, 1 + self.rate.doubt
         if self.request.gpus == 1:
             return least, most
         by_host = self.request.stack == "eager" and itemsize(self.config.precision) == 2
         return least * (1 - (LOST_BY_HOST if by_host else SCALING)), most * (1 + SCALING)
 
+    def _seconds(self, share: float) -> tuple[float, float, bool]:
+        """Return the seconds of training and of validation at a `share` of the net's modelled pace, and whether storage
+        sets the pace for most of the training.
+        """
+        config, request, seconds, slow = self.config, self.request, 0.0, 0.0
+        for epoch in range(config.epochs):
+            area = (crop_at(config.data, epoch) / config.data.crop) ** 2
+            net = share * config.batch / self.step_of(self.batch_per_gpu, area=area).total
+            pace = min(net * (FIRST_EPOCH if epoch == 0 else 1), self.decoding)
+            if request.storage is not None and self.storage_needed:
+                supply = request.storage * 1e6 / (request.image_kb * max(missing(epoch, self.nodes), 1e-9))
+                slow += self.images / supply if supply < pace else 0.0
+                pace = min(pace, supply)
+            seconds += self.images / pace
+        validation = config.epochs * self.validated * FORWARD * self.step.total / (share * config.batch)
+        return seconds, validation, 2 * slow > seconds
 
-def plan(config: Config, request: Request, measured: Path = rates.FILE) -> Plan:
-    """Plan a training of `config` on what `request` says, by the rates in `measured`. Raises UsageError for what is not
-    known.
-    """
-    model = Model(config, request, measured)
-    step, seen, here = model.step(model.each), model.seen, model.cluster()
-    pace = config.batch / step.total
-    data = _data(config, request, model.gpu, pace)
-    start = START + START_NODE * here.nodes
-
-    def times(share: float) -> tuple[float, float, bool]:
-        """Seconds of training and of validation if the net's pace is a share of the modelled one."""
-        training, slow = _epochs(model, data, share)
-        return training, config.epochs * data.validated * FORWARD / (share * pace), slow
-
-    training, validation, slow = times(1.0)
-    lost = failures(request.gpus, (training + validation + start) / 3600)
-    fast, late = (sum(times(share)[:2]) + start for share in reversed(model.doubt))
-    given = min(pace, data.limit)
-    return Plan(
-        request=request,
-        nodes=here.nodes,
-        epochs=config.epochs,
-        batch=config.batch,
-        batch_per_gpu=model.each,
-        rate=model.rate,
-        step=step,
-        steps_per_epoch=max(1, data.images // config.batch),
-        images_per_second=given,
-        low=min(model.doubt[0] * pace, data.limit),
-        high=min(model.doubt[1] * pace, data.limit),
-        bound="storage" if slow else "decoding" if given < pace else "net",
-        efficiency=model.rate.each * model.each / step.total,
-        hours=(training + validation + start) * (1 + lost.loss) / 3600,
-        hours_range=(fast * (1 + lost.loss) / 3600, late * (1 + lost.loss) / 3600),
-        training_hours=training / 3600,
-        validation_hours=validation / 3600,
-        data=data,
-        network_needed=2 * (here.nodes - 1) / here.nodes * model.gradients / step.total / 1e9,
-        network=here.network,
-        memory=_memory(config, seen, model.gpu, model.each),
-        failures=lost,
-        parameters=seen.parameters,
-        gmacs=seen.macs / 1e9,
-        megabytes=seen.bytes(request.stack, itemsize(config.precision)) / 1e6,
-    )
-
-
-def curve(config: Config, request: Request, most: int = 2048) -> dict[str, list[tuple[int, float, float]]]:
-    """Return (GPUs, images/s, efficiency) for powers of two up to `most`: `global` with the config's batch, `each` with
-    this plan's batch on each GPU. Raises UsageError.
-    """
-    model = Model(config, request)
-    found: dict[str, list[tuple[int, float, float]]] = {"global": [], "each": []}
-    for gpus in (2**power for power in range(int(math.log2(most)) + 1)):
-        for name, each in (("global", config.batch / gpus), ("each", model.each)):
-            if each >= 1:
-                total = model.step(each, gpus).total
-                found[name].append((gpus, gpus * each / total, model.rate.each * each / total))
-    return found
-
-
-# ------------------------------------------------------------------------------------------------------------ the parts
+    def curve(self, most: int = 2048) -> dict[str, list[tuple[int, float, float]]]:
+        """Return (GPUs, images/s, efficiency) for powers of two up to `most`: `global` with the config's batch, `each`
+        with this plan's batch on each GPU.
+        """
+        found: dict[str, list[tuple[int, float, float]]] = {"global": [], "each": []}
+        for gpus in (2**power for power in range(int(math.log2(most)) + 1)):
+            for name, each in (("global", self.config.batch / gpus), ("each", self.batch_per_gpu)):
+                if each >= 1:
+                    total = self.step_of(each, gpus).total
+                    found[name].append((gpus, gpus * each / total, self.rate.each * each / total))
+        return found
 
 
 def _images(config: Config, request: Request) -> tuple[int, float]:
@@ -237,41 +178,9 @@ def _images(config: Config, request: Request) -> tuple[int, float]:
     return images, images * IMAGENET[1] / IMAGENET[0]
 
 
-def _data(config: Config, request: Request, gpu: GPU, pace: float) -> Data:
-    images, validated = _images(config, request)
-    if not isinstance(config.data, Folder):
-        return Data(images, validated, 0.0, 0.0, 0, {}, None, math.inf)
-    nodes = math.ceil(request.gpus / request.per_node)
-    cached = 1 if nodes == 1 else math.ceil(math.log(0.1) / math.log(1 - 1 / nodes))
-    cores = {name: pace / nodes / speed for name, speed in DECODERS.items()}
-    limit = math.inf
-    if request.cores is not None:
-        limit = nodes * request.cores * DECODERS["this loader"] + request.gpus * (gpu.decode or 0)
-    keeps_up = None if gpu.decode is None else pace / request.gpus <= gpu.decode
-    gigabytes, storage = images * request.image_kb / 1e6, pace * request.image_kb / 1e6
-    return Data(images, validated, gigabytes, storage, cached, cores, keeps_up, limit)
-
-
 def missing(epoch: int, nodes: int) -> float:
     """Return the share of its images that a node has not read before `epoch`, from 0: it sees another Kth in each."""
     return (1 - 1 / nodes) ** epoch
-
-
-def _epochs(model: Model, data: Data, share: float) -> tuple[float, bool]:
-    """Return the seconds of all training epochs at a `share` of the net's pace, and whether storage sets the pace for
-    most of them.
-    """
-    config, request, seconds, slow = model.config, model.request, 0.0, 0.0
-    for epoch in range(config.epochs):
-        area = (crop_at(config.data, epoch) / config.data.crop) ** 2
-        net = share * config.batch / model.step(model.each, area=area).total
-        pace = min(net * (FIRST_EPOCH if epoch == 0 else 1), data.limit)
-        if request.storage is not None and data.storage:
-            supply = request.storage * 1e6 / (request.image_kb * max(missing(epoch, model.cluster().nodes), 1e-9))
-            slow += data.images / supply if supply < pace else 0.0
-            pace = min(pace, supply)
-        seconds += data.images / pace
-    return seconds, 2 * slow > seconds
 
 
 def failures(gpus: int, hours: float) -> Failures:
@@ -282,12 +191,3 @@ def failures(gpus: int, hours: float) -> Failures:
     interval = math.sqrt(2 * STALL * mtbf * 3600)
     loss = STALL / interval + (interval / 2 + RESTART) / (mtbf * 3600)
     return Failures(mtbf, hours / mtbf, interval / 60, loss)
-
-
-def _memory(config: Config, seen: Traffic, gpu: GPU, each: float) -> Memory:
-    """Count weights, gradients and momentum in fp32, a half copy of the weights, and what is kept for backward."""
-    size = itemsize(config.precision)
-    fixed = RESERVED + seen.parameters * (12 + (2 if size == 2 else 0))
-    image = seen.kept(size) + 4 * 3 * config.data.crop**2
-    largest = max(0, int((USABLE * gpu.memory * 1e9 - fixed) / image))
-    return Memory((fixed + each * image) / 1e9, gpu.memory, largest)

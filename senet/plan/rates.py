@@ -47,13 +47,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Rate:
-    """The time of one GPU: `each` seconds an image, off by a share `doubt` at most, and `fixed` more a step. The host
-    needs `floor` seconds a step at the least.
+    """The time of one GPU: `each` seconds an image, off by a share `doubt` at most, besides what no batch shortens. The
+    host needs `floor` seconds a step at the least.
     """
 
     each: float
     doubt: float
-    fixed: float
     floor: float
     basis: str  # measured here, measured elsewhere, modelled ...
     said: str  # ... and from what
@@ -92,25 +91,23 @@ def rate(settings: Config, gpu: str, stack: Stack, file: Path = FILE) -> Rate:
     otherwise the net's roofline times the fraction that the nearest row of this stack reaches. Raises UsageError.
     """
     find(gpu)
-    gpu, seen = gpu.lower(), traffic(settings)
-    best = seen.seconds(stack, device(gpu, settings.precision), itemsize(settings.precision))
+    gpu, seen, size = gpu.lower(), traffic(settings), itemsize(settings.precision)
+    best = seen.seconds(stack, device(gpu, settings.precision), size)
     floor = seen.operations * LAUNCH[stack]
     ours, others = rows(file)
     for basis, known in (("measured here", ours), ("measured elsewhere", others)):
         if same := _telling([row for row in known if matches(row, settings, gpu, stack)]):
             each = statistics.geometric_mean(_each(row) for row in same)
-            said = "; ".join(
-                f"{row.source}: {row.rate:,.0f} images/s on {row.gpus} with {row.batch} each" for row in same
-            )
-            return Rate(each, MEASURED, FIXED, floor, basis, said, best / each)
-    size = itemsize(settings.precision)
+            measured = (f"{row.source}: {row.rate:,.0f} images/s on {row.gpus} with {row.batch} each" for row in same)
+            return Rate(each, MEASURED, floor, basis, "; ".join(measured), best / each)
     alike = [row for row in (*ours, *others) if row.stack == stack and itemsize(row.precision) == size]
     fraction, doubt, said = GOAL, GUESSED, f"{GOAL:.2f} of the roofline, a goal: nobody measured such a stack"
     if alike:
         near = min(_telling(alike), key=lambda row: _distance(row, settings, gpu))
-        fraction, doubt = _fraction(near), MODELLED
+        theirs = traffic(_load(near.net)).seconds(stack, device(near.gpu, near.precision), size)
+        fraction, doubt = theirs / _each(near), MODELLED
         said = f"{fraction:.2f} of the roofline, as {near.source} has it of {near.net} on {near.gpu.upper()}"
-    return Rate(best / fraction, doubt, FIXED, floor, "modelled", said, fraction)
+    return Rate(best / fraction, doubt, floor, "modelled", said, fraction)
 
 
 def matches(row: Row, settings: Config, gpu: str, stack: Stack) -> bool:
@@ -141,11 +138,6 @@ def _distance(row: Row, settings: Config, gpu: str) -> float:
         apart += 2 + abs(math.log(GPUS[row.gpu].bandwidth / own.bandwidth))
         apart += 4 * ((GPUS[row.gpu].link > 100) != (own.link > 100))
     return apart
-
-
-def _fraction(row: Row) -> float:
-    best = traffic(_load(row.net)).seconds(row.stack, device(row.gpu, row.precision), itemsize(row.precision))
-    return best / _each(row)
 
 
 def _each(row: Row) -> float:

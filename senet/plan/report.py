@@ -4,48 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-from senet.config import Config
 from senet.plan import gpus, rates, traffic
 from senet.plan.advice import advice
-from senet.plan.planner import Plan, curve
+from senet.plan.planner import Plan
 from senet.system.table import text
 
 EXPLANATION = Path(__file__).parent / "README.md"
 
 
-def page(config: Config, name: str, plan: Plan, errors: str) -> str:
+def page(name: str, plan: Plan, errors: str) -> str:
     """Lay a plan out for a terminal, the `errors` to expect and warnings last."""
-    request, found = plan.request, list(advice(config, plan))
+    request = plan.request
     where = f"{request.gpus:,} {request.gpu.upper()} in {plan.nodes:,} node{'s' * (plan.nodes > 1)}"
-    sections = (_net(plan), _pace(plan), _needs(plan))
-    blocks = [text(("", ""), list(section)) for section in sections]
-    warnings = "\n".join(f"warning: {line}" for line in found) or "no warnings"
-    return "\n\n".join(
-        [f"{name} on {where}, {config.precision}, {request.stack}\n{blocks[0]}", *blocks[1:], errors, warnings]
-    )
+    blocks = [text(("", ""), list(section)) for section in (_net(plan), _pace(plan), _needs(plan))]
+    blocks[0] = f"{name} on {where}, {plan.config.precision}, {request.stack}\n{blocks[0]}"
+    warnings = "\n".join(f"warning: {line}" for line in advice(plan)) or "no warnings"
+    return "\n\n".join([*blocks, errors, warnings])
 
 
 Rows = Iterator[tuple[str, str]]
 
 
 def _net(plan: Plan) -> Rows:
-    size = f"{plan.parameters / 1e6:.1f} M parameters, {plan.gmacs:.2f} G multiply-adds"
+    rate, seen = plan.rate, plan.traffic
+    size = f"{seen.parameters / 1e6:.1f} M parameters, {seen.macs / 1e9:.2f} G multiply-adds"
     yield f"{'net':13}", f"{size}, {plan.megabytes:.0f} MB moved an image"
-    rate = plan.rate
     doubt = f"± {100 * rate.doubt:.0f} %; {rate.basis}: {rate.said}"
     yield "one GPU", f"{1 / rate.each:,.0f} images/s with large batches, {doubt}"
 
 
 def _pace(plan: Plan) -> Rows:
-    step, request = plan.step, plan.request
+    step, request, config = plan.step, plan.request, plan.config
     each = f"{plan.images_per_second / request.gpus:,.0f} a GPU"
     between = f"between {plan.low:,.0f} and {plan.high:,.0f}"
     yield f"{'images/s':13}", f"{plan.images_per_second:,.0f} in all, {each}, {between}; bound by the {plan.bound}"
-    images = f"{plan.batch:,} images, {plan.batch_per_gpu:.4g} a GPU; efficiency {100 * plan.efficiency:.0f} %"
+    images = f"{config.batch:,} images, {plan.batch_per_gpu:.4g} a GPU; efficiency {100 * plan.efficiency:.0f} %"
     yield "step", f"{1e3 * step.total:.1f} ms for {images}"
     parts = {"compute": step.compute, "fixed": step.fixed, "communication": step.exposed, "slowest rank": step.jitter}
     for name, seconds in parts.items():
@@ -54,7 +51,7 @@ def _pace(plan: Plan) -> Rows:
         yield "", f"{name:14}{1e3 * seconds:8.2f} ms {100 * seconds / step.total:4.0f} %{more}"
     parts_of = f"training {_time(plan.training_hours)}, validation {_time(plan.validation_hours)}"
     least, most = (_time(hours) for hours in plan.hours_range)
-    epochs = f"{plan.epochs} epochs of {plan.steps_per_epoch:,} steps ({parts_of})"
+    epochs = f"{config.epochs} epochs of {plan.steps_per_epoch:,} steps ({parts_of})"
     yield "time", f"{_time(plan.hours)}, between {least} and {most}, for {epochs}"
     money = " (--price $ makes it money)"
     if plan.cost is not None and request.price is not None:
@@ -64,28 +61,28 @@ def _pace(plan: Plan) -> Rows:
 
 
 def _needs(plan: Plan) -> Rows:
-    data, memory, lost = plan.data, plan.memory, plan.failures
-    if not data.cores:
-        yield f"{'data':13}", f"{data.images:,} images, held on each device"
+    lost = plan.failures
+    if not plan.cores:
+        yield f"{'data':13}", f"{plan.images:,} images, held on each device"
     else:
-        first = f"{data.storage:.2g} GB/s of storage in the first epoch"
-        yield f"{'data':13}", f"{data.images:,} images, {data.gigabytes:,.0f} GB; {first}"
+        first = f"{plan.storage_needed:.2g} GB/s of storage in the first epoch"
+        yield f"{'data':13}", f"{plan.images:,} images, {plan.gigabytes:,.0f} GB; {first}"
         cache = "the page cache holds it after the first epoch"
         if plan.nodes > 1:
-            cache = f"page caches hold nine tenths of it after {data.cached_after} epochs"
+            cache = f"page caches hold nine tenths of it after {plan.cached_after} epochs"
         yield "", f"{cache}, if a node has memory for it"
-        cores = ", ".join(f"{math.ceil(number):,} ({name})" for name, number in data.cores.items())
+        cores = ", ".join(f"{math.ceil(number):,} ({name})" for name, number in plan.cores.items())
         keeps = {None: "no decoder on this GPU is known to keep up", True: "or the GPU's own decoder, which keeps up"}
         keeps[False] = "the GPU's own decoder does not keep up"
-        yield "decoding", f"{cores} cores a node; {keeps[data.decode_on_gpu]}"
+        yield "decoding", f"{cores} cores a node; {keeps[plan.decode_on_gpu]}"
     needed = f"{plan.network_needed:.2g} GB/s of a node's {plan.network:g} for gradients"
     reduced = f"all-reduce {1e3 * plan.step.all_reduce:.2f} ms"
     yield "network", "within one node" if plan.nodes == 1 else f"{needed}; {reduced}"
-    most = f"up to {memory.largest_batch:,} images at once"
-    yield "memory", f"about {memory.gigabytes:.1f} of {memory.given:g} GB a GPU; {most}"
+    most = f"up to {plan.largest_batch:,} images at once"
+    yield "memory", f"about {plan.memory_gb:.1f} of {plan.gpu.memory:g} GB a GPU; {most}"
     share = f"they and checkpoints cost {100 * lost.loss:.1f} % of it"
     yield "failures", f"one in {lost.mtbf_hours:,.0f} h, {lost.expected:.2g} in this run; {share}"
-    minutes = 60 * plan.training_hours / max(plan.epochs, 1)
+    minutes = 60 * plan.training_hours / max(plan.config.epochs, 1)
     enough = "which is enough" if minutes <= lost.interval_minutes else "so set --save-minutes"
     saves = f"an epoch takes {minutes:.1f} min and saves at its end, {enough}"
     yield "checkpoints", f"every {lost.interval_minutes:.0f} min (Young); {saves}"
@@ -97,35 +94,34 @@ def _time(hours: float) -> str:
     return f"{hours:.1f} h" if hours >= 2 else f"{60 * hours:.0f} min" if hours >= 1 / 30 else f"{3600 * hours:.0f} s"
 
 
-def as_dict(config: Config, plan: Plan) -> dict[str, Any]:
+def as_dict(plan: Plan) -> dict[str, Any]:
     """Return a plan as plain values; what is infinite (no limit known) is None."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: plain(part) for key, part in value.items()}
+        if is_dataclass(value):
+            return plain(vars(value))
         return None if isinstance(value, float) and math.isinf(value) else value
 
-    found: dict[str, Any] = plain(asdict(plan))
+    found = {name: plain(value) for name, value in vars(plan).items() if name not in ("config", "traffic")}
     found["step"]["total"] = plan.step.total
-    return found | {"gpu_hours": plan.gpu_hours, "cost": plan.cost, "warnings": list(advice(config, plan))}
+    net = {"parameters": plan.traffic.parameters, "gmacs": plan.traffic.macs / 1e9}
+    return {"batch": plan.config.batch, "epochs": plan.config.epochs, **net, **found, "warnings": list(advice(plan))}
 
 
-def draw(config: Config, name: str, plan: Plan, file: Path) -> None:
+def draw(name: str, plan: Plan, file: Path) -> None:
     """Draw the scaling curve to 2,048 GPUs. Raises UsageError."""
     from senet import plots
     from senet.plots import Line
 
-    request, found = plan.request, curve(config, plan.request)
-    measured = [
-        (row.gpus, row.rate)
-        for known in rates.rows()
-        for row in known
-        if rates.matches(row, config, request.gpu.lower(), request.stack) and row.gpus <= 2048
-    ]
+    request, config, found = plan.request, plan.config, plan.curve()
+    known = [row for part in rates.rows() for row in part if row.gpus <= 2048]
+    same = [row for row in known if rates.matches(row, config, request.gpu.lower(), request.stack)]
     names = {"each": f"{plan.batch_per_gpu:.4g} images a GPU", "global": f"{config.batch:,} images in all"}
     paces = [Line(label, [(n, pace) for n, pace, _ in found[key]]) for key, label in names.items()]
     paces.append(Line("no loss", [(n, n / plan.rate.each) for n, _, _ in found["each"]], dashed=True))
-    paces.append(Line("measured", measured, dots=True))
+    paces.append(Line("measured", [(row.gpus, row.rate) for row in same], dots=True))
     shares = [Line(label, [(n, 100 * share) for n, _, share in found[key]]) for key, label in names.items()]
     title = f"{name}, {request.gpu.upper()}, {config.precision}, {request.stack}"
     one = f"One GPU: {plan.rate.basis}, ± {100 * plan.rate.doubt:.0f} %: {plan.rate.said}"

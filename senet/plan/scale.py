@@ -15,9 +15,9 @@ JITTER = 0.005  # standard deviation of a rank's step, as a share; assumed
 @dataclass(frozen=True)
 class Cluster:
     gpus: int
-    per_node: int = 8
-    link: float = 470.0  # GB/s within a node
-    network: float = 360.0  # GB/s of a node
+    per_node: int
+    link: float  # GB/s within a node
+    network: float  # GB/s of a node
 
     @property
     def nodes(self) -> int:
@@ -55,15 +55,15 @@ def all_reduce(size: float, cluster: Cluster) -> tuple[float, float]:
     return within + between + latency, latency
 
 
-def step(compute: float, gradients: float, cluster: Cluster, fixed: float = FIXED) -> Step:
+def step(compute: float, gradients: float, cluster: Cluster) -> Step:
     """Return the step of `compute` seconds on one GPU, with `gradients` bytes to sum.
 
     exposed = max(0, all-reduce - 0.8 of backward) + the last bucket, of which only the latency counts, for it is small;
     jitter = sigma sqrt(2 ln N) of the step, the mean of the slowest of N normal draws.
     """
     if cluster.gpus == 1:
-        return Step(compute, fixed, 0.0, 0.0, 0.0)
+        return Step(compute, FIXED, 0.0, 0.0, 0.0)
     whole, latency = all_reduce(gradients, cluster)
     exposed = max(0.0, whole - OVERLAP * BACKWARD * compute) + latency
-    jitter = JITTER * math.sqrt(2 * math.log(cluster.gpus)) * (compute + fixed + exposed)
-    return Step(compute, fixed, exposed, jitter, whole)
+    jitter = JITTER * math.sqrt(2 * math.log(cluster.gpus)) * (compute + FIXED + exposed)
+    return Step(compute, FIXED, exposed, jitter, whole)

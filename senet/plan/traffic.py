@@ -18,6 +18,7 @@ caches.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -97,49 +98,26 @@ class Traffic:
         """Multiply-adds of one forward pass."""
         return sum(conv.macs for conv in self.convs)
 
-    @property
-    def flop(self) -> float:
-        """Floating-point operations of one training step: two for each multiply-add, in each direction."""
-        return float(sum(2 * conv.directions * conv.macs for conv in self.convs))
-
-    def parts(self, stack: Stack) -> dict[str, tuple[float, float]]:
-        """Return by part of the net (stem, stage2, ..., fc) the elements moved, and the multiply-adds forward."""
-        found: dict[str, tuple[float, float]] = {}
-
-        def add(part: str, elements: float, macs: float) -> None:
-            before = found.get(part, (0.0, 0.0))
-            found[part] = (before[0] + elements, before[1] + macs)
-
-        for conv in self.convs:
-            add(_part(conv.name), conv.directions * (conv.inputs + conv.outputs), conv.macs)
-        for kind, part, elements in self.passes:
-            add(part, _passes(kind, stack) * elements, 0)
-        return found
-
     def bytes(self, stack: Stack, itemsize: int = 2) -> float:
         """Return the bytes that one image moves through memory in a training step."""
-        return itemsize * sum(elements for elements, _ in self.parts(stack).values())
+        convs = sum(conv.directions * (conv.inputs + conv.outputs) for conv in self.convs)
+        return itemsize * (convs + sum(_passes(kind, stack) * elements for kind, _, elements in self.passes))
 
     def seconds(self, stack: Stack, device: Device, itemsize: int = 2) -> float:
         """Return the roofline, seconds an image: the time of all bytes, and of each convolution that of its arithmetic
         instead if it is longer.
         """
-        seconds = (
-            itemsize * sum(_passes(kind, stack) * elements for kind, _, elements in self.passes) / device.bandwidth
-        )
+        between = sum(_passes(kind, stack) * elements for kind, _, elements in self.passes)
+        seconds = itemsize * between / device.bandwidth
         for conv in self.convs:
             memory = itemsize * (conv.inputs + conv.outputs) / device.bandwidth
             seconds += conv.directions * max(memory, 2 * conv.macs * conv.waste / device.matmul)
         return seconds
 
-    def images_per_second(self, stack: Stack, device: Device, itemsize: int = 2) -> float:
-        return 1 / self.seconds(stack, device, itemsize)
-
     def kept(self, itemsize: int = 2) -> float:
         """Return the bytes kept for backward: inputs of convolutions and normalisations, and what SE scales."""
-        return itemsize * (
-            sum(conv.inputs for conv in self.convs) + sum(size for kind, _, size in self.passes if kind in KEPT)
-        )
+        between = sum(elements for kind, _, elements in self.passes if kind in KEPT)
+        return itemsize * (sum(conv.inputs for conv in self.convs) + between)
 
 
 @functools.cache
@@ -153,8 +131,9 @@ def trace(net: config.Net, classes: int, crop: int) -> Traffic:
         with _Trace(module) as seen:
             module(images)
     parameters = sum(part.numel() for part in module.parameters() if part.requires_grad)
+    between = itertools.chain.from_iterable(operation.passes() for operation in seen.operations)
     first = ("images", _part(seen.convs[0].name), 3 * crop * crop)
-    return Traffic(tuple(seen.convs), (first, *seen.passes()), parameters, seen.launched)
+    return Traffic(tuple(seen.convs), (first, *between), parameters, seen.launched)
 
 
 def itemsize(precision: str) -> int:
@@ -185,21 +164,18 @@ class _Operation:
     def passes(self) -> Iterator[tuple[str, str, int]]:
         """Yield its passes as in Traffic, with the join of its result's gradients."""
         before, after = self.sources[0].kind if self.sources else None, {user.kind for user in self.users}
-        if self.kind == "norm":
+        kind, elements = self.kind, self.output
+        if kind == "norm":
             onward = after | {last.kind for user in self.users if user.kind == "se" for last in user.users}
-            yield "norm_to_sum" if "sum" in onward else "norm", self.part, self.output
-        elif self.kind == "se":
-            yield (
-                "se_elsewhere" if after != {"sum"} else "se" if before == "norm" else "se_to_sum",
-                self.part,
-                self.output,
-            )
-        elif self.kind == "sum":
-            yield "sum" if "activation" in after else "other_sum", self.part, self.output
-        elif self.kind == "pool":
-            yield "pool", self.part, self.inputs + self.output
-        elif self.kind == "activation":
-            yield "activation", self.part, self.output
+            kind = "norm_to_sum" if "sum" in onward else "norm"
+        elif kind == "se":
+            kind = "se_elsewhere" if after != {"sum"} else "se" if before == "norm" else "se_to_sum"
+        elif kind == "sum" and "activation" not in after:
+            kind = "other_sum"
+        elif kind == "pool":
+            elements += self.inputs
+        if kind != "conv":
+            yield kind, self.part, elements
         if len(self.users) > 1:
             yield "join", self.users[0].part, (len(self.users) - 1) * self.output
 
@@ -213,9 +189,8 @@ class _Trace(TorchDispatchMode):
         self.operations: list[_Operation] = []
         self.launched = 0
         self._inside = [""]
-        self._makers: dict[
-            int, tuple[Tensor, _Operation]
-        ] = {}  # by id, which is a tensor's own while that is held here
+        # By id, which is a tensor's own while that is held here.
+        self._makers: dict[int, tuple[Tensor, _Operation]] = {}
         for name, layer in net.named_modules():
             layer.register_forward_pre_hook(functools.partial(self._enter, name))
             layer.register_forward_hook(self._leave)
@@ -225,10 +200,6 @@ class _Trace(TorchDispatchMode):
 
     def _leave(self, layer: nn.Module, inputs: Any, output: Any) -> None:
         self._inside.pop()
-
-    def passes(self) -> Iterator[tuple[str, str, int]]:
-        for operation in self.operations:
-            yield from operation.passes()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -247,16 +218,14 @@ class _Trace(TorchDispatchMode):
         if kind is not None:
             if kind == "conv":
                 self._multiply(name, args, output)
-            operation = _Operation(
-                kind, _part(self._inside[-1]), tensors[0].numel() // IMAGES, output.numel() // IMAGES, sources
-            )
+            inputs, result = tensors[0].numel() // IMAGES, output.numel() // IMAGES
+            operation = _Operation(kind, _part(self._inside[-1]), inputs, result, sources)
             for source in sources:
                 source.users.append(operation)
             self.operations.append(operation)
             self._makers[id(output)] = output, operation
-        elif (
-            sources and output.numel() // IMAGES == sources[0].output
-        ):  # a view, a cast, a function of a vector: as if it were not there
+        elif sources and output.numel() // IMAGES == sources[0].output:
+            # A view, a cast, a function of a vector: as if it were not there.
             self._makers[id(output)] = output, sources[0]
 
     def _multiply(self, name: str, args: tuple[Any, ...], output: Tensor) -> None:

@@ -19,7 +19,7 @@ from senet.errors import UsageError
 from senet.plan import planner, rates, report, scale
 from senet.plan.advice import advice
 from senet.plan.gpus import GPUS, called
-from senet.plan.planner import DECODERS, Plan, Request, curve, failures, missing, plan
+from senet.plan.planner import DECODERS, Plan, Request, failures, missing
 from senet.plan.rates import Row
 from senet.plan.traffic import PASSES, STACKS, Stack
 from senet.report import paper
@@ -31,7 +31,7 @@ SE = config.load(f"{ROOT}/configs/imagenet/se_resnet50.yaml", ["precision=bf16"]
 
 def planned(row: Row, file: Path = rates.FILE) -> Plan:
     settings = config.load(f"{ROOT}/configs/{row.net}", [f"precision={row.precision}", f"batch={row.batch * row.gpus}"])
-    return plan(settings, Request(row.gpus, row.gpu, stack=row.stack), file)
+    return Plan(settings, Request(row.gpus, row.gpu, stack=row.stack), file)
 
 
 def measured(gpu: str, stack: Stack, gpus: int) -> list[Row]:
@@ -46,7 +46,7 @@ def measured(gpu: str, stack: Stack, gpus: int) -> list[Row]:
     [(8, 400, 57_316), (16, 200, 100_366), (64, 50, 314_096), (2528, 16, 6.88e6), (3584, 16, 10.1e6)],
 )
 def test_mlperf_is_reproduced_within_seven_percent(gpus: int, batch: int, pace: float) -> None:
-    found = plan(replace(RESNET, batch=gpus * batch), Request(gpus, "h100", stack="epilogue"))
+    found = Plan(replace(RESNET, batch=gpus * batch), Request(gpus, "h100", stack="epilogue"))
     assert found.images_per_second == pytest.approx(pace, rel=0.07)
     assert found.rate.basis == "measured elsewhere"
 
@@ -93,7 +93,7 @@ def test_own_measurements_come_first(tmp_path: Path) -> None:
     file.write_text(f"ours: [{own}]\nothers: []\n")
     found = rates.rate(SE, "h100", "eager", file)
     assert found.basis == "measured here"
-    assert 256 / (found.compute(256) + found.fixed) == pytest.approx(4000)
+    assert 256 / (found.compute(256) + scale.FIXED) == pytest.approx(4000)
     other = tmp_path / "other.yaml"
     other.write_text("ours: [{source: bench, gpu: h100}]\nothers: []\n")
     with pytest.raises(UsageError, match=r"other\.yaml: row .*: net: is needed"):
@@ -133,17 +133,16 @@ def test_young_and_page_caches() -> None:
 
 def test_what_bounds_is_found_and_told() -> None:
     large = replace(SE, batch=16384)
-    free, starved = plan(large, Request(64)), plan(large, Request(64, storage=0.1))
+    free, starved = Plan(large, Request(64)), Plan(large, Request(64, storage=0.1))
     assert (free.bound, starved.bound) == ("net", "storage")
     assert starved.training_hours > 3 * free.training_hours
-    slow = plan(large, Request(64, "v100", cores=4))
+    slow = Plan(large, Request(64, "v100", cores=4))
     assert slow.bound == "decoding"
     assert slow.images_per_second == pytest.approx(8 * 4 * DECODERS["this loader"])
-    poor = plan(large, Request(64, network=0.5))
+    poor = Plan(large, Request(64, network=0.5))
     assert poor.step.exposed > 0.1 * poor.step.total
     said = {
-        name: "\n".join(advice(large, found))
-        for name, found in (("storage", starved), ("decoding", slow), ("network", poor))
+        name: "\n".join(advice(found)) for name, found in (("storage", starved), ("decoding", slow), ("network", poor))
     }
     assert all(f"{name}" in text for name, text in said.items()), said
     assert "above 8k: warm up" in said["storage"]
@@ -164,20 +163,20 @@ def test_what_bounds_is_found_and_told() -> None:
 )
 def test_batches_are_judged(batch: int, gpus: int, words: str) -> None:
     settings = replace(SE, batch=batch)
-    assert any(words in line for line in advice(settings, plan(settings, Request(gpus))))
+    assert any(words in line for line in advice(Plan(settings, Request(gpus))))
 
 
 def test_advice_on_efficiency_is_right() -> None:
     settings = replace(SE, batch=1024)
-    (line,) = [line for line in advice(settings, plan(settings, Request(256))) if line.startswith("efficiency")]
+    (line,) = [line for line in advice(Plan(settings, Request(256))) if line.startswith("efficiency")]
     better, fewer = int(line.split("batch=")[1].split()[0]), int(line.split(" or ")[1].split()[0])
-    assert plan(replace(settings, batch=better), Request(256)).efficiency >= 0.8
-    assert plan(settings, Request(fewer)).efficiency >= 0.8
-    assert plan(settings, Request(2 * fewer)).efficiency < 0.8
+    assert Plan(replace(settings, batch=better), Request(256)).efficiency >= 0.8
+    assert Plan(settings, Request(fewer)).efficiency >= 0.8
+    assert Plan(settings, Request(2 * fewer)).efficiency < 0.8
 
 
 def test_curve_falls_with_fewer_images_a_gpu() -> None:
-    found = curve(replace(SE, batch=4096), Request(16))
+    found = Plan(replace(SE, batch=4096), Request(16)).curve()
     assert [n for n, _, _ in found["each"]] == [2**k for k in range(12)]
     shares = [share for _, _, share in found["global"]]
     assert shares == sorted(shares, reverse=True)
@@ -189,24 +188,24 @@ def test_curve_falls_with_fewer_images_a_gpu() -> None:
     [
         ({"gpus": 0}, "--gpus 0: must be positive"),
         ({"gpus": 8, "per_node": 0}, "--gpus-per-node 0: must be positive"),
-        ({"gpus": 8, "gpu": "h20"}, "did you mean h200"),
+        ({"gpus": 8, "gpu": "h20"}, "did you mean 'h200'"),
         ({"gpus": 8, "price": -1}, "--price -1: must be positive"),
     ],
 )
 def test_wrong_requests_are_refused(asked: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        plan(SE, Request(**asked))
+        Plan(SE, Request(**asked))
 
 
 def test_other_sets_need_their_size() -> None:
     other = config.load(f"{ROOT}/configs/debug/demo.yaml")
     with pytest.raises(UsageError, match="--images N is needed"):
-        plan(other, Request(1))
-    assert plan(other, Request(1, images=2000)).steps_per_epoch == 62
+        Plan(other, Request(1))
+    assert Plan(other, Request(1, images=2000)).steps_per_epoch == 62
 
 
 def test_any_net_and_any_stack_is_planned() -> None:
-    found = {stack: plan(replace(SE, net=config.Timm("seresnet50")), Request(8, stack=stack)) for stack in STACKS}
+    found = {stack: Plan(replace(SE, net=config.Timm("seresnet50")), Request(8, stack=stack)) for stack in STACKS}
     moved = [found[stack].megabytes for stack in STACKS]
     assert moved == sorted(moved, reverse=True)
     assert found["triton"].images_per_second > found["eager"].images_per_second
@@ -260,8 +259,8 @@ def test_the_program(tmp_path: Path) -> None:
 
 def test_the_page_and_its_explanation_say_what_is_computed() -> None:
     settings = replace(SE, batch=16384)
-    found = plan(settings, Request(64, price=3, storage=10))
-    page = report.page(settings, "se_resnet50", found, paper.expected(settings))
+    found = Plan(settings, Request(64, price=3, storage=10))
+    page = report.page("se_resnet50", found, paper.expected(settings))
     # Figure 4, and that the batch differs from its recipe.
     assert re.search(r"\n10 +54\.3 +56\.2\n[^z]*\n100 +23\.4 +22\.4\n.*chance is 99\.9 %.*batch: 1024 -> 16384", page)
     assert "5.21 % error" in paper.expected(config.load("configs/cifar10/se_resnet110.yaml"))
