@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch import guard
-from launch.flags import Parser, add_data_flags, add_net_flags, net, source
+from launch.flags import Parser, add_data_flags, add_net_flags, net, output, source, world_of
 from senet.run.flags import limited
 
 if TYPE_CHECKING:
@@ -27,11 +27,7 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
 
-    from senet import distributed
-    from senet.run.voice import speaking
-    from senet.track import Terminal
-
-    with distributed.start(args.device) as world, speaking(world, Terminal().say):
+    with world_of(args) as (world, _):
         trained = net(args)
         print({"excitations": _excitations, "prune": _prune, "gradcam": _gradcam}[args.analysis](args, trained, world))
     return 0
@@ -97,28 +93,20 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     for name in ("excitations", "prune", "gradcam"):
         kind = kinds.add_parser(name, description=__doc__)
         add_net_flags(kind)
+        add = kind.add_argument
         if name == "excitations":
-            kind.add_argument(
-                "--classes", type=lambda text: text.split(","), metavar="NAME,...", help="names, wnids or numbers"
-            )
-            count = limited(int, "positive")
-            kind.add_argument("--images", type=count, default=50, metavar="N", help="of each class")
-            kind.add_argument("--out", type=Path, default=Path("analysis"), metavar="DIR", help="default: analysis")
+            add("--classes", type=lambda text: text.split(","), metavar="NAME,...", help="names, wnids or numbers")
+            add("--images", type=limited(int, "positive"), default=50, metavar="N", help="of each class")
+            add("--out", type=Path, default=Path("analysis"), metavar="DIR", help="default: analysis")
         elif name == "prune":
-            kind.add_argument(
-                "--stages",
-                type=lambda text: [int(part) for part in text.split(",")],
-                metavar="N,...",
-                help="one after the other, in the paper's numbers (default: the last)",
-            )
+            order = "one after the other, in the paper's numbers (default: the last)"
+            add("--stages", type=lambda text: [*map(int, text.split(","))], metavar="N,...", help=order)
         else:
-            kind.add_argument("images", metavar="IMAGE", type=Path, nargs="+")
-            kind.add_argument("--class", dest="label", metavar="NAME", help="default: what each image is held for")
-            kind.add_argument("--out", type=Path, required=True, metavar="FILE.png")
+            add("images", metavar="IMAGE", type=Path, nargs="+")
+            add("--class", dest="label", metavar="NAME", help="default: what each image is held for")
+            add("--out", type=output(".png"), required=True, metavar="FILE.png")
         add_data_flags(kind)
     args = parser.parse_args(argv)
-    if args.analysis == "gradcam" and (args.out.suffix != ".png" or not args.out.absolute().parent.is_dir()):
-        parser.error(f"--out {args.out}: name a .png file in a folder that exists")
     if args.analysis == "gradcam" and args.data:
         parser.error("--data has no effect: name the pictures")
     return args

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from launch import guard
-from launch.flags import Parser, add_config, add_data_flags, parse_config, run_name, source
+from launch.flags import Parser, add_config, add_data_flags, parse_config, run_name, source, world_of
 from senet import config
 from senet.run import flags
 from senet.run.flags import limited
@@ -42,13 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     settings = config.load(args.config, args.overrides) if args.config else None
     out = args.out or Path("runs") / (run_name(args.config) if args.config else "")
 
-    from senet import distributed
     from senet.diagnose.doctor import examine
-    from senet.run.voice import speaking
-    from senet.track import Terminal
 
     failed = False
-    with distributed.start(args.device) as world, speaking(world, Terminal().say):
+    with world_of(args) as (world, _):
         if args.speed and settings:
             from senet.diagnose import speed
             from senet.run import step_plan

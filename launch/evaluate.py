@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch import early, guard, ranks
-from launch.flags import Parser, add_data_flags, add_net_flags, net, source
+from launch.flags import Parser, add_data_flags, add_net_flags, net, output, source, world_of
 from senet.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,15 +37,12 @@ def main(argv: list[str] | None = None) -> int:
     if ranks.to_start(args.gpus):
         return ranks.start("launch.evaluate", sys.argv[1:] if argv is None else argv, args.gpus)
 
-    from senet import distributed
     from senet.run.look import look
-    from senet.run.voice import speaking
-    from senet.track import Terminal
     from senet.train.evaluate import fused
     from senet.train.real import read
 
     real = read(args.real) if args.real else None
-    with distributed.start(args.device) as world, speaking(world, Terminal().say) as voice:
+    with world_of(args) as (world, voice):
         passes: list[Look] = []
         for what in args.what:
             for view in _views(args):
@@ -79,35 +76,27 @@ def main(argv: list[str] | None = None) -> int:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser("launch.evaluate", __doc__)
     add_net_flags(parser, nargs="+")
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object: errors, intervals, passes, classes, confusions"
-    )
+    every = "print one JSON object: errors, intervals, passes, classes, confusions"
+    parser.add_argument("--json", action="store_true", help=every)
     ranks.add_flags(parser, restarts=False)
     add_data_flags(parser)
-    views = parser.add_argument_group("views of an image: the mean of the probabilities counts")
-    views.add_argument("--crop", type=_pixels, metavar="N[,N...]", help="pixels seen (default: the config's)")
-    views.add_argument(
-        "--resize",
-        type=_pixels,
-        metavar="N[,N...]",
-        help="shorter side before the crop (default: in the config's ratio)",
-    )
-    views.add_argument("--flip", action="store_true", help="each image and its mirror image")
-    views.add_argument("--ten-crop", action="store_true", help="corners and centre of the central square, all mirrored")
-    more = parser.add_argument_group("what is counted")
-    more.add_argument(
-        "--per-class", action="store_true", help="print the worst classes and the most frequent confusions"
-    )
-    more.add_argument("--predictions", type=Path, metavar="FILE", help="write each image's to a .csv or .jsonl file")
-    more.add_argument("--real", type=Path, metavar="FILE", help="ImageNet-ReaL's labels, real.json: count by them, too")
+    add = parser.add_argument_group("views of an image: the mean of the probabilities counts").add_argument
+    add("--crop", type=_pixels, metavar="N[,N...]", help="pixels seen (default: the config's)")
+    side = "shorter side before the crop (default: in the config's ratio)"
+    add("--resize", type=_pixels, metavar="N[,N...]", help=side)
+    add("--flip", action="store_true", help="each image and its mirror image")
+    add("--ten-crop", action="store_true", help="corners and centre of the central square, all mirrored")
+    add = parser.add_argument_group("what is counted").add_argument
+    add("--per-class", action="store_true", help="print the worst classes and the most frequent confusions")
+    table = output(".csv", ".jsonl")
+    add("--predictions", type=table, metavar="FILE", help="write each image's to a .csv or .jsonl file")
+    add("--real", type=Path, metavar="FILE", help="ImageNet-ReaL's labels, real.json: count by them, too")
     args = parser.parse_args(argv)
     if args.weights and not args.what[0].startswith("timm:"):
         parser.error("--weights goes with timm:NAME; a checkpoint brings its own")
     given = [len(sizes) for sizes in (args.crop, args.resize) if sizes]
     if len(set(given) - {1}) > 1:
         parser.error(f"--crop names {given[0]} sizes and --resize {given[1]}; give as many of each, or one of either")
-    if (file := args.predictions) and (file.suffix not in (".csv", ".jsonl") or not file.absolute().parent.is_dir()):
-        parser.error(f"--predictions {file}: name a file in a folder that exists, ending in .csv or .jsonl")
     return args
 
 
@@ -155,12 +144,9 @@ def _tables(facts: dict[str, Any]) -> str:
     from senet.system import table
 
     rows = sorted(facts["classes"], key=lambda row: -row["error"])
-    cells = [list(row.values()) for row in rows[:SHOWN]]
-    return (
-        table.text(["class", "images", "top-1 error %", "top-5 error %", "precision %", "mostly taken for"], cells)
-        + "\n\n"
-        + table.text(["class", "taken for", "images"], facts["confusions"])
-    )
+    header = ["class", "images", "top-1 error %", "top-5 error %", "precision %", "mostly taken for"]
+    worst = table.text(header, [list(row.values()) for row in rows[:SHOWN]])
+    return f"{worst}\n\n{table.text(['class', 'taken for', 'images'], facts['confusions'])}"
 
 
 if __name__ == "__main__":

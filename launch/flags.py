@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -12,7 +14,9 @@ from senet.run.flags import limited
 
 if TYPE_CHECKING:
     from senet.data.source import Source
+    from senet.distributed import World
     from senet.run.load import Trained
+    from senet.run.voice import Voice
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -68,7 +72,7 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--backend", choices=["auto", "dali", "pillow"], default="auto", help=backends)
     add("--decode", choices=["auto", "gpu", "cpu"], default="auto", help="DALI: where; auto: on a GPU if there is one")
     share = "DALI on a GPU: JPEGs for its hardware decoder, of 1"
-    add("--hw-decoder-load", type=_share, default=0.65, metavar="SHARE", help=share)
+    add("--hw-decoder-load", type=limited(float, "not negative", most=1), default=0.65, metavar="SHARE", help=share)
     workers = "decoding threads or processes of a rank (default: its share of the cores)"
     add("--workers", type=positive, metavar="N", help=workers)
     add("--val-batch", type=positive, default=128, metavar="N", help="images validated at once")
@@ -77,27 +81,36 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--no-checksum", action="store_true", help="CIFAR: do not verify the files")
 
 
-def _share(text: str) -> float:
-    value = limited(float, "not negative")(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError("must not be over 1")
-    return float(value)
-
-
 def source(args: argparse.Namespace) -> Source:
     """Where images come from, as the flags say."""
     from senet.data.source import Source
 
-    return Source(
-        root=args.data,
-        backend=args.backend,
-        decode=args.decode,
-        hw_decoder_load=args.hw_decoder_load,
-        workers=args.workers,
-        val_batch=args.val_batch,
-        max_bad=args.max_bad,
-        checksum=not args.no_checksum,
-    )
+    named = ("backend", "decode", "hw_decoder_load", "workers", "val_batch", "max_bad")
+    return Source(root=args.data, checksum=not args.no_checksum, **{name: getattr(args, name) for name in named})
+
+
+def output(*endings: str) -> Callable[[str], Path]:
+    """Return a function that reads the name of a file to be written, for `type` of a flag."""
+
+    def read(text: str) -> Path:
+        if (path := Path(text)).suffix in endings and path.absolute().parent.is_dir():
+            return path
+        raise argparse.ArgumentTypeError(f"{text}: name a file in a folder that exists, ending in {', '.join(endings)}")
+
+    return read
+
+
+@contextmanager
+def world_of(args: argparse.Namespace) -> Iterator[tuple[World, Voice]]:
+    """Join the world of the ranks on the device that the flags name; what the library has to say goes to standard
+    error, once.
+    """
+    from senet import distributed
+    from senet.run.voice import speaking
+    from senet.track import Terminal
+
+    with distributed.start(args.device) as world, speaking(world, Terminal().say) as voice:
+        yield world, voice
 
 
 def add_net_flags(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:

@@ -15,12 +15,11 @@ import argparse
 from pathlib import Path
 
 from launch import guard
-from launch.flags import Parser, add_data_flags, add_net_flags, net, source
+from launch.flags import Parser, add_data_flags, add_net_flags, net, output, source, world_of
 from senet.errors import UsageError
 from senet.run.flags import limited
 
 DRAWN = 60  # pictures on a sheet, at most
-ENDINGS = (".png", ".csv", ".jsonl")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,14 +28,11 @@ def main(argv: list[str] | None = None) -> int:
 
     from PIL import Image
 
-    from senet import distributed
     from senet.data.loader import Batch
     from senet.data.sheet import pictures
     from senet.report.predicted import sheet
     from senet.run.look import look_at_files
-    from senet.run.voice import speaking
     from senet.system import files as whole
-    from senet.track import Terminal
     from senet.train.evaluate import fused
 
     shown: list[Image.Image] = []
@@ -45,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.out and args.out.suffix == ".png" and len(shown) < DRAWN:
             shown.extend(pictures(batch.images, look_data))
 
-    with distributed.start(args.device) as world, speaking(world, Terminal().say):
+    with world_of(args) as (world, _):
         trained = net(args)
         look_data = trained.config.data
         seen = look_at_files(trained, files, source(args), world, show)
@@ -75,11 +71,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add_net_flags(parser)
     parser.add_argument("images", metavar="IMAGE|DIR", type=Path, nargs="+")
     parser.add_argument("--top", type=limited(int, "positive"), default=5, metavar="N", help="classes named for each")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="a .png sheet, or a .csv or .jsonl table")
+    parser.add_argument(
+        "--out", type=output(".png", ".csv", ".jsonl"), metavar="FILE", help="a .png sheet, or a .csv or .jsonl table"
+    )
     add_data_flags(parser)
     args = parser.parse_args(argv)
-    if args.out and (args.out.suffix not in ENDINGS or not args.out.absolute().parent.is_dir()):
-        parser.error(f"--out {args.out}: name a file in a folder that exists, ending in {', '.join(ENDINGS)}")
     if args.data:
         parser.error("--data has no effect: name the pictures, or their folder")
     return args

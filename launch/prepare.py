@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
+from typing import Any
 
 from launch import guard
 from launch.flags import Parser
@@ -25,78 +26,53 @@ from launch.flags import Parser
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("launch.prepare", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser(
-        "demo", help="draw a small data set: ten classes of shapes and textures, in ImageNet's layout"
-    )
-    demo.add_argument("folder", type=Path, metavar="DIR")
-    demo.add_argument("--train", type=int, default=2000, metavar="N", help="training images")
-    demo.add_argument("--val", type=int, default=500, metavar="N", help="validation images")
-    demo.add_argument("--seed", type=int, default=0, help="other seed, other pictures")
-    _processes(demo)
+
+    def command(name: str, description: str, *folders: str) -> Any:
+        program = commands.add_parser(name, help=description)
+        for folder, metavar in zip(["source", "folder"][-len(folders) :], folders, strict=True):
+            program.add_argument(folder, type=Path, metavar=metavar)
+        count = "how many work at once (default: one per core)"
+        program.add_argument("--processes", type=int, metavar="N", help=count)
+        return program.add_argument
+
+    add = command("demo", "draw a small data set: ten classes of shapes and textures, in ImageNet's layout", "DIR")
+    add("--train", type=int, default=2000, metavar="N", help="training images")
+    add("--val", type=int, default=500, metavar="N", help="validation images")
+    add("--seed", type=int, default=0, help="other seed, other pictures")
     for name in ("cifar10", "cifar100"):
-        cifar = commands.add_parser(name, help=f"unpack {name} from its published archive")
-        cifar.add_argument("folder", type=Path, metavar="DIR")
-        cifar.add_argument(
-            "--archive", type=Path, metavar="FILE", help="python or binary version, .tar.gz (default: download it)"
-        )
-        cifar.add_argument("--no-checksum", action="store_true", help="do not compare with published MD5 sums")
-        cifar.add_argument(
-            "--to-png", type=Path, metavar="OUT", help="also write OUT/train/CLASS/*.png and OUT/val/CLASS/*.png"
-        )
-        _processes(cifar)
-    imagenet = commands.add_parser(
-        "imagenet", help="folders or shards from ILSVRC2012 as published, unpacked or from Kaggle; one split will do"
-    )
-    imagenet.add_argument("folder", type=Path, metavar="DIR")
-    imagenet.add_argument(
-        "--train-tar", "--train", type=Path, metavar="PATH",
-        help="ILSVRC2012_img_train.tar, or a folder with class tars, class folders or both",
-    )  # fmt: skip
-    imagenet.add_argument(
-        "--val-tar", "--val", type=Path, metavar="PATH",
-        help="ILSVRC2012_img_val.tar, or a folder with its images; with --devkit or --val-labels",
-    )  # fmt: skip
-    imagenet.add_argument("--devkit", type=Path, metavar="PATH", help="ILSVRC2012_devkit_t12.tar.gz, or its folder")
-    imagenet.add_argument(
-        "--val-labels", type=Path, metavar="FILE",
-        help="a wnid per line in order of names, FILENAME WNID, FILENAME NUMBER (Caffe's val.txt), or Kaggle's CSV",
-    )  # fmt: skip
-    imagenet.add_argument("--kaggle", type=Path, metavar="PATH", help="Kaggle's download: the zip, or its folder")
-    imagenet.add_argument("--shards", action="store_true", help="write shards (WebDataset tars) instead of folders")
-    imagenet.add_argument("--partial", action="store_true", help="only warn if images or classes are missing")
-    shards = commands.add_parser("shards", help="WebDataset tars from a set in any form: folders, shards, Parquet ...")
-    folders = commands.add_parser("folders", help="image folders from a set in any form")
-    for maker in (shards, folders):
-        maker.add_argument("source", type=Path, metavar="FROM")
-        maker.add_argument("folder", type=Path, metavar="TO")
-    for maker in (imagenet, shards):
-        maker.add_argument("--shard-mb", type=int, default=256, metavar="MB", help="size of a shard")
-        maker.add_argument("--decoded", action="store_true", help="keep pixels: large, and read by few cores")
-        maker.add_argument(
-            "--fraction", type=float, default=1.0, metavar="F", help="decode this part of the images only"
-        )
-    for maker in (imagenet, shards, folders):
-        maker.add_argument(
-            "--short-side", type=int, metavar="N", help="make training images smaller whose shorter side is longer"
-        )
-        maker.add_argument("--quality", type=int, default=90, metavar="Q", help="of those, as JPEG")
-        maker.add_argument(
-            "--shrink-val", action="store_true", help="make (or decode) validation images too: errors change by it"
-        )
-        _processes(maker)
-    audit = commands.add_parser("audit", help="decode every image of a data set; training leaves out what cannot be")
-    audit.add_argument("folder", type=Path, metavar="DIR")
-    _processes(audit)
+        add = command(name, f"unpack {name} from its published archive", "DIR")
+        archive = "python or binary version, .tar.gz (default: download it)"
+        add("--archive", type=Path, metavar="FILE", help=archive)
+        add("--no-checksum", action="store_true", help="do not compare with published MD5 sums")
+        png = "also write OUT/train/CLASS/*.png and OUT/val/CLASS/*.png"
+        add("--to-png", type=Path, metavar="OUT", help=png)
+    published = "folders or shards from ILSVRC2012 as published, unpacked or from Kaggle; one split will do"
+    imagenet = add = command("imagenet", published, "DIR")
+    train = "ILSVRC2012_img_train.tar, or a folder with class tars, class folders or both"
+    add("--train-tar", "--train", type=Path, metavar="PATH", help=train)
+    val = "ILSVRC2012_img_val.tar, or a folder with its images; with --devkit or --val-labels"
+    add("--val-tar", "--val", type=Path, metavar="PATH", help=val)
+    add("--devkit", type=Path, metavar="PATH", help="ILSVRC2012_devkit_t12.tar.gz, or its folder")
+    labels = "a wnid per line in order of names, FILENAME WNID, FILENAME NUMBER (Caffe's val.txt), or Kaggle's CSV"
+    add("--val-labels", type=Path, metavar="FILE", help=labels)
+    add("--kaggle", type=Path, metavar="PATH", help="Kaggle's download: the zip, or its folder")
+    add("--shards", action="store_true", help="write shards (WebDataset tars) instead of folders")
+    add("--partial", action="store_true", help="only warn if images or classes are missing")
+    any_form = "from a set in any form: folders, shards, Parquet ..."
+    shards = command("shards", f"WebDataset tars {any_form}", "FROM", "TO")
+    folders = command("folders", f"image folders {any_form}", "FROM", "TO")
+    for add in (imagenet, shards):
+        add("--shard-mb", type=int, default=256, metavar="MB", help="size of a shard")
+        add("--decoded", action="store_true", help="keep pixels: large, and read by few cores")
+        add("--fraction", type=float, default=1.0, metavar="F", help="decode this part of the images only")
+    for add in (imagenet, shards, folders):
+        add("--short-side", type=int, metavar="N", help="make training images smaller whose shorter side is longer")
+        add("--quality", type=int, default=90, metavar="Q", help="of those, as JPEG")
+        shrink = "make (or decode) validation images too: errors change by it"
+        add("--shrink-val", action="store_true", help=shrink)
+    command("audit", "decode every image of a data set; training leaves out what cannot be", "DIR")
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    return _run(args)
-
-
-def _processes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--processes", type=int, metavar="N", help="how many work at once (default: one per core)")
-
-
-def _run(args: argparse.Namespace) -> int:
     if args.command == "audit":
         from senet.prepare.audit import audit
 

@@ -13,15 +13,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from launch import guard
-from launch.flags import Parser, add_data_flags, source
+from launch.flags import Parser, add_data_flags, source, world_of
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("launch.report", __doc__)
     parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="the --out folder of a run")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder for the page (default: RUN/report of the first)"
-    )
+    out = "folder for the page (default: RUN/report of the first)"
+    parser.add_argument("--out", type=Path, metavar="DIR", help=out)
     parser.add_argument("--table", action="store_true", help="print a Markdown table of the results instead")
     parser.add_argument("--no-images", action="store_true", help="from the logs alone: no net looks at images")
     add_data_flags(parser)
@@ -36,12 +35,9 @@ def main(argv: list[str] | None = None) -> int:
 
         print(table.markdown(*summary(runs)))
         return 0
-    from senet import distributed
     from senet.report.make import make
-    from senet.run.voice import speaking
-    from senet.track import Terminal
 
-    with distributed.start(args.device) as world, speaking(world, Terminal().say):
+    with world_of(args) as (world, _):
         page = make(runs, args.out or runs[0].folder.report, None if args.no_images else source(args), world)
     print(f"{page}: open it in a browser")
     return 0

@@ -14,6 +14,7 @@ configs/README.md.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -39,18 +40,14 @@ ALWAYS = (
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("launch.show", __doc__)
     add_config(parser)
-    shown = parser.add_mutually_exclusive_group()
-    shown.add_argument("--full", action="store_true", help="every setting, also those that have their defaults")
-    shown.add_argument(
-        "--json",
-        action="store_true",
-        help="one JSON object: config, parameters, gmacs, learning_rate (as epochs begin), steps, warnings",
-    )
-    shown.add_argument("--schema", action="store_true", help="print the JSON schema of config files, of no config")
-    shown.add_argument("--sizes", action="store_true", help="write the sizes of all configs, of no config given")
-    shown.add_argument(
-        "--batch", type=Path, metavar="FILE.png", help="draw a contact sheet of augmented images instead; needs --data"
-    )
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--full", action="store_true", help="every setting, also those that have their defaults")
+    facts = "config, parameters, gmacs, learning_rate (as epochs begin), steps, warnings"
+    add("--json", action="store_true", help=f"one JSON object: {facts}")
+    add("--schema", action="store_true", help="print the JSON schema of config files, of no config")
+    add("--sizes", action="store_true", help="write the sizes of all configs, of no config given")
+    drawn = "draw a contact sheet of augmented images instead; needs --data"
+    add("--batch", type=Path, metavar="FILE.png", help=drawn)
     add_data_flags(parser)
     words = sys.argv[1:] if argv is None else argv
     if "--schema" in words:
@@ -73,21 +70,15 @@ def main(argv: list[str] | None = None) -> int:
 
     from senet.models import summary
 
-    data = settings.data
-    size = summary(settings.net, data.classes, data.crop)
-    schedule = settings.schedule
-    rates = [
-        learning_rate(schedule, settings.optim.lr, float(epoch), settings.epochs) for epoch in range(settings.epochs)
-    ]
+    data, schedule, epochs = settings.data, settings.schedule, settings.epochs
+    size, tree = summary(settings.net, data.classes, data.crop), config.to_dict(settings)
+    rates = [learning_rate(schedule, settings.optim.lr, float(epoch), epochs) for epoch in range(epochs)]
     images = data.train_images if not isinstance(data, config.Folder) else IMAGENET if data.classes == 1000 else None
     steps = images // settings.batch if images else None
-    warnings = config.warnings(settings)
     if args.json:
-        facts = {"parameters": size.parameters, "gmacs": size.gmacs, "learning_rate": rates}
-        more = {"steps_per_epoch": steps, "warnings": warnings}
-        print(json.dumps({"config": config.to_dict(settings), **facts, **more}))
+        more = {"learning_rate": rates, "steps_per_epoch": steps, "warnings": config.warnings(settings)}
+        print(json.dumps({"config": tree, "parameters": size.parameters, "gmacs": size.gmacs, **more}))
         return 0
-    tree = config.to_dict(settings)
     if args.full:
         print(yaml.safe_dump(tree, sort_keys=False), end="")
     else:
@@ -95,16 +86,15 @@ def main(argv: list[str] | None = None) -> int:
         for key, value in _brief(settings, tree).items():
             flow = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6)
             print(f"{key}: {flow.splitlines()[0]}")
-    print(
-        f"\nsize: {size.parameters:,} parameters, {size.gmacs:.4g} GMACs (multiply-adds, one image of {data.crop} px)"
-    )
+    one = f"multiply-adds, one image of {data.crop} px"
+    print(f"\nsize: {size.parameters:,} parameters, {size.gmacs:.4g} GMACs ({one})")
     print(f"learning rate, as epochs begin: {'; '.join(_rates(rates)) or 'none, no epoch is trained'}")
     if isinstance(schedule, config.Plateau):
         after = f"after more than {schedule.patience} epochs without a better validation loss"
         print(f"               but multiplied by {schedule.factor:g} {after}, each time")
     if steps is not None:
-        print(f"steps: {steps:,} an epoch, {steps * settings.epochs:,} in all, for {images:,} training images")
-    for warning in warnings:
+        print(f"steps: {steps:,} an epoch, {steps * epochs:,} in all, for {images:,} training images")
+    for warning in config.warnings(settings):
         print(f"warning: {warning}")
     return 0
 
@@ -124,11 +114,9 @@ def _brief(settings: Any, plain: dict[str, Any]) -> dict[str, Any]:
 def _rates(rates: list[float]) -> list[str]:
     """Describe the learning rates of epochs, counted from 1: runs of equal ones, at most SHOWN of them."""
     runs: list[tuple[int, int, float]] = []
-    for epoch, rate in enumerate(rates, start=1):
-        if runs and runs[-1][2] == rate:
-            runs[-1] = (runs[-1][0], epoch, rate)
-        else:
-            runs.append((epoch, epoch, rate))
+    for rate, equal in itertools.groupby(rates):
+        first = runs[-1][1] + 1 if runs else 1
+        runs.append((first, first + len(list(equal)) - 1, rate))
     if len(runs) > SHOWN:
         highest = max(range(len(runs)), key=lambda index: runs[index][2])
         chosen = {round(index * (len(runs) - 1) / (SHOWN - 2)) for index in range(SHOWN - 1)} | {highest}

@@ -37,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     """A finished run of two ranks, for tests to read."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    done = run("launch.train", folder / "tiny.yaml", "--data", images, "--out", folder / "out", "--gpus", 2)
+    done = run("launch.train", folder / "tiny.yaml", "--data", images, "--out", folder / "out", "--gpu", 2)
     assert done.returncode == 0, done.stderr
     return folder / "out"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -155,13 +156,15 @@ def _defined() -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(Flags) if field.metadata]
 
 
-def limited(kind: type, limit: str) -> Any:
+def limited(kind: type, limit: str, most: float = math.inf) -> Any:
     """Return a function that reads a number of a `kind`, for `type` of a flag. `limit`: positive or not negative."""
 
     def read(text: str) -> Any:
         value = kind(text)
-        if value < 0 or (value == 0 and limit == "positive"):
+        if not (value > 0 or (value == 0 and limit == "not negative")):  # NaN is neither
             raise argparse.ArgumentTypeError("must be positive" if limit == "positive" else "must not be negative")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"must not be over {most:g}")
         return value
 
     read.__name__ = kind.__name__  # argparse names it when the text is no number

@@ -87,7 +87,7 @@ def test_help_has_groups_and_defaults(program: str, capsys: pytest.CaptureFixtur
     [
         ("workers", "0", "positive"), ("val-batch", "0", "positive"), ("max-bad", "-1", "not be negative"),
         ("hw-decoder-load", "7", "not be over 1"), ("keep-hours", "-1", "not be negative"),
-        ("restarts", "-1", "not be negative"),
+        ("restarts", "-1", "not be negative"), ("save-minutes", "nan", "positive"), ("gpus", "0", "positive"),
     ],
 )  # fmt: skip
 def test_flags_out_of_their_limits_are_refused(flag: str, value: str, limit: str) -> None:
