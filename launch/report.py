@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     out = "folder for the page (default: RUN/report of the first)"
     parser.add_argument("--out", type=Path, metavar="DIR", help=out)
     parser.add_argument("--table", action="store_true", help="print a Markdown table of the results instead")
+    parser.add_argument("--attach", action="store_true", help="show the page in the W&B run of the first RUN, too")
     parser.add_argument("--no-images", action="store_true", help="from the logs alone: no net looks at images")
     add_data_flags(parser)
     args = parser.parse_args(argv)
@@ -40,6 +41,10 @@ def main(argv: list[str] | None = None) -> int:
     with world_of(args) as (world, _):
         page = make(runs, args.out or runs[0].folder.report, None if args.no_images else source(args), world)
     print(f"{page}: open it in a browser")
+    if args.attach and world.is_main:
+        from senet.track.wandb import attach
+
+        print(f"W&B: {attach(runs[0].folder, page)}")
     return 0
 
 

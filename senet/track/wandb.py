@@ -17,7 +17,9 @@ import threading
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from senet.errors import RunError
 from senet.system.files import write_text
+from senet.system.run_folder import RunFolder
 from senet.track.tracker import Record, Results, Start, Tracker
 
 CLOSE_SECONDS = 6  # that the end of a run waits for W&B
@@ -76,6 +78,22 @@ def login() -> Login:
         return Login("", "online", error=f"wandb does not answer: {type(error).__name__}")
 
 
+def attach(folder: RunFolder, page: Path) -> str:
+    """Show an HTML page in the W&B run of a run folder, and return where that is to be seen.
+
+    Raises RunError if the run has none, or if W&B fails.
+    """
+    if not folder.wandb_id.exists():
+        raise RunError(f"{folder}: nothing of this run went to W&B, so there is nothing to attach the page to")
+    words = [sys.executable, "-m", "senet.track.wandb_process", "attach", str(folder.path.resolve()), str(page)]
+    done = subprocess.run(
+        words, cwd=CHECKOUT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=CHECKPOINT_SECONDS
+    )
+    if done.returncode:
+        raise RunError(f"{page}: W&B did not take it ({done.stderr.strip().splitlines()[-1][:300]})")
+    return done.stdout.splitlines()[-1]
+
+
 class WeightsAndBiases(Tracker):
     """One W&B run for the whole life of a run folder: its id is kept in OUT/wandb_id. Offline if W&B cannot be reached.
 
@@ -92,7 +110,7 @@ class WeightsAndBiases(Tracker):
         begin = {
             "out": str(self.out),
             "id": _identity(start.folder.wandb_id),
-            "usual": {"project": "senet", "run_name": start.name, "run_group": start.group},
+            "usual": {"run_name": start.name, "run_group": start.group},
             "labels": dict(start.labels),
             "config": {**start.config, **start.facts},
             "files": [str(path.resolve()) for path in start.folder.documents()],

@@ -116,6 +116,9 @@ def main(arguments: list[str]) -> None:
     if arguments == ["login"]:
         print(json.dumps(_login()))
         return
+    if arguments[:1] == ["attach"]:
+        print(_attach(Path(arguments[1]), Path(arguments[2])))
+        return
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     _take_voice()
@@ -141,6 +144,21 @@ def _login() -> dict[str, str | None]:
     except AuthenticationError as error:
         return found | {"error": str(error)}
     return found | {"source": str(login), "key": getattr(login, "api_key", None)} if login else found
+
+
+def _attach(out: Path, page: Path) -> str:
+    """Show an HTML page in the W&B run of a run folder, and return where that is to be seen."""
+    global LOCK
+    import wandb
+
+    folder = RunFolder(out)
+    LOCK = acquire(folder.wandb_lock, LOCK_SECONDS)
+    run = wandb.init(settings=_settings(out, folder.wandb_id.read_text().strip()))
+    # Offline it does not know how far its steps have come, and the server drops steps that it has already.
+    after = len(folder.log.read_text().splitlines()) + 1 if run.offline else None
+    run.log({"report": wandb.Html(str(page), inject=False)}, step=after)
+    run.finish()
+    return f"`wandb sync {shlex.quote(run.settings.sync_dir)}` sends it" if run.offline else str(run.url)
 
 
 def _work(begin: dict[str, Any], inbox: Inbox, offline: bool) -> None:
@@ -216,28 +234,18 @@ def _start(begin: dict[str, Any], inbox: Inbox, offline: bool) -> Any:
             say(f"offline, for {holder} still sends to this run; {later}")
             inbox.again()
     program, sys.argv = _program(begin["command"])  # what W&B shows as the run's command
+    more = {
+        "program": program,
+        "finish_timeout": begin["upload_seconds"],
+        "x_transaction_log_flush_interval": FLUSH_SECONDS,
+        "x_stats_pid": begin["pid"],
+    }
     try:
-        # Its reports about itself go to the same server, and would hold up the end for ten seconds if that hangs.
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        os.environ.setdefault("WANDB_DATA_DIR", str(out / "wandb"))  # what tables hold, until it is sent
         import wandb
-        from wandb.sdk import wandb_setup
 
-        known = wandb_setup.singleton().settings  # of the environment and of wandb's own files
-        usual = {name: value for name, value in begin["usual"].items() if value and not getattr(known, name)}
-        settings = wandb.Settings(
-            program=program,
-            root_dir=str(out),
-            run_id=begin["id"],
-            resume="allow",
-            init_timeout=INIT_SECONDS,
-            finish_timeout=begin["upload_seconds"],
-            x_transaction_log_flush_interval=FLUSH_SECONDS,
-            x_stats_pid=begin["pid"],
-            console="off",
-            silent=True,
-            **usual | begin["labels"] | ({"mode": "offline"} if offline else {}),
-        )
+        settings = _settings(out, begin["id"], begin["usual"], **more, **begin["labels"])
+        if offline:
+            settings.mode = "offline"
         run = wandb.init(config=begin["config"], settings=settings)
     except Exception as error:
         if offline:
@@ -248,6 +256,27 @@ def _start(begin: dict[str, Any], inbox: Inbox, offline: bool) -> Any:
     run.define_metric("step")
     run.define_metric("*", step_metric="step")
     return run
+
+
+def _settings(out: Path, identity: str, usual: dict[str, str] | None = None, **more: Any) -> Any:
+    """Return the settings of the W&B run of a run folder; `usual` ones count if a person has not set them otherwise."""
+    # Its reports about itself go to the same server, and would hold up the end for ten seconds if that hangs.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    os.environ.setdefault("WANDB_DATA_DIR", str(out / "wandb"))  # what tables and pages hold, until it is sent
+    import wandb
+    from wandb.sdk import wandb_setup
+
+    known = wandb_setup.singleton().settings  # of the environment and of wandb's own files
+    usual = {name: value for name, value in ({"project": "senet"} | (usual or {})).items() if not getattr(known, name)}
+    return wandb.Settings(
+        root_dir=str(out),
+        run_id=identity,
+        resume="allow",
+        init_timeout=INIT_SECONDS,
+        console="off",
+        silent=True,
+        **{name: value for name, value in (usual | more).items() if value},
+    )
 
 
 def _program(command: list[str]) -> tuple[str, list[str]]:

@@ -120,6 +120,7 @@ def test_an_offline_run_reads_back_and_is_sent_by_the_command_that_was_said(
     assert started.program.endswith("-m launch.train")
     assert list(started.args) == [str(word) for word in (*arguments, *flags)]
     assert_ends(out)
+    assert_report(out)
     (command,) = re.findall(r"W&B: kept offline; `(wandb sync .*)` sends it", done.stderr)
     settings = environment(WANDB_BASE_URL=server.address, WANDB_API_KEY=KEY)
     words = [sys.executable, "-m", *shlex.split(command)]
@@ -160,6 +161,18 @@ def assert_ends(out: Path) -> None:
     (model,) = (artifact for artifact in artifacts if artifact.type == "model")
     assert (content["best.pt"], set(model.aliases)) == (out / "checkpoints/best.pt", {"best", "latest"})
     assert json.loads(model.metadata)["step"] in (5, 10)
+
+
+def assert_report(out: Path) -> None:
+    """The page of the run can be shown in its W&B run."""
+    done = run("launch.report", out, "--no-images", "--attach", WANDB_MODE="offline")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\nW&B: `wandb sync .*` sends it$", done.stdout.rstrip()), done.stdout
+    *_, last, attached = (values(record.item) for record in kept(out, "history"))
+    assert attached["_step"] > last["_step"]
+    (copy,) = out.glob(f"wandb/offline-run-*/files/{attached['report/path']}")
+    assert copy.read_bytes() == (out / "report/index.html").read_bytes()
+    assert [each.run_id for each in kept(out, "run")] == ["sweep1", "sweep1"]
 
 
 def begin(words: list[object], address: str) -> subprocess.Popen[str]:
