@@ -3,6 +3,7 @@
     python -m launch.report runs/imagenet/se_resnet50               # writes runs/imagenet/se_resnet50/report/index.html
     python -m launch.report runs/seed0 runs/seed1 runs/seed2 --out report
     python -m launch.report runs/* --table                          # prints a Markdown row a recipe, writes nothing
+    python -m launch.report runs/* --pack logs                      # logs/*.jsonl, small: as good as the folders here
 
 The page needs nothing beside it. It may be made of a run that goes on, or broke off. The best net of each run looks at
 its validation images once more; of a run that goes on only if --data says where they are.
@@ -18,23 +19,35 @@ from launch.flags import Parser, add_data_flags, source, world_of
 
 def main(argv: list[str] | None = None) -> int:
     parser = Parser("launch.report", __doc__)
-    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="the --out folder of a run")
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="the --out folder of a run, or a packed file")
     out = "folder for the page (default: RUN/report of the first)"
     parser.add_argument("--out", type=Path, metavar="DIR", help=out)
     parser.add_argument("--table", action="store_true", help="print a Markdown table of the results instead")
     parser.add_argument("--attach", action="store_true", help="show the page in the W&B run of the first RUN, too")
     parser.add_argument("--no-images", action="store_true", help="from the logs alone: no net looks at images")
+    parser.add_argument(
+        "--pack", type=Path, metavar="DIR", help="instead pack each run's log, thinned, into a file there"
+    )
     add_data_flags(parser)
     args = parser.parse_args(argv)
 
-    from senet.report.facts import read_all
+    from senet.report.facts import pack, read_all
 
     runs = read_all(args.runs)
+    if args.pack:
+        args.pack.mkdir(parents=True, exist_ok=True)
+        for run in runs:
+            file = args.pack / f"{run.label.replace('/', '-')}.jsonl"
+            pack(run, file)
+            print(file)
+        return 0
     if args.table:
-        from senet.report.summary import summary
+        from senet.report.summary import difference, summary
         from senet.system import table
 
         print(table.markdown(*summary(runs)))
+        if line := difference(runs):
+            print(f"\n{line}")
         return 0
     from senet.report.make import make
 

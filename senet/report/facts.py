@@ -1,4 +1,4 @@
-"""What a run folder tells about a run, whatever state it is in."""
+"""What a run folder, or the file that `pack` made of one, tells about a run, whatever state it is in."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import yaml
 from senet.config import Config, from_dict, to_dict
 from senet.errors import UsageError
 from senet.run import status
+from senet.system.files import write_text
 from senet.system.run_folder import RunFolder
 from senet.track.tracker import Record
 
@@ -99,29 +100,59 @@ def counted(record: Record) -> Record:
 
 
 def read(path: Path) -> RunFacts:
-    """Read a run folder without what a crash has damaged in it. Raises UsageError if it holds no run."""
+    """Read a run folder without what a crash has damaged in it, or a packed file. Raises UsageError for others."""
     folder = RunFolder(path)
+    if path.is_file():
+        return _unpack(path)
     try:
         config = from_dict(yaml.safe_load(folder.config.read_text()), str(folder.config))
     except FileNotFoundError:
         raise UsageError(f"{path}: no run has begun in there; give the --out folder of a run") from None
     except (OSError, yaml.YAMLError) as error:
         raise UsageError(f"{folder.config}: cannot be read ({' '.join(str(error).split())}); restore it") from None
-    records: dict[str, list[Record]] = {"train": [], "val": [], "event": []}
     text = folder.log.read_text(encoding="utf-8", errors="replace") if folder.log.exists() else ""
-    for line in text.splitlines():
-        record = _json(line)
-        if isinstance(record, dict) and record.get("kind") in records and {"epoch", "step"} <= record.keys():
-            records[record["kind"]].append(record)
     starts = _json(folder.starts.read_text()) if folder.starts.exists() else []
-    lists = records["train"], records["val"], records["event"]
-    return RunFacts(folder, config, status.read(path), starts or [], *lists, label=path.name)
+    return RunFacts(folder, config, status.read(path), starts or [], *_records(text), label=path.name)
 
 
 def read_all(paths: Sequence[Path]) -> list[RunFacts]:
     """Read several run folders, as `read`; their labels are their paths below the folder that holds them all."""
     above = os.path.commonpath([path.resolve().parent for path in paths])
-    return [dataclasses.replace(read(path), label=os.path.relpath(path.resolve(), above)) for path in paths]
+    labels = [os.path.relpath(path.resolve(), above).removesuffix(".jsonl") for path in paths]
+    return [dataclasses.replace(read(path), label=label) for path, label in zip(paths, labels, strict=True)]
+
+
+def pack(run: RunFacts, file: Path) -> None:
+    """Write what reports and tables show of a run into one small file: its config and starts on the first line, then
+    its validations, its events, and the last record of training in each epoch. Raises OSError.
+    """
+    facts = {"config": to_dict(run.config), "starts": run.starts, "status": run.status and asdict(run.status)}
+    epochs = {record["epoch"]: record for record in run.train}
+    records = sorted([*epochs.values(), *run.val, *run.events], key=lambda record: record["seconds"])
+    write_text(file, "".join(json.dumps(line) + "\n" for line in ({"kind": "run"} | facts, *records)))
+
+
+def _unpack(file: Path) -> RunFacts:
+    first, _, rest = file.read_text().partition("\n")
+    facts = _json(first)
+    if not isinstance(facts, dict) or facts.get("kind") != "run":
+        raise UsageError(
+            f"{file}: not made by launch.report --pack; give a file that was, or the --out folder of a run"
+        )
+    known = facts["status"] and status.Status(**facts["status"])
+    return RunFacts(
+        RunFolder(file), from_dict(facts["config"], str(file)), known, facts["starts"], *_records(rest), label=file.stem
+    )
+
+
+def _records(text: str) -> tuple[list[Record], list[Record], list[Record]]:
+    """Return the records of training, of validations and of events."""
+    records: dict[str, list[Record]] = {"train": [], "val": [], "event": []}
+    for line in text.splitlines():
+        record = _json(line)
+        if isinstance(record, dict) and record.get("kind") in records and {"epoch", "step"} <= record.keys():
+            records[record["kind"]].append(record)
+    return records["train"], records["val"], records["event"]
 
 
 def _json(text: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -15,6 +16,7 @@ from launch import evaluate, report
 from senet import config
 from senet.report.facts import read
 from senet.report.paper import quoted
+from senet.report.summary import difference
 from senet.system.run_folder import RunFolder
 from tests.helpers import lines
 
@@ -55,6 +57,12 @@ def test_runs_side_by_side_and_broken_ones(trained: Path, tmp_path: Path, capsys
     cells = dict(zip(header.split(" | "), row.split(" | "), strict=True))
     assert cells["n"] == "2"
     assert cells["top-1 error %"] == f"{lines(trained, kind='val')[-1]['top1_error']:.2f} ± 0.00"
+    assert report.main([str(trained), str(broken), "--pack", str(tmp_path / "logs")]) == 0
+    packed = capsys.readouterr().out.split()
+    assert report.main([*packed, "--table"]) == 0
+    assert capsys.readouterr().out.splitlines() == [header, _, row]
+    assert report.main([*packed, "--out", str(tmp_path / "page"), "--no-images"]) == 0
+    capsys.readouterr()
     assert report.main([str(broken)]) == 0
     assert "the run goes on" in folder.report.joinpath("index.html").read_text()
     folder.log.unlink()
@@ -62,6 +70,21 @@ def test_runs_side_by_side_and_broken_ones(trained: Path, tmp_path: Path, capsys
     page = folder.report.joinpath("index.html").read_text()
     assert "Nothing was logged yet" in page
     assert "Not shown" in page
+
+
+def test_two_recipes_are_compared_by_welchs_t(tmp_path: Path, trained: Path) -> None:
+    """Student (1908) compared soporifics: 10 patients each, means 0.75 and 2.33, P = 0.079, 95 % from -3.37 to 0.21."""
+    one = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+    other = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+    run = read(trained)
+    wide = dataclasses.replace(run.config, epochs=run.config.epochs + 1)
+    runs = [
+        dataclasses.replace(run, config=settings, val=[run.val[-1] | {"top1_error": error}])
+        for settings, errors in ((run.config, one), (wide, other))
+        for error in errors
+    ]
+    assert "second less first: +1.58 points (95 %: -0.21 to +3.37)" in difference(runs)
+    assert not difference(runs[:10])
 
 
 def test_the_paper_is_quoted_for_its_nets() -> None:
