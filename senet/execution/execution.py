@@ -21,7 +21,7 @@ from torch import nn
 
 from senet.errors import UsageError
 from senet.execution import tail
-from senet.models.network import Network, TailBlock
+from senet.models.network import Staged, TailBlock
 
 Layout = Literal["channels_last", "contiguous"]
 Tail = Literal["plain", "analytic", "triton"]
@@ -88,7 +88,7 @@ def choices(net: nn.Module, device: torch.device) -> list[Execution]:
     ones outlast the launching of the next.
     """
     compiles = _no_compiler(device) is None
-    graphs = [False, True] if device.type == "cuda" and isinstance(net, Network) and net.small else [False]
+    graphs = [False, True] if device.type == "cuda" and isinstance(net, Staged) and net.small else [False]
     found = []
     for layout in get_args(Layout):
         for compiled in [False, True] if compiles else [False]:
@@ -144,7 +144,7 @@ def _compile(net: nn.Module) -> None:
     import torch._inductor.config
 
     torch._dynamo.reset()  # what was compiled for other executions counts against the limits below
-    parts = list(net.parts()) if isinstance(net, Network) else [net]
+    parts = net.parts() if isinstance(net, Staged) else [net]
     # Parts of one shape share their code, but all parts share one table of codes: per shape, training or evaluation,
     # size of the batch and of growing images. Beyond its usual limit of 8 the rest would run uncompiled.
     limits = torch._dynamo.config

@@ -73,23 +73,19 @@ class BNInception(Staged):
     """[N, 3, H, W] -> logits [N, classes]. SE follows all ten modules, the two that stride among them."""
 
     def __init__(self, net: nets.Fixed, classes: int) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(
+        stem = nn.Sequential(
             ConvBN(3, 64, 7, 2),
             nn.MaxPool2d(3, 2, ceil_mode=True),
             ConvBN(64, 64, 1),
             ConvBN(64, 192, 3),
             nn.MaxPool2d(3, 2, ceil_mode=True),
         )
-        channels = 192
-        self.stages = nn.Sequential()
+        channels, stages = 192, {}
         for stage, modules in STAGES.items():
-            layers = nn.Sequential()
+            stages[stage] = nn.Sequential()
             for name, widths in modules.items():
                 module = Inception(channels, widths, net.se)
-                layers.add_module(name, module)
+                stages[stage].add_module(name, module)
                 channels = module.outputs
-            self.stages.add_module(stage, layers)
-        self.last = nn.Identity()
-        self.fc = nn.Linear(channels, classes)
+        super().__init__(stem, stages, nn.Linear(channels, classes))
         initialise(self)

@@ -47,13 +47,7 @@ class Block(nn.Module):
     """A residual unit around branches; `up` brings their `width` channels back to those of the input."""
 
     def __init__(
-        self,
-        channels: int,
-        branches: Branches,
-        width: int,
-        scale: float,
-        relu: bool,
-        se: nets.SqueezeExcitation | None,
+        self, channels: int, branches: Branches, width: int, scale: float, relu: bool, se: nets.SqueezeExcitation | None
     ) -> None:
         super().__init__()
         self.branches, self.scale, self.relu = branches, scale, relu
@@ -91,8 +85,7 @@ class InceptionResNetV2(Staged):
     side = 299
 
     def __init__(self, net: nets.InceptionResNetV2, classes: int) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(
+        stem = nn.Sequential(
             convs(3, (32, 3), stride=2),
             ConvBN(32, 32, 3, padding=0, eps=EPS),
             ConvBN(32, 64, 3, eps=EPS),
@@ -117,14 +110,11 @@ class InceptionResNetV2(Staged):
             nn.MaxPool2d(3, 2),
         )
         (a, b, c), se = net.blocks, net.se
-        self.stages = nn.Sequential()
-        self.stages.add_module("stage3", nn.Sequential(*(block_a(320, se) for _ in range(a))))
-        self.stages.add_module("stage4", nn.Sequential(reduction_a, *(block_b(1088, se) for _ in range(b))))
-        self.stages.add_module("stage5", nn.Sequential(reduction_b, *(block_c(2080, se, i == c - 1) for i in range(c))))
-        self.last = convs(2080, (1536, 1))
-        self.dropout = nn.Dropout(net.dropout)
-        self.fc = nn.Linear(1536, classes)
+        stages = {
+            "stage3": nn.Sequential(*(block_a(320, se) for _ in range(a))),
+            "stage4": nn.Sequential(reduction_a, *(block_b(1088, se) for _ in range(b))),
+            "stage5": nn.Sequential(reduction_b, *(block_c(2080, se, i == c - 1) for i in range(c))),
+        }
+        last, head = convs(2080, (1536, 1)), nn.Dropout(net.dropout)
+        super().__init__(stem, stages, nn.Linear(1536, classes), last, head)
         initialise(self)
-
-    def pool(self, x: Tensor) -> Tensor:
-        return self.dropout(x.mean((2, 3)))

@@ -42,14 +42,15 @@ def se_slot(channels: int, se: config.SqueezeExcitation | None, here: bool = Tru
     return SEBlock(channels, se) if se and here else nn.Identity()
 
 
-def initialise(net: nn.Module) -> None:
+def initialise(net: nn.Module, by_group: bool = True) -> None:
     """Initialise convolutions as He et al. do (section 5.1: ref. 66), in place. BN and the classifier keep PyTorch's.
 
-    The fan is that of one group, so that a depthwise convolution keeps the variance of its input.
+    The fan is that of one group, so that a depthwise convolution keeps the variance of its input; of all groups, as in
+    PyTorch, if not `by_group`.
     """
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d):
-            fan_out = layer.out_channels // layer.groups * math.prod(layer.kernel_size)
+            fan_out = layer.out_channels // (layer.groups if by_group else 1) * math.prod(layer.kernel_size)
             nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_out))
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)

@@ -39,18 +39,14 @@ class MobileNet(Staged):
     """
 
     def __init__(self, net: nets.MobileNet, classes: int) -> None:
-        super().__init__()
         channels = max(1, int(32 * net.width))
-        self.stem = ConvBN(3, channels, 3, 2)
-        self.stages = nn.Sequential()
+        stem, stages = ConvBN(3, channels, 3, 2), {}
         for stage, widths in STAGES.items():
-            units = nn.Sequential()
+            stages[stage] = nn.Sequential()
             for index, full in enumerate(widths):
                 outputs = max(1, int(full * net.width))
                 stride = 2 if index == 0 and stage != "stage1" else 1
-                units.append(Unit(channels, outputs, stride, net.se))
+                stages[stage].append(Unit(channels, outputs, stride, net.se))
                 channels = outputs
-            self.stages.add_module(stage, units)
-        self.last = nn.Identity()
-        self.fc = nn.Linear(channels, classes)
+        super().__init__(stem, stages, nn.Linear(channels, classes))
         initialise(self)

@@ -1,14 +1,14 @@
-"""What others may know of a network: its parts, its features, and the blocks whose end can be computed otherwise.
+"""What networks have in common: their parts, their features, and the blocks whose end can be computed otherwise.
 
-A family whose networks are to be compiled part by part, or fused, says so here; others are plain modules. The names of
-the methods that give features are timm's.
+The names of the methods that give features are timm's.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,26 +18,30 @@ Tail = Callable[[Tensor, Tensor, nn.Module, nn.Module], Tensor]
 """The end of a residual block: (inner [N, C, H, W], shortcut [N, C, H, W], norm, se) -> [N, C, H, W]."""
 
 
-class Network(nn.Module):
-    """A network that knows its parts."""
+class Staged(nn.Module):
+    """A network: [N, 3, H, W] -> logits [N, classes].
 
-    small = False  # for images of 32x32 pixels: a GPU computes a layer faster than the host starts it
-
-    def parts(self) -> Iterator[nn.Module]:
-        """Yield what is compiled by itself, so that DDP can reduce the gradients of one part during the next."""
-        yield self
-
-
-class Staged(Network):
-    """A network of a `stem`, `stages` that hold units, perhaps a `last` part behind them, and a classifier `fc`:
-    [N, 3, H, W] -> logits [N, classes].
+    It consists of a `stem`, `stages` of units, perhaps a `last` part behind them and a `head` behind the pooling, and
+    the classifier `fc`.
     """
 
-    stem: nn.Module
-    stages: nn.Sequential
-    last: nn.Module
-    fc: nn.Linear
     side = 224  # of the images that it is made for
+    small = False  # for images of 32x32 pixels: a GPU computes a layer faster than the host starts it
+
+    def __init__(
+        self,
+        stem: nn.Module,
+        stages: Mapping[str, nn.Sequential],
+        fc: nn.Linear,
+        last: nn.Module | None = None,
+        head: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        self.stages = nn.Sequential(OrderedDict(stages))
+        self.last = last or nn.Identity()
+        self.head = head or nn.Identity()
+        self.fc = fc
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
@@ -56,11 +60,11 @@ class Staged(Network):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Compute logits from the last map, or what the classifier sees of it: [N, C, H', W'] -> [N, classes | C]."""
-        x = self.pool(x)
+        x = self.head(self.pool(x))
         return x if pre_logits else self.fc(x)
 
     def pool(self, x: Tensor) -> Tensor:
-        """Compute what the classifier sees of the last map: [N, C, H', W'] -> [N, C]."""
+        """Make a vector of the last map: [N, C, H', W'] -> [N, C]."""
         return x.mean((2, 3))
 
     @property
@@ -73,13 +77,10 @@ class Staged(Network):
             described.append({"num_chs": x.shape[1], "reduction": reduction, "module": f"stages.{name}"})
         return described
 
-    def parts(self) -> Iterator[nn.Module]:
-        for name, child in self.named_children():
-            if name == "stages":
-                for stage in child.children():
-                    yield from stage.children()
-            elif name in ("stem", "last") and any(child.children()):
-                yield child
+    def parts(self) -> list[nn.Module]:
+        """Return what is compiled by itself, so that DDP can reduce the gradients of one part during the next."""
+        units = [unit for stage in self.stages for unit in stage.children()]
+        return [part for part in (self.stem, self.last) if any(part.children())] + units
 
 
 class TailBlock(nn.Module):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from senet import config
-from senet.models.layers import se_slot
+from senet.models.layers import initialise, se_slot
 from senet.models.network import Staged, TailBlock
 from senet.models.se import SEBlock
 
@@ -145,73 +143,47 @@ def bottleneck(net: config.Bottleneck, inputs: int, width: int, stride: int, se:
     return layers
 
 
-def stem(net: config.ResNet) -> Branch:
-    """Return what stands before stage 2."""
+def stem(net: config.ResNet) -> tuple[Branch, int]:
+    """Return what stands before stage 2, and the channels that it puts out."""
     layers = Branch()
     if isinstance(net.stem, config.CifarStem):
-        layers.add(conv=conv(3, stem_width(net), 3))
+        outputs = net.stem.width or net.widths[0]
+        layers.add(conv=conv(3, outputs, 3))
     elif net.stem.kind == "conv7x7":
+        outputs = 64
         layers.add(conv=conv(3, 64, 7, 2))
     else:
+        outputs = 128
         layers.add(conv1=conv(3, 64, 3, 2), bn1=nn.BatchNorm2d(64), relu1=nn.ReLU())
         layers.add(conv2=conv(64, 64, 3), bn2=nn.BatchNorm2d(64), relu2=nn.ReLU(), conv=conv(64, 128, 3))
     if not net.preactivation:
-        layers.add(bn=nn.BatchNorm2d(stem_width(net)), relu=nn.ReLU())
+        layers.add(bn=nn.BatchNorm2d(outputs), relu=nn.ReLU())
     if isinstance(net.stem, config.Stem):
         # The released Caffe models pool without padding and round up: the same size, another window.
         ceil = net.stem.maxpool == "ceil"
         layers.add(pool=nn.MaxPool2d(3, 2, padding=0 if ceil else 1, ceil_mode=ceil))
-    return layers
-
-
-def stem_width(net: config.ResNet) -> int:
-    """Return the channels that the stem puts out."""
-    if isinstance(net.stem, config.CifarStem):
-        return net.stem.width or net.widths[0]
-    return {"conv7x7": 64, "conv3x3x3": 128}[net.stem.kind]
+    return layers, outputs
 
 
 class ResNet(Staged):
     """[N, 3, H, W] -> logits [N, classes]. Stages are numbered as in the paper: 2 to 5, CIFAR 2 to 4."""
 
     def __init__(self, net: config.ResNet, classes: int) -> None:
-        super().__init__()
-        self.small = isinstance(net.stem, config.CifarStem)
-        self.side = 32 if self.small else 224
-        self.stem = stem(net)
         block: type[Block] = PreactivationBlock if net.preactivation else Block
-        channels = stem_width(net)
-        stages: dict[str, nn.Module] = {}
+        (first, channels), stages, last = stem(net), {}, Branch()
         for stage, (count, width) in enumerate(zip(net.blocks, net.widths, strict=True), start=2):
             se = net.se if net.se and (net.se.stages is None or stage in net.se.stages) else None
-            units = []
+            units = stages[f"stage{stage}"] = nn.Sequential()
             for index in range(count):
                 units.append(block(net, channels, width, 2 if stage > 2 and index == 0 else 1, se))
                 channels = width * net.expansion
-            stages[f"stage{stage}"] = nn.Sequential(*units)
-        self.stages = nn.Sequential()
-        for name, stage_module in stages.items():
-            self.stages.add_module(name, stage_module)
-        self.last = Branch()
         if net.preactivation:
-            self.last.add(bn=nn.BatchNorm2d(channels), relu=nn.ReLU())
-        self.dropout = nn.Dropout(net.dropout)
-        self.fc = nn.Linear(channels, classes)
-        initialise(self, net.zero_init)
-
-    def pool(self, x: Tensor) -> Tensor:
-        return self.dropout(x.mean((2, 3)))
-
-
-def initialise(module: nn.Module, zero_init: bool) -> None:
-    """Initialise convolutions as He et al. do (section 5.1: ref. 66), in place; with `zero_init` the last BN of each
-    branch starts at 0.
-    """
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d):
-            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
-        elif zero_init and isinstance(part, Block):
-            last: Any = [layer for layer in part.branch if isinstance(layer, nn.BatchNorm2d)][-1]
-            nn.init.zeros_(last.weight)
+            last.add(bn=nn.BatchNorm2d(channels), relu=nn.ReLU())
+        super().__init__(first, stages, nn.Linear(channels, classes), last, nn.Dropout(net.dropout))
+        self.small = isinstance(net.stem, config.CifarStem)
+        self.side = 32 if self.small else 224
+        initialise(self, by_group=False)
+        for unit in self.modules() if net.zero_init else ():
+            if isinstance(unit, Block):
+                *_, norm = (layer for layer in unit.branch if isinstance(layer, nn.BatchNorm2d))
+                nn.init.zeros_(norm.weight)

@@ -53,9 +53,9 @@ class Halves(nn.Module):
 
 
 class Unit(nn.Module):
-    """What both kinds of units do with their two branches."""
+    """What both kinds of units do with their two branches: [N, inputs, H, W] -> [N, outputs, H', W']."""
 
-    def __init__(self, net: nets.ShakeShake, branches: list[nn.Module], outputs: int) -> None:
+    def __init__(self, net: nets.ShakeShake, branches: list[nn.Sequential], outputs: int) -> None:
         super().__init__()
         mixture = net.se is None or net.se.place == "mixture"
         if not mixture:
@@ -63,7 +63,7 @@ class Unit(nn.Module):
                 branch.add_module("se", se_slot(outputs, net.se))
         self.branches = nn.ModuleList(branches)
         self.se = se_slot(outputs, net.se, mixture)
-        self.even = net.backward == "even"
+        self.even, self.outputs = net.backward == "even", outputs
 
     def residual(self, x: Tensor) -> Tensor:
         first, second = (branch(x) for branch in self.branches)
@@ -78,10 +78,8 @@ class BasicUnit(Unit):
 
     def __init__(self, net: nets.ShakeBasic, inputs: int, stage: int, stride: int) -> None:
         outputs = net.width * 2**stage
-        branches: list[nn.Module] = [
-            nn.Sequential(ConvBN(inputs, outputs, 3, stride), ConvBN(outputs, outputs, 3, relu=False)) for _ in range(2)
-        ]
-        super().__init__(net, branches, outputs)
+        layers = [(ConvBN(inputs, outputs, 3, stride), ConvBN(outputs, outputs, 3, relu=False)) for _ in range(2)]
+        super().__init__(net, [nn.Sequential(*branch) for branch in layers], outputs)
         self.shortcut = nn.Identity() if inputs == outputs else Halves(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,7 +93,7 @@ class BottleneckUnit(Unit):
 
     def __init__(self, net: nets.ShakeBottleneck, inputs: int, stage: int, stride: int) -> None:
         width, outputs = net.width * net.groups * 2**stage, 256 * 2**stage
-        branches: list[nn.Module] = [
+        branches = [
             nn.Sequential(
                 ConvBN(inputs, width, 1),
                 ConvBN(width, width, 3, stride, groups=net.groups),
@@ -122,22 +120,15 @@ class ShakeShake(Staged):
     side = 32
 
     def __init__(self, net: nets.ShakeBasic | nets.ShakeBottleneck, classes: int) -> None:
-        super().__init__()
         basic = isinstance(net, nets.ShakeBasic)
+        kind: Any = BasicUnit if basic else BottleneckUnit
         channels = 16 if basic else 64
-        self.stem = ConvBN(3, channels, 3, relu=not basic)
-        self.stages = nn.Sequential()
+        stem, stages = ConvBN(3, channels, 3, relu=not basic), {}
         for stage, count in enumerate(net.blocks):
-            units = nn.Sequential()
+            units = stages[f"stage{stage + 2}"] = nn.Sequential()
             for index in range(count):
-                stride = 2 if stage > 0 and index == 0 else 1
-                if isinstance(net, nets.ShakeBasic):
-                    units.append(BasicUnit(net, channels, stage, stride))
-                    channels = net.width * 2**stage
-                else:
-                    units.append(BottleneckUnit(net, channels, stage, stride))
-                    channels = 256 * 2**stage
-            self.stages.add_module(f"stage{stage + 2}", units)
-        self.last = nn.ReLU() if basic else nn.Identity()
-        self.fc = nn.Linear(channels, classes)
+                unit = kind(net, channels, stage, 2 if stage > 0 and index == 0 else 1)
+                units.append(unit)
+                channels = unit.outputs
+        super().__init__(stem, stages, nn.Linear(channels, classes), nn.ReLU() if basic else None)
         initialise(self)

@@ -46,17 +46,12 @@ class ShuffleNet(Staged):
     """
 
     def __init__(self, net: nets.ShuffleNet, classes: int) -> None:
-        super().__init__()
-        channels = 24
-        self.stem = nn.Sequential(ConvBN(3, channels, 3, 2), nn.MaxPool2d(3, 2, 1))
-        self.stages = nn.Sequential()
-        outputs = WIDTHS[net.groups]
+        channels, outputs = 24, WIDTHS[net.groups]
+        stem, stages = nn.Sequential(ConvBN(3, channels, 3, 2), nn.MaxPool2d(3, 2, 1)), {}
         strided = net.se if net.se and net.se.place == "every" else None
         for stage, count in UNITS.items():
-            layers = nn.Sequential(Unit(channels, outputs, net.groups, 2, strided))
-            layers.extend(Unit(outputs, outputs, net.groups, 1, net.se) for _ in range(count - 1))
-            self.stages.add_module(stage, layers)
+            stages[stage] = nn.Sequential(Unit(channels, outputs, net.groups, 2, strided))
+            stages[stage].extend(Unit(outputs, outputs, net.groups, 1, net.se) for _ in range(count - 1))
             channels, outputs = outputs, 2 * outputs
-        self.last = nn.Identity()
-        self.fc = nn.Linear(channels, classes)
+        super().__init__(stem, stages, nn.Linear(channels, classes))
         initialise(self)

@@ -42,15 +42,9 @@ def released(name: str, weights: Path | None = None) -> tuple[nn.Module, dict[st
             else f"--weights {weights}: not the weights of timm:{name} ({why}); give those of this model"
         ) from None
     crop, interpolation = wants["input_size"][-1], wants["interpolation"]
-    facts = {
-        "classes": net.num_classes,
-        "crop": crop,
-        "resize": int(crop / wants["crop_pct"]),
-        "mean": wants["mean"],
-        "std": wants["std"],
-        "interpolation": interpolation if interpolation == "bilinear" else "bicubic",
-    }
-    return net, facts
+    resize = int(crop / wants["crop_pct"])
+    facts = {"classes": net.num_classes, "crop": crop, "resize": resize, "mean": wants["mean"], "std": wants["std"]}
+    return net, facts | {"interpolation": interpolation if interpolation == "bilinear" else "bicubic"}
 
 
 def _wants(name: str) -> dict[str, Any]:
@@ -59,9 +53,8 @@ def _wants(name: str) -> dict[str, Any]:
 
     _check_known(name)
     usual = timm.models.get_pretrained_cfg(name)
-    wants: dict[str, Any] = timm.data.resolve_data_config(
-        pretrained_cfg=usual.to_dict() if usual else {}, use_test_size=True
-    )
+    known = usual.to_dict() if usual else {}
+    wants: dict[str, Any] = timm.data.resolve_data_config(pretrained_cfg=known, use_test_size=True)
     (channels, height, width), mode = wants["input_size"], wants.get("crop_mode", "center")
     if mode != "center" or channels != 3 or height != width:
         shape = f"{channels} x {height} x {width}"

@@ -18,30 +18,25 @@ class VGG16(Staged):
     """
 
     def __init__(self, net: nets.VGG16, classes: int) -> None:
-        super().__init__()
-        self.stem = nn.Identity()
-        self.stages = nn.Sequential()
-        channels = 3
+        channels, stages = 3, {}
         for stage, (width, count) in STAGES.items():
-            layers = nn.Sequential()
-            for index in range(count):
+            stages[stage] = nn.Sequential()
+            for _ in range(count):
                 unit = ConvBN(channels, width, 3)
                 unit.add_module("se", se_slot(width, net.se))
-                layers.add_module(str(index), unit)
+                stages[stage].append(unit)
                 channels = width
-            layers.add_module("pool", nn.MaxPool2d(2))
-            self.stages.add_module(stage, layers)
-        self.last = nn.AdaptiveAvgPool2d(7)
-        self.head = nn.Sequential(
+            stages[stage].add_module("pool", nn.MaxPool2d(2))
+        head = nn.Sequential(
             nn.Linear(channels * 49, net.hidden), nn.ReLU(), nn.Dropout(net.dropout),
             nn.Linear(net.hidden, net.hidden), nn.ReLU(), nn.Dropout(net.dropout),
         )  # fmt: skip
-        self.fc = nn.Linear(net.hidden, classes)
+        super().__init__(nn.Identity(), stages, nn.Linear(net.hidden, classes), nn.AdaptiveAvgPool2d(7), head)
         initialise(self)
-        for layer in self.head:
+        for layer in head:
             if isinstance(layer, nn.Linear):  # nothing normalises what they put out
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
 
     def pool(self, x: Tensor) -> Tensor:
-        return self.head(x.flatten(1))
+        return x.flatten(1)
