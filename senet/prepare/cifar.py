@@ -24,27 +24,23 @@ def prepare(name: str, folder: Path, source: Path | None = None, checksum: bool 
     that is not the published one (by its MD5 sum, unless `checksum` is off, and by its files), that is not safe to
     unpack, or that cannot be had.
     """
-    layouts = LAYOUTS[name]
-    for layout in layouts:
-        if (folder / layout.folder).is_dir():
-            _require(layout, folder)
-            return f"{folder / layout.folder} is there already; nothing to do"
+    layouts, aside = LAYOUTS[name], folder / ".partial"
+    if there := _layout(name, folder):
+        return f"{folder / there.folder} is there already; nothing to do"
     if source is not None and not source.is_file():
         raise UsageError(f"{source}: no such file; --archive names {' or '.join(layout.archive for layout in layouts)}")
-    aside = folder / ".partial"
     try:
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot be written: {error.strerror}") from None
-    try:
+        unpacked = aside / "unpacked"
+        unpacked.mkdir(parents=True)
         source = source or _download(layouts[0], aside, checksum)
         if checksum:
             archive.identify(source, {layout.archive: layout.md5 for layout in layouts})
-        unpacked = aside / "unpacked"
-        unpacked.mkdir()
         archive.extract(source, unpacked, LARGEST_FILE, LARGEST_TOTAL)
-        layout = _layout(name, source, unpacked)
+        layout = _layout(name, unpacked, source)
+        if layout is None:
+            folders = " nor ".join(layout.folder for layout in layouts)
+            raise UsageError(f"{source}: holds neither {folders}: not an archive of {name}")
         (unpacked / layout.folder).rename(folder / layout.folder)
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written: {error.strerror}") from None
@@ -54,21 +50,15 @@ def prepare(name: str, folder: Path, source: Path | None = None, checksum: bool 
     return f"{source.name} {verified}, unpacked to {folder / layout.folder}"
 
 
-def _layout(name: str, source: Path, unpacked: Path) -> Layout:
-    for layout in LAYOUTS[name]:
-        if (unpacked / layout.folder).is_dir():
-            _require(layout, unpacked, source)
-            return layout
-    folders = " nor ".join(layout.folder for layout in LAYOUTS[name])
-    raise UsageError(f"{source}: holds neither {folders}: not an archive of {name}")
-
-
-def _require(layout: Layout, folder: Path, source: Path | None = None) -> None:
-    missing = [file for file in layout.all_files if not (folder / layout.folder / file).is_file()]
-    if missing and source:
+def _layout(name: str, folder: Path, source: Path | None = None) -> Layout | None:
+    """Return the layout in which a set is in `folder`, None if it is not; it is to be whole. Raises UsageError."""
+    layout = next((layout for layout in LAYOUTS[name] if (folder / layout.folder).is_dir()), None)
+    missing = [file for file in layout.all_files if not (folder / layout.folder / file).is_file()] if layout else []
+    if layout and missing and source:
         raise UsageError(f"{source}: lacks {', '.join(missing)}: not the whole {layout.archive}")
-    if missing:
+    if layout and missing:
         raise UsageError(f"{folder / layout.folder}: lacks {', '.join(missing)}; remove that folder and prepare again")
+    return layout
 
 
 def _download(layout: Layout, into: Path, checksum: bool) -> Path:

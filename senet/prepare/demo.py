@@ -49,9 +49,6 @@ class Drawn(Storage):
         key = [self.stamp["seed"], self.root.name == "val", int(self.columns["numbers"][image])]
         return jpeg(self.names[image].partition("/")[0], np.random.default_rng(key))
 
-    def file(self, image: int) -> Path:
-        return self.root / self.names[image]
-
     def sizes(self) -> Ints:
         return np.full(len(self.names), 8192, np.int64)  # about
 

@@ -48,8 +48,5 @@ class Pixels(Storage):
         Image.fromarray(self.columns["pixels"][image]).save(file, "PNG")
         return file.getvalue()
 
-    def file(self, image: int) -> Path:
-        return self.root / self.names[image]
-
     def sizes(self) -> Ints:
         return np.full(len(self.names), self.columns["pixels"][0].nbytes, np.int64)  # at most

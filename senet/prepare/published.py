@@ -108,8 +108,7 @@ class Zip(Storage):
         return f"{self.file(image)}:{self.names[image]}"
 
     def sizes(self) -> Ints:
-        sizes: Ints = self.columns["spans"][:, 2]
-        return sizes
+        return self.columns["spans"][:, 2]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ Decoded images are KEY.ppm: whatever reads images reads those too, PIL, OpenCV, 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import tarfile
@@ -155,20 +154,12 @@ def _write_shard(job: tuple[Path, Encoding, Index]) -> None:
                 count()
             file.write(bytes(2 * BLOCK))
             file.write(bytes(-file.tell() % RECORD))
-        checksum = f"{_digest(part)}  {base.name}.tar\n".encode()
+        checksum = f"{files.digest(part, 'sha256')}  {base.name}.tar\n".encode()
         for ending, content in ((".idx", os.fsencode("".join(lines))), (".sha256", checksum)):
             file_of = base.with_suffix(ending)
             files.replace(file_of, partial(Path.write_bytes, data=content), shared=True, durable=False)
 
     files.replace(base.with_suffix(".tar"), fill, shared=True)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _add(file: BinaryIO, name: str, content: bytes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import math
 import os
@@ -53,6 +54,15 @@ def replace(
 def write_text(path: Path, text: str, durable: bool = True) -> None:
     """Write a small file, whole or not at all. Raises OSError."""
     replace(path, lambda temporary: temporary.write_text(text), durable=durable)
+
+
+def digest(path: Path, algorithm: str) -> str:
+    """Return the checksum of a file in hex, by an `algorithm` of hashlib. Raises OSError."""
+    made = hashlib.new(algorithm, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            made.update(block)
+    return made.hexdigest()
 
 
 def free_name(path: Path) -> Path:

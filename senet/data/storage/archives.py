@@ -1,4 +1,4 @@
-"""Formats that keep many images in a file, each as it is: what tars and TFRecords have in common."""
+"""Formats that keep many images in a file: what tars, TFRecords and Parquet have in common."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from senet.data.philox import Ints
 from senet.data.storage.index import Format, Index, Names, order, read_classes, split_folder
@@ -33,8 +32,8 @@ class Member(NamedTuple):
 
 
 class Archives(Format):
-    """Images in the files of the stamp; `spans` [n, 3] has the position of their file, first byte and bytes; `shapes`
-    [n, 2] height and width of those whose pixels are stored as they are, zeros of others.
+    """Images in the files of the stamp, each as it is: `spans` [n, 3] has the position of their file, first byte and
+    bytes; `shapes` [n, 2] height and width of those whose pixels are stored as they are, zeros of others.
 
     A format defines `members`, the `patterns` of its files' names, and what to expect in them.
     """
@@ -75,17 +74,17 @@ class Archives(Format):
             raise UsageError(
                 f"{paths[0].parent}: no labelled images in its {len(paths)} files; expected {cls.expected}"
             )
-        numbers, classes = numbered(root, [member.label for _, member in members])
+        numbers, classes = _numbered(root, [member.label for _, member in members])
         found = [(file, label, *member[1:]) for (file, member), label in zip(members, numbers, strict=True)]
         if len({row[2] for row in found}) < len(found):  # names begin anew in each file
             found = [(*row[:2], f"{paths[row[0]].stem}/{row[2]}", *row[3:]) for row in found]
         found.sort(key=lambda row: (row[1], order(row[2])))
-        if found[0][1] < 0:
-            raise UsageError(f"{root}: {found[0][2]}: label {found[0][1]}; labels start at 0")
-        spans = np.array([(number, start, size) for number, _, _, start, size, _ in found], np.int64)
-        columns: dict[str, NDArray[Any]] = {"spans": spans, "shapes": np.array([row[-1] for row in found], np.int32)}
-        labels_ = np.array([row[1] for row in found], np.int64)
-        return Index(cls(root, Names.of(row[2] for row in found), stamp, columns), labels_, classes)
+        files, labels, names, starts, sizes, shapes = zip(*found, strict=True)
+        if labels[0] < 0:
+            raise UsageError(f"{root}: {names[0]}: label {labels[0]} (a test set?); labels start at 0")
+        spans = np.array([files, starts, sizes], np.int64).T.copy()
+        storage = cls(root, Names.of(names), stamp, {"spans": spans, "shapes": np.array(shapes, np.int32)})
+        return Index(storage, np.array(labels, np.int64), classes)
 
     @classmethod
     def unchanged(cls, root: Path, split: str, stamp: Mapping[str, Any]) -> bool:
@@ -111,11 +110,10 @@ class Archives(Format):
         return f"{file}:{self.names[image].removeprefix(file.stem + '/')}"
 
     def sizes(self) -> Ints:
-        sizes: Ints = self.columns["spans"][:, 2]
-        return sizes
+        return self.columns["spans"][:, 2]
 
 
-def numbered(root: Path, labels: Sequence[int | str]) -> tuple[list[int], tuple[str, ...]]:
+def _numbered(root: Path, labels: Sequence[int | str]) -> tuple[list[int], tuple[str, ...]]:
     """Return labels as numbers, and the names of the classes: of ROOT/classes.txt, otherwise those that are labels, in
     order. Raises UsageError for a name that is not in the list.
     """

@@ -61,9 +61,6 @@ class Folders(Format):
         with open(f"{self.root}/{self.names[image]}", "rb", buffering=0) as file:
             return file.readall()
 
-    def file(self, image: int) -> Path:
-        return self.root / self.names[image]
-
     def sizes(self) -> Ints:
         return np.array([os.stat(f"{self.root}/{name}").st_size for name in self.names], np.int64)
 

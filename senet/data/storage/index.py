@@ -77,9 +77,9 @@ class Storage(ABC):
     def read(self, image: int) -> bytes:
         """Return the bytes of an image file. Raises OSError if they cannot be read, ValueError if they are damaged."""
 
-    @abstractmethod
     def file(self, image: int) -> Path:
-        """Return the file that an image is in."""
+        """Return the file that an image is in: by default one of its own."""
+        return self.root / self.names[image]
 
     @abstractmethod
     def sizes(self) -> Ints:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from senet.data.storage.folders import Folders, class_folders, images_below, stamp_of
 from senet.data.storage.index import Index, Names, order, split_folder
 from senet.errors import UsageError
+from senet.system.files import digest
 
 
 class Listed(Folders):
@@ -36,7 +36,7 @@ class Listed(Folders):
         except KeyError as error:
             raise UsageError(f"{base}: {error} is not in {file}, or not among the classes of {train}") from None
         rows.sort(key=lambda row: (row[0], order(row[1])))
-        stamp = {"classes": classes, "times": times, "list": _digest(file)}
+        stamp = {"classes": classes, "times": times, "list": digest(file, "sha256")[:16]}
         storage = cls(base, Names.of(name for _, name in rows), stamp)
         return Index(storage, np.array([label for label, _ in rows], np.int64), tuple(classes))
 
@@ -47,7 +47,7 @@ class Listed(Folders):
         own = stamp_of(root, split_folder(root, split), stamp["times"]) | {"classes": stamp["classes"]}
         train = split_folder(root, "train")
         same = not train.is_dir() or class_folders(root, train) == stamp["classes"]
-        return same and own | {"list": _digest(file)} == stamp
+        return same and own | {"list": digest(file, "sha256")[:16]} == stamp
 
 
 def read_list(file: Path) -> dict[str, str]:
@@ -66,7 +66,3 @@ def _list(root: Path) -> Path | None:
     base = split_folder(root, "val")
     known = (base / "val_annotations.txt", root / "LOC_val_solution.csv", root.parent / "LOC_val_solution.csv")
     return next((file for file in known if file.is_file()), None)
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]

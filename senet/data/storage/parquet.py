@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from senet.data.philox import Ints, permutation
-from senet.data.storage.archives import as_label, numbered, stamp_of
+from senet.data.storage.archives import Archives, Member, as_label
 from senet.data.storage.folders import ENDINGS
-from senet.data.storage.index import Format, Index, Names, order
+from senet.data.storage.index import Index
 from senet.errors import UsageError
 
 IMAGES = ("image", "img", "jpg", "png", "webp")  # columns that are taken if there are several
@@ -27,8 +27,10 @@ LARGE = 2 << 30  # bytes of a set
 log = logging.getLogger(__name__)
 
 
-class Parquet(Format):
-    """Images in row groups; `rows` [n, 3] has the position of their file among those of the stamp, row group, row."""
+class Parquet(Archives):
+    """Images in row groups: `spans` [n, 3] has the position of their file among those of the stamp, row group, row."""
+
+    expected = "a column of images and one of labels"
 
     @classmethod
     def find(cls, root: Path, split: str) -> list[Path]:
@@ -40,63 +42,57 @@ class Parquet(Format):
         return []
 
     @classmethod
-    def holds(cls, root: Path, split: str) -> bool:
-        return bool(cls.find(root, split))
+    def members(cls, path: Path) -> list[Member]:
+        """List the rows: a member's `start` is the row group, its `size` the row in there.
+
+        Raises UsageError for rows without a label, for files that hold no images, and without pyarrow.
+        """
+        file, content, label = _open(path)
+        image, found = content.partition(".")[0], []
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, [f"{image}.path", label])
+            structs = table.column(image).to_pylist() if image in table.column_names else [None] * len(table)
+            for row, (value, struct) in enumerate(zip(table.column(label).to_pylist(), structs, strict=True)):
+                try:
+                    found.append(Member(as_label(value), Path((struct or {}).get("path") or "").name, group, row))
+                except (ValueError, TypeError):
+                    raise UsageError(
+                        f"{path}: row {row} of row group {group} has {value!r} for {label}; "
+                        "a number or a name is a label"
+                    ) from None
+        names = {member.name for member in found}
+        if len(names) == len(found) and all(name.lower().endswith(ENDINGS) for name in names):
+            return found
+        return [member._replace(name=f"{member.start:04}-{member.size:06}.jpg") for member in found]
 
     @classmethod
     def scan(cls, root: Path, split: str) -> Index:
-        """List the rows of a split. Raises UsageError for files that hold no images, and without pyarrow."""
-        paths = cls.find(root, split)
-        found = [(number, *row) for number, path in enumerate(paths) for row in _rows(path)]  # file, group, row, ...
-        labels, classes = numbered(root, [row[3] for row in found])
-        found = [(*row[:3], label, row[4]) for row, label in zip(found, labels, strict=True)]
-        names = [row[4] or "" for row in found]
-        if len(set(names)) < len(names) or not all(name.lower().endswith(ENDINGS) for name in names):
-            names = [f"{paths[row[0]].stem}/{row[1]:04}-{row[2]:06}.jpg" for row in found]
-        ranks = sorted(range(len(found)), key=lambda i: (found[i][3], order(names[i])))
-        rows = np.array([row[:4] for row in found], np.int64)[ranks]
-        if not len(rows) or rows[0, 3] < 0:
-            raise UsageError(f"{paths[0]}: no images with labels in it (a test set?); labels start at 0")
+        index, paths = super().scan(root, split), cls.find(root, split)
         if sum(path.stat().st_size for path in paths) > LARGE:
             log.warning(
                 "%s: single images of Parquet are read slowly; python -m launch.prepare shards %s TO", root, root
             )
-        stamp = stamp_of(root, paths)
-        storage = cls(root, Names.of(names[i] for i in ranks), stamp, {"rows": rows[:, :3].copy()})
-        return Index(storage, rows[:, 3].copy(), classes or _class_names(paths[0]))
-
-    @classmethod
-    def unchanged(cls, root: Path, split: str, stamp: Mapping[str, Any]) -> bool:
-        return stamp_of(root, cls.find(root, split)) == stamp
+        return replace(index, classes=index.classes or _class_names(paths[0]))
 
     def read(self, image: int) -> bytes:
-        _, group, row = self.columns["rows"][image].tolist()
+        _, group, row = self.columns["spans"][image].tolist()
         content: bytes | None = _group(str(self.file(image)), group)[row].as_py()
         if content is None:
             raise ValueError("its row has no bytes, at most a path on another machine")
         return content
 
-    def file(self, image: int) -> Path:
-        return self.root / list(self.stamp["archives"])[self.columns["rows"][image, 0]]
-
-    def path(self, image: int) -> str:
-        return f"{self.file(image)}:{self.names[image]}"
-
     def sizes(self) -> Ints:
         """Return the mean bytes of the images in each one's row group: its own are not known before it is read."""
-        rows, sizes = self.columns["rows"], np.zeros(len(self.names), np.int64)
-        for number, name in enumerate(self.stamp["archives"]):
-            means = np.array(_means(self.root / name))
-            here = rows[:, 0] == number
-            sizes[here] = means[rows[here, 1]]
-        return sizes
+        files, groups, _ = self.columns["spans"].T
+        means = [_means(Path(file)) for file in self.files]
+        return np.array([means[file][group] for file, group in zip(files, groups, strict=True)], np.int64)
 
     def packing_order(self, seed: int) -> Ints:
         """Return the images row group by row group, these in random order: each is read once then."""
-        rows = self.columns["rows"]
-        _, groups = np.unique(rows[:, :2], axis=0, return_inverse=True)
+        spans = self.columns["spans"]
+        _, groups = np.unique(spans[:, :2], axis=0, return_inverse=True)
         groups = groups.reshape(-1)
-        return np.lexsort((rows[:, 2], permutation(seed, 0, int(groups.max()) + 1)[groups]))
+        return np.lexsort((spans[:, 2], permutation(seed, 0, int(groups.max()) + 1)[groups]))
 
 
 def _open(path: Path) -> tuple[Any, str, str]:
@@ -125,25 +121,6 @@ def _holds_bytes(column: Any) -> bool:
     """Tell whether a column of a Parquet schema is one of images: bytes that are no text."""
     plain = column.physical_type == "BYTE_ARRAY" and column.logical_type.type == "NONE"
     return bool(plain and column.path.count(".") < 2)
-
-
-def _rows(path: Path) -> list[tuple[int, int, int | str, str | None]]:
-    """Return row group, row, label and name of each image. Raises UsageError for rows without a label."""
-    file, content, label = _open(path)
-    image = content.partition(".")[0]
-    found = []
-    for group in range(file.num_row_groups):
-        table = file.read_row_group(group, [f"{image}.path", label])
-        structs = table.column(image).to_pylist() if image in table.column_names else [None] * len(table)
-        names = [Path(one["path"]).name if one and one.get("path") else None for one in structs]
-        for row, (value, name) in enumerate(zip(table.column(label).to_pylist(), names, strict=True)):
-            try:
-                found.append((group, row, as_label(value), name))
-            except (ValueError, TypeError):
-                raise UsageError(
-                    f"{path}: row {row} of row group {group} has {value!r} for {label}; a number or a name is a label"
-                ) from None
-    return found
 
 
 def _class_names(path: Path) -> tuple[str, ...]:
