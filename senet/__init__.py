@@ -44,9 +44,7 @@ def build(config: str, *overrides: str) -> nn.Module:
 
 
 def preprocess(net: nn.Module) -> Preprocess:
-    """Return what makes an image into what a network of `load` or `build` was validated on: a path, the bytes of a file
-    or a PIL image -> [3, H, W].
-    """
+    """Return what makes [3, H, W], as `net` was validated on, of a path, the bytes of a file or a PIL image."""
     from senet.config import Config
     from senet.data.preprocess import Preprocess
 

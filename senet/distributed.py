@@ -79,9 +79,7 @@ class World:
         return [each.tolist() for each in out]
 
     def all_reduce_max(self, *numbers: int) -> Callable[[], list[int]]:
-        """Begin to find the greatest of all ranks' numbers, each for itself. Return a function that waits for them,
-        though not for the device.
-        """
+        """Begin to find the greatest of all ranks' numbers, each for itself, and return what waits for them."""
         if self.size == 1:
             return lambda: list(numbers)
         box = torch.tensor(numbers)
@@ -135,20 +133,15 @@ def start(device: str = "auto", deterministic: bool = False) -> World:
 
     cuDNN tries its algorithms for each shape and takes the fastest or, if `deterministic`, one that gives equal bits.
     """
-    rank, size, local = (
-        int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
+    rank, local = (int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK"))
+    size = int(os.environ.get("WORLD_SIZE", 1))
     if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError(
-            "--device cuda: no CUDA device is visible; check nvidia-smi and CUDA_VISIBLE_DEVICES, or use --device cpu"
-        )
+        raise UsageError("--device cuda: no GPU is visible; see nvidia-smi, CUDA_VISIBLE_DEVICES, or use --device cpu")
     if device == "cpu" or not torch.cuda.is_available():
         own = torch.device("cpu")
     elif local >= torch.cuda.device_count():
-        raise UsageError(
-            f"{local + 1} processes on a node with {torch.cuda.device_count()} GPUs: set "
-            "--nproc-per-node to at most that"
-        )
+        gpus = torch.cuda.device_count()
+        raise UsageError(f"{local + 1} processes on a node with {gpus} GPUs: set --nproc-per-node to at most that")
     else:
         own = torch.device("cuda", local)
         torch.cuda.set_device(own)

@@ -119,9 +119,7 @@ def _quoted(option: str) -> str:
 
 
 def body(name: str) -> str:
-    """Return a script of slurm/ without the comments at its head, and with what it sources there in its place. The site
-    file stays outside.
-    """
+    """Return a script of slurm/ without its first comments, and with what it sources, but for the site file."""
     if not (ROOT / "slurm").is_dir():
         raise UsageError(f"{ROOT}: no slurm/ in it: jobs start in a clone of the repository; submit from one")
     lines = (ROOT / "slurm" / name).read_text().splitlines()
@@ -132,9 +130,7 @@ def body(name: str) -> str:
 
 
 def seconds(time: str) -> int:
-    """Return the seconds of a time as sbatch takes it: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM, D-HH:MM:SS. Raises
-    UsageError.
-    """
+    """Return the seconds of a time as sbatch takes it: minutes, MM:SS, HH:MM:SS, D-HH... Raises UsageError."""
     form = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
     if form is None:
         raise UsageError(f"--time {time}: not a time; write 24:00:00, 2-12 (days-hours) or 90 (minutes)")
@@ -151,9 +147,7 @@ def read_site(file: Path) -> Site:
     names = [field.name for field in fields(Site) if field.name != "options"]
     values = " ".join(f'"${{{name}-}}"' for name in names)
     show = f'SENET_ROOT=$2; source "$1" && printf "%s\\0" {values} "${{sbatch_options[@]}}"'
-    done = subprocess.run(
-        ["bash", "-c", show, "site", str(file), str(ROOT)], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(["bash", "-c", show, "site", str(file), str(ROOT)], capture_output=True, text=True)
     if done.returncode:
         raise UsageError(f"{file}: bash cannot read it: {' '.join(done.stderr.split())}")
     found = done.stdout.split("\0")[:-1]
@@ -170,9 +164,7 @@ def alive(out: Path) -> str | None:
         job = RunFolder(out).slurm_job.read_text().strip()
     except OSError:
         return None
-    done = subprocess.run(
-        ["squeue", "--noheader", "--jobs", job, "--format=%T"], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(["squeue", "--noheader", "--jobs", job, "--format=%T"], capture_output=True, text=True)
     if done.returncode == 0:
         states = sorted(set(done.stdout.split()) - {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"})
         return f"{job} ({', '.join(states)})" if states else None
@@ -192,7 +184,7 @@ def need(commands: Iterable[str]) -> None:
 
 def send(file: Path) -> str:
     """Return the id of the job that sbatch makes of a script. Raises UsageError with what sbatch says."""
-    done = subprocess.run(["sbatch", "--parsable", str(file)], capture_output=True, text=True, check=False)
+    done = subprocess.run(["sbatch", "--parsable", str(file)], capture_output=True, text=True)
     if done.returncode:
         said = " ".join(done.stderr.replace("sbatch: error:", "").split())
         raise UsageError(f"sbatch refuses: {said}; look at {file} and at the site file")

@@ -29,13 +29,10 @@ def _is_block(module: nn.Module) -> bool:
 
 def _gate(module: nn.Module) -> nn.Module | None:
     """Return what puts out the gates of a block of timm."""
-    if not isinstance(getattr(module, "fc1", None), nn.Conv2d) or not isinstance(
-        getattr(module, "fc2", None), nn.Conv2d
-    ):
+    if not all(isinstance(getattr(module, name, None), nn.Conv2d) for name in ("fc1", "fc2")):
         return None
-    return next(
-        (gate for name in ("gate", "sigmoid") if isinstance(gate := getattr(module, name, None), nn.Module)), None
-    )
+    found = (getattr(module, name, None) for name in ("gate", "sigmoid"))
+    return next((gate for gate in found if isinstance(gate, nn.Module)), None)
 
 
 def _name(path: str) -> str:

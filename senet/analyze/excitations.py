@@ -33,9 +33,7 @@ SATURATED = 0.05  # from 0 or 1
 
 @dataclass(frozen=True)
 class Excitation:
-    """The gates of a block: means and standard deviations over images [groups, channels]. Groups are classes, and all
-    of them together.
-    """
+    """The gates of a block: means and deviations over images, [groups, channels]; groups are classes, and all."""
 
     block: str
     groups: tuple[str, ...]  # the last is "all"

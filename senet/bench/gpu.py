@@ -98,9 +98,7 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
     """
     world = distributed.start(args.device)
     if world.device.type == "cpu" and not args.tiny:
-        raise UsageError(
-            "gpu: no CUDA device is visible, and these measurements are of one; --tiny tries the parts on this machine"
-        )
+        raise UsageError("gpu: no CUDA device is visible; --tiny tries the parts on this machine")
     if args.part:
         torch.backends.cudnn.benchmark = world.device.type == "cuda"
         setup = Setup(world, args.out, time.monotonic() + args.left, args.tiny, args.data)
@@ -214,9 +212,7 @@ def goals(nets: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def planner(nets: Sequence[Row], machine: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return the fastest of each net and stack as rows for senet/plan/measured.yaml; none if launch.plan does not know
-    the GPU.
-    """
+    """Return the fastest of each net and stack as rows for senet/plan/measured.yaml, if that knows the GPU."""
     gpu = gpus.called(machine[0].what) if machine else None
     fastest: dict[tuple[str, str], rates.Row] = {}
     for row in nets:

@@ -43,9 +43,7 @@ WITHOUT_SE = " without SE"
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "configs", nargs="*", default=list(NETS), metavar="CONFIG", help="FILE.yaml or FILE.yaml:VARIANT"
-    )
+    parser.add_argument("configs", nargs="*", default=NETS, metavar="CONFIG", help="FILE.yaml or FILE.yaml:VARIANT")
     hows = ["channels_last", "contiguous"]
     example = "contiguous, channels_last+analytic+compile, ... (analytic: the fused SE tail)"
     parser.add_argument("--executions", nargs="+", default=hows, metavar="HOW", help=example)
@@ -89,9 +87,7 @@ def measure(
     best: Device,
     plain: bool = True,
 ) -> Iterator[Row]:
-    """Yield a row for each contestant around one net, after each round anew: the net, the same without SE if `plain`,
-    and the peers.
-    """
+    """Yield, after each round anew, a row for one net, the same without SE if `plain`, and each of the peers."""
     nets = {short(name): settings}
     if plain and getattr(settings.net, "se", None) is not None:
         nets[short(name) + WITHOUT_SE] = replace(settings, net=replace(settings.net, se=None))  # type: ignore[arg-type]

@@ -1,6 +1,4 @@
-"""What a checkpoint costs the training: how long a save holds it up, beside a bare copy of the same tensors in the same
-minute.
-"""
+"""What a checkpoint costs the training: how long a save holds it up, beside a bare copy of the same tensors."""
 
 from __future__ import annotations
 

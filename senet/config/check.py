@@ -27,18 +27,14 @@ def warnings(config: Config) -> list[str]:
     schedule, optim, epochs = config.schedule, config.optim, config.epochs
     if not epochs:
         return []
-    found = []
-    higher = "the learning rate stays higher than the schedule says"
+    found, end = [], f"the end of the run (epochs: {epochs})"
+    rate = "the learning rate stays higher than the schedule says"
     if never := [f"{epoch:g}" for epoch in getattr(schedule, "milestones", ()) if epoch >= epochs]:
-        found.append(
-            f"schedule.milestones: {', '.join(never)} are beyond the end of the run (epochs: {epochs}); {higher}"
-        )
+        found.append(f"schedule.milestones: {', '.join(never)} are beyond {end}; {rate}")
     if isinstance(schedule, Plateau) and schedule.patience + 2 >= epochs:
-        found.append(
-            f"schedule.patience: {schedule.patience} epochs are never waited for in a run of {epochs}; {higher}"
-        )
+        found.append(f"schedule.patience: {schedule.patience} epochs are never waited for in a run of {epochs}; {rate}")
     if config.bn.freeze is not None and config.bn.freeze >= epochs:
-        found.append(f"bn.freeze: {config.bn.freeze} is beyond the end of the run (epochs: {epochs}); BN is not frozen")
+        found.append(f"bn.freeze: {config.bn.freeze} is beyond {end}; BN is not frozen")
     if isinstance(optim, Adam | LAMB) and optim.lr > HIGH:
         found.append(f"optim.lr: {optim.lr:g} is far above what {optim.name} is run with (about 0.001 to 0.01)")
     return found
@@ -66,9 +62,7 @@ def _of_net(config: Config) -> Iterator[Rule]:
         yield net.se.stages != (), "net.se.stages", "an SE net without SE blocks; write net.se: null"
         yield all(2 <= s <= last for s in net.se.stages), "net.se.stages", f"this net's stages are 2 to {last}"
     if net.se and net.se.place == "conv3x3" and isinstance(net, Basic):
-        raise UsageError(
-            "net.se.place: 'conv3x3' needs bottleneck blocks; use standard, pre, post or identity with net.block basic"
-        )
+        raise UsageError("net.se.place: 'conv3x3' needs bottleneck blocks; use standard, pre, post or identity")
 
 
 def _of_data(config: Config) -> Iterator[Rule]:

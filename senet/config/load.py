@@ -179,9 +179,7 @@ def _none_of(value: Any, words: Sequence[str]) -> str:
 
 
 def _nearest_key(kind: type, tree: Any, path: Sequence[str], inner: type) -> str:
-    """Return `; did you mean ...?` with the same name elsewhere, a name like it beside it, or one like it elsewhere;
-    otherwise the names beside it.
-    """
+    """Return `; did you mean ...?` with the same name elsewhere, or one like it; otherwise the names beside it."""
     beside, name = [".".join([*path[:-1], key]) for key in hints(inner)], path[-1]
     every = sorted(_keys(kind, tree), key=lambda key: key.count("."))
     found = [key for key in every if _last(key) == name]

@@ -61,9 +61,7 @@ class Grow:
 
 @dataclass(frozen=True)
 class Augment:
-    """What is done to training images beyond crop and flip; nothing by default, as in the paper. Numbers are limits of
-    uniform draws.
-    """
+    """What is done to training images beyond crop and flip: nothing in the paper. Numbers limit uniform draws."""
 
     rotate: Annotated[float, Field(strict=True, ge=0, le=180)] = 0.0  # degrees either way; the released models: 10
     pixel_jitter: NotNegative = 0.0  # levels of 255 added to each channel, either way; the released models: 20
@@ -180,9 +178,7 @@ class SGD(Optim):
 
 @dataclass(frozen=True)
 class LARS(Optim):
-    """SGD for large batches: each layer has a rate by the norms of its weights and gradients (You et al. 2017), unless
-    it does not decay.
-    """
+    """SGD for large batches (You et al. 2017): what decays has a rate by the norms of its weights and gradients."""
 
     name: Literal["lars"] = "lars"
     decay_norm_and_bias: YesNo = False

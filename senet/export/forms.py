@@ -49,9 +49,7 @@ def facts(trained: Trained) -> dict[str, Any]:
 
 
 def deviation(trained: Trained, run: Run) -> float:
-    """Return how far logits are apart from those of the source, on random images in batches of two sizes, as a share of
-    the largest one.
-    """
+    """Return how far logits of random images are from the source's, as a share of the largest, in two batches."""
     side, generator = trained.config.data.crop, torch.Generator().manual_seed(0)
     apart = []
     for images in (torch.randn(size, 3, side, side, generator=generator) for size in (3, 1)):

@@ -65,9 +65,7 @@ def classifier(net: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts of a network: trainable parameters (BN statistics are none), and multiply-adds of convolutions and FC
-    layers for one image.
-    """
+    """Trainable parameters of a network, and multiply-adds of its convolutions and FC layers for one image."""
 
     parameters: int
     macs: int

@@ -113,9 +113,7 @@ class PreactivationBlock(Block):
 
 
 def basic(net: config.Basic, inputs: int, width: int, stride: int, se: config.SE | None) -> Branch:
-    """Return two 3x3 convolutions with BN. In a pre-activation block the first BN stands before the branch, and none
-    ends it.
-    """
+    """Return two 3x3 convolutions with BN; in a pre-activation block, no BN ends them."""
     outputs = width * net.expansion
     layers = Branch()
     layers.add(

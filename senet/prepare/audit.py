@@ -58,7 +58,7 @@ def audit(root: Path, processes: int | None = None) -> int:
         files.replace(root / "audit.json", lambda part: part.write_text(lines), shared=True)
     except OSError as error:
         raise UsageError(
-            f"{error.filename or root}: {error.strerror or error}; an audit lists all of DIR, and writes into it"
+            f"{error.filename or root}: {error.strerror or error}; an audit reads all of DIR and writes into it"
         ) from None
     print(text.decode(), end="")
     return 0
@@ -75,9 +75,7 @@ def _list(root: Path, split: str) -> Findings:
 
 
 def _unused(images: Folders) -> list[str]:
-    """Return what lies in the folders and is not used: what is hidden, what is no image by its ending, and links that
-    lead in a circle.
-    """
+    """Return what lies in the folders and is not used: hidden files, other endings, links that lead in a circle."""
     base, listed, unused = images.root, images.stamp["times"], []
     for folder in {"", *listed}:
         for name in os.listdir(base / folder):

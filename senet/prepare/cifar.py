@@ -69,10 +69,8 @@ def _download(layout: Layout, into: Path, checksum: bool) -> Path:
     try:
         download_url(URL + layout.archive, str(into), layout.archive, layout.md5 if checksum else None)
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(
-            f"{URL}{layout.archive}: download failed ({reason}); fetch it elsewhere and pass --archive FILE"
-        ) from None
+        why = " ".join(str(error).split())
+        raise UsageError(f"{URL}{layout.archive}: download failed ({why}); pass it by --archive FILE") from None
     finally:
         socket.setdefaulttimeout(before)
     return into / layout.archive

@@ -21,9 +21,7 @@ VERSION = 1  # of the drawings: raise it when the same seed gives other pictures
 
 @dataclass(frozen=True)
 class Demo:
-    """What defines a set: the images of each split and the seed. Equal values give equal bytes, given the same PIL and
-    numpy.
-    """
+    """What defines a set. Equal values give equal bytes, given the same PIL and numpy."""
 
     train: int = 2000
     val: int = 500

@@ -21,9 +21,7 @@ CLASSES = tuple(f"{shape}_{texture}" for shape in SHAPES for texture in TEXTURES
 
 
 def jpeg(name: str, rng: np.random.Generator) -> bytes:
-    """Return a JPEG file that shows class `name`, one of CLASSES; most sides are 120 to 260 pixels, one picture in
-    twenty is twice as large.
-    """
+    """Return a JPEG of class `name`, one of CLASSES; its sides are 120 to 260 pixels, of one in twenty twice that."""
     pixels = draw(name, rng)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=int(rng.integers(75, 96)))
@@ -103,9 +101,7 @@ def _outside(shape: str, y: Plane, x: Plane) -> Plane:
 
 
 def _texture(texture: str, y: Plane, x: Plane, period: float) -> Plane:
-    """Return how much ink, 0 to 1, is on a pattern of period 1 whose period is `period` pixels; ink and paper cover
-    about as much.
-    """
+    """Return the ink, 0 to 1, of a pattern that repeats every `period` pixels; half of its area is ink."""
     far: Plane = np.abs(x % 1 - 0.5) - 0.25 if texture == "stripes" else np.hypot(y % 1 - 0.5, x % 1 - 0.5) - 0.37
     ink: Plane = np.clip(0.5 - far * period, 0, 1)
     return ink

@@ -45,9 +45,7 @@ def write_folders(index: Index, to: Path, split: str, encoding: Encoding, proces
     times: dict[str, int] = {}
     for folder, images in parts.items():
         if sum(1 for _ in images_below(base, times, folder.name)) != len(images):
-            raise UsageError(
-                f"{folder}: holds other files than its {len(images)} images; remove this folder and run it again"
-            )
+            raise UsageError(f"{folder}: holds other files than its {len(images)} images; remove this folder and rerun")
     storage = Folders(base, names, {"classes": list(classes), "times": times})
     Index(storage, index.labels, classes).save(index_file(to, split))
     return len(classes)
@@ -67,16 +65,12 @@ def read(index: Index, image: int) -> bytes:
     try:
         return index.storage.read(image)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(
-            f"{index.storage.path(image)}: cannot be read ({reason or error}); mend the source and run it again"
-        ) from None
+        path, reason = index.storage.path(image), getattr(error, "strerror", None) or error
+        raise UsageError(f"{path}: cannot be read ({reason}); mend the source and run it again") from None
 
 
 def _write_class(job: tuple[Path, Encoding, Index, Names]) -> None:
-    """Fill a hidden folder, which becomes that of the class in one step. Its name is its own, so that runs side by side
-    do no harm.
-    """
+    """Fill a hidden folder of a name of its own, for others may do the same; then let it be that of the class."""
     folder, encoding, images, names = job
     part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     part.mkdir(parents=True)

@@ -161,10 +161,8 @@ def _wnids(names: Names, path: Path, val_wnids: Mapping[str, str]) -> list[str]:
     """Return what each image shows: the class in its name, otherwise what the labels say."""
     try:
         return [name.partition("/")[0] if "/" in name else val_wnids[name.partition(".")[0]] for name in names]
-    except KeyError as error:
-        raise UsageError(
-            f"{path}: {error.args[0]} has no label in --devkit or --val-labels; give the one that belongs to it"
-        ) from None
+    except KeyError as name:
+        raise UsageError(f"{path}: {name} has no label in --devkit or --val-labels; give the right one") from None
 
 
 def _ordered(images: Storage, shown: list[str], names: tuple[str, ...]) -> Index:

@@ -90,9 +90,7 @@ def _advice(root: Path, splits: dict[str, dict[str, Any]]) -> list[str]:
     counts = {split: len(found["undecodable"]) for split, found in splits.items()}
     if not sum(counts.values()):
         return ["Nothing to do: every image can be decoded."]
-    left_out = " and ".join(
-        f"{count:,} image{'s' * (count > 1)} of {split}" for split, count in counts.items() if count
-    )
+    left_out = " and ".join(f"{n:,} image{'s' * (n > 1)} of {split}" for split, n in counts.items() if n)
     return [
         f"Training will leave out {left_out} by name ({root}/audit.json lists all).",
         "To use them, replace these files by good ones: those count at once. Audit again after other changes.",

@@ -29,9 +29,7 @@ def is_complete(folder: Path, split: str, plan: dict[str, Any]) -> bool:
         return False
     if differ := [name for name, value in plan.items() if known.get(name) != value]:
         there = ", ".join(f"{name} {known.get(name)} instead of {plan[name]}" for name in differ)
-        raise UsageError(
-            f"{folder}: {split} was begun otherwise ({there}); give the same again, or name another folder"
-        )
+        raise UsageError(f"{folder}: {split} was begun otherwise ({there}); do the same again, or name another folder")
     # A list out of date says that somebody has added or removed something: look closer.
     return bool(known.get("complete")) and split in splits(folder) and saved_listing(folder, split) is not None
 
@@ -58,18 +56,12 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def require_space(folder: Path, needed: int, shrinking: bool) -> None:
-    """Raise UsageError if `needed` bytes do not fit. Nobody knows how much smaller shrinking makes them: then only
-    warn.
-    """
+    """Raise UsageError if `needed` bytes do not fit; if images are `shrinking`, by nobody knows how much, warn."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     if free >= needed:
         return
     sizes = f"{needed / 1e9:.1f} GB to write, {free / 1e9:.1f} GB free"
     if not shrinking:
-        raise UsageError(
-            f"{folder}: {sizes}; free some space, name another folder, or make images smaller with --short-side"
-        )
-    log.warning(
-        "%s: %s before making images smaller; should it not be enough, free some space and run it again", folder, sizes
-    )
+        raise UsageError(f"{folder}: {sizes}; free some space, name another folder, or shrink images with --short-side")
+    log.warning("%s: %s before shrinking images; if it is not enough, free some space and run it again", folder, sizes)

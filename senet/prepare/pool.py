@@ -79,9 +79,7 @@ def _spread(task: Callable[[Job], Result], jobs: Iterable[Job], processes: int, 
             yield from some(2 * processes - 1)
         yield from some(0)
     except BrokenProcessPool:
-        raise RunError(
-            "a worker process was killed (out of memory?); run it again to go on, with fewer --processes"
-        ) from None
+        raise RunError("a worker process was killed (out of memory?); run it again with fewer --processes") from None
     except BaseException:
         ours.close()
         raise

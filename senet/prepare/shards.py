@@ -83,9 +83,7 @@ def write_shards(index: Index, to: Path, split: str, packing: Packing, processes
         _join_checksums(aside)
         aside.rename(to / split)
     if len(Tars.find(to, split)) != shards:
-        raise UsageError(
-            f"{to / split}: holds other files than its {shards} shards; remove this folder and run it again"
-        )
+        raise UsageError(f"{to / split}: holds other files than its {shards} shards; remove this folder and rerun")
     if index.classes:
         write_classes(to, index.classes)
     _listed(index, to, split, stems, parts).save(index_file(to, split))
@@ -133,9 +131,7 @@ def _measure(job: tuple[int, Index]) -> tuple[int, Ints]:
     try:
         sizes = images.storage.sizes()
     except OSError as error:
-        raise UsageError(
-            f"{error.filename}: cannot be read ({error.strerror}); mend the source and run it again"
-        ) from None
+        raise UsageError(f"{error.filename}: cannot be read ({error.strerror}); mend it and run this again") from None
     count(len(images))
     return first, sizes
 

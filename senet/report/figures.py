@@ -21,9 +21,7 @@ SMALL: Any = {"width": 5.2, "height": 3.6}
 
 
 def curves(runs: Sequence[RunFacts], paper: Quoted | None) -> dict[str, bytes]:
-    """Draw what the logs hold over the epochs: errors, loss and learning rate, speed. What there is nothing of is left
-    out.
-    """
+    """Draw errors, loss and learning rate, and speed over the epochs, as far as they were logged."""
     coloured = list(zip(runs, cycle(COLOURS), strict=False))
     drawn = {}
     if any(run.train or run.val for run in runs):

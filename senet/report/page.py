@@ -35,9 +35,7 @@ class Wrong:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a run's net makes of the validation set: pictures by name, classes, and the images that are most wrong; or
-    the reason why nobody looked.
-    """
+    """What a run's net makes of the validation set, or the reason why nobody looked."""
 
     reason: str = ""
     what: str = ""  # was evaluated, in a sentence

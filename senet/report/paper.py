@@ -30,9 +30,7 @@ class Quoted(NamedTuple):
 
 
 def quoted(settings: config.Config) -> Quoted | None:
-    """Return what the paper has for the net and data of a config, from the recipe that is most like it; None if it has
-    nothing.
-    """
+    """Return the paper's result for the net and data of a config, by the recipe most like it; None without one."""
     found = []
     for name, text in _quotes().items():
         numbers = re.match(r"([\d.]+)(?: top-1| % error)?(?:, ([\d.]+))?", text)

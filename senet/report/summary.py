@@ -34,9 +34,8 @@ def summary(runs: Sequence[RunFacts]) -> tuple[list[str], list[list[Cell]]]:
         row["epochs"] = trained + f" of {first.config.epochs}" * (epochs != [first.config.epochs])
         for top in ("top1", "top5"):
             row[f"{top[:3]}-{top[3]} error %"] = _spread(done, f"{top}_error")
-        row["best top-1 %"] = (
-            f"{min(best):.2f}" if (best := [run.best["top1_error"] for run in group if run.best]) else None
-        )
+        best = min((run.best["top1_error"] for run in group if run.best), default=None)
+        row["best top-1 %"] = None if best is None else f"{best:.2f}"
         row["paper: top-1"] = paper and f"{paper.top1_error:g}"
         row["top-5"] = f"{paper.top5_error:g}" if paper and paper.top5_error else None
         row["commit"] = ", ".join(dict.fromkeys(str(run.starts[-1].get("commit"))[:9] for run in group if run.starts))

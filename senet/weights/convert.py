@@ -61,9 +61,7 @@ def counterpart(net: config.Net, state: Mapping[str, Tensor], target: Target) ->
 
 @torch.inference_mode()
 def deviation(one: nn.Module, other: nn.Module, side: int) -> float:
-    """Return how far the logits of two networks, in evaluation mode, are apart on random images of `side` pixels, as a
-    share of the largest one.
-    """
+    """Return how far logits of random images of `side` pixels are apart, as a share of the largest."""
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     expected, found = one.eval()(images), other.eval()(images)
     return float((expected - found).abs().max() / expected.abs().max())

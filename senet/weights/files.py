@@ -110,9 +110,7 @@ def _torch(path: Path) -> Any:
         if isinstance(error, OSError) and error.filename:
             raise
         if "TorchScript" in str(error):
-            raise UsageError(
-                f"{path}: a TorchScript program, and loading it can run code; save its state dict by torch.save"
-            ) from None
+            raise UsageError(f"{path}: a TorchScript program, which can run code; torch.save its state dict") from None
         what = "truncated or damaged" if "zip archive" in str(error) else "not a file of weights, or a damaged one"
         raise UsageError(f"{path}: {what}; get it again") from None
 

@@ -306,7 +306,7 @@ def test_shard_errors(shards: Path, tmp_path: Path) -> None:
         find(tmp_path, "train", 3)
     with tarfile.open(tmp_path / "train/0.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("a.txt"))
-    with pytest.raises(UsageError, match="no labelled images in its 1 files; expected tars of KEY"):
+    with pytest.raises(UsageError, match="no labelled images in 1 files; expected tars of KEY"):
         find(tmp_path, "train", 3)
 
 

@@ -49,7 +49,7 @@ def test_round_trip(tmp_path: Path, name: str, layout: Layout, capsys: pytest.Ca
 def test_the_right_archive_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = LAYOUTS["cifar10"][1]
     source = packed(tmp_path / "renamed.tar.gz", layout)
-    monkeypatch.setattr(archive, "md5", lambda path: layout.md5 if path == source else "")
+    monkeypatch.setattr(archive, "digest", lambda path, algorithm: layout.md5 if path == source else "")
     assert "renamed.tar.gz verified" in prepare("cifar10", tmp_path / "data", source)
 
 

@@ -155,4 +155,4 @@ def test_a_full_disk_is_noticed_first(tmp_path: Path, caplog: pytest.LogCaptureF
     with pytest.raises(UsageError, match=r"1152921504\.6 GB to write"):
         require_space(tmp_path / "deep" / "set", 1 << 60, shrinking=False)
     require_space(tmp_path, 1 << 60, shrinking=True)
-    assert "before making images smaller" in caplog.text
+    assert "before shrinking images" in caplog.text

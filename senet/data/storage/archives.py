@@ -71,9 +71,7 @@ class Archives(Format):
         stamp = stamp_of(root, paths)
         members = [(number, member) for number, path in enumerate(paths) for member in cls.members(path)]
         if not members:
-            raise UsageError(
-                f"{paths[0].parent}: no labelled images in its {len(paths)} files; expected {cls.expected}"
-            )
+            raise UsageError(f"{paths[0].parent}: no labelled images in {len(paths)} files; expected {cls.expected}")
         numbers, classes = _numbered(root, [member.label for _, member in members])
         found = [(file, label, *member[1:]) for (file, member), label in zip(members, numbers, strict=True)]
         if len({row[2] for row in found}) < len(found):  # names begin anew in each file
@@ -137,9 +135,7 @@ def as_label(value: Any) -> int | str:
 
 
 def stamp_of(root: Path, archives: list[Path]) -> dict[str, Any]:
-    """Return what tells archives apart, copied or not: their paths below ROOT with their bytes and a sample of these;
-    and the names of the classes.
-    """
+    """Return what tells archives apart, copied or not: names, bytes and a sample of these; and the class names."""
     sampled = {str(path.relative_to(root)): _sampled(path) for path in archives}
     return {"archives": sampled, "classes": list(read_classes(root))}
 

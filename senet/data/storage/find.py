@@ -58,9 +58,7 @@ def find(root: Path, split: str, classes: int) -> Index:
             f"give the right --data, or data.classes={len(index.classes)}"
         )
     if index.labels.max() >= classes:
-        raise UsageError(
-            f"{root}: has labels up to {index.labels.max()}, but data.classes is {classes}; set data.classes to fit"
-        )
+        raise UsageError(f"{root}: has labels up to {index.labels.max()}, but data.classes is {classes}; raise it")
     return without(index, root, _audited(root, split))
 
 
@@ -157,9 +155,7 @@ def without(index: Index, root: Path, bad: dict[str, str]) -> Index:
 
 
 def _audited(root: Path, split: str) -> dict[str, str]:
-    """Return what ROOT/audit.json found undecodable in a split (path below ROOT -> reason), files that were replaced
-    since then aside.
-    """
+    """Return what ROOT/audit.json found undecodable in a split (path -> reason) and nobody has replaced since."""
     file = root / "audit.json"
     try:
         found = json.loads(file.read_text())
@@ -171,9 +167,7 @@ def _audited(root: Path, split: str) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UsageError(
-            f"{file}: damaged; remove it, or make it anew: python -m launch.prepare audit {root}"
-        ) from None
+        raise UsageError(f"{file}: damaged; remove it or make it anew: python -m launch.prepare audit {root}") from None
 
 
 def _unchanged(path: Path, entry: dict[str, Any]) -> bool:

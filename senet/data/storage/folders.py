@@ -43,7 +43,7 @@ class Folders(Format):
             found = sorted(images_below(base, times, name), key=order)
             if not found:
                 raise UsageError(
-                    f"{base / name}: an empty class folder: no {', '.join(ENDINGS)} in it; add images or remove it"
+                    f"{base / name}: an empty class folder: no {', '.join(ENDINGS)} in it; fill or remove it"
                 )
             names += found
             labels += [label] * len(found)
@@ -71,9 +71,7 @@ def stamp_of(root: Path, base: Path, folders: Iterable[str]) -> dict[str, Any]:
 
 
 def class_folders(root: Path, base: Path, warn: bool = False) -> list[str]:
-    """Return the class folders in `base`, in order of label: that of ROOT/classes.txt if it lists them, otherwise of
-    their names.
-    """
+    """Return the class folders in `base` by label: in the order of ROOT/classes.txt if that fits, or by name."""
     names, listed = _folders(base), [composed(name) for name in read_classes(root)]
     own = {composed(name): name for name in names}
     if sorted(listed) == sorted(own):
@@ -125,9 +123,7 @@ def _time(folder: Path) -> int:
 
 
 def images_below(base: Path, times: dict[str, int], folder: str = "") -> Iterator[str]:
-    """Yield the images in a folder of `base` and its sub-folders, hidden ones aside, by their paths below `base`, and
-    enter the folders in `times`.
-    """
+    """Yield the paths below `base` of the images in a folder there, and enter it and its sub-folders in `times`."""
     times[folder] = _time(base / folder)  # first: what is added in the meantime must not go unnoticed
     with os.scandir(base / folder) as entries:
         for entry in entries:
@@ -136,9 +132,7 @@ def images_below(base: Path, times: dict[str, int], folder: str = "") -> Iterato
             path, is_image = os.path.join(folder, entry.name), entry.name.lower().endswith(ENDINGS)
             # Whether a link is a folder takes a question to the file system: none for what is called an image.
             if _is_folder(entry, follow=not is_image):
-                if entry.is_symlink() and f"{os.path.realpath(base / folder)}/".startswith(
-                    f"{os.path.realpath(entry.path)}/"
-                ):
+                if entry.is_symlink() and (base / folder).resolve().is_relative_to(Path(entry.path).resolve()):
                     log.warning("%s: leads back to a folder that it is in, and is ignored", entry.path)
                 else:
                     yield from images_below(base, times, path)

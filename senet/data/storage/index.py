@@ -35,9 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class Names(Sequence[str]):
-    """Many short strings in one buffer: a list of 1.28 million takes three times the memory, and more in each forked
-    process.
-    """
+    """Many short strings in one buffer: a list of 1.28 million takes three times the memory in each process."""
 
     def __init__(self, blob: NDArray[np.uint8], starts: Ints, ends: Ints) -> None:
         self.blob, self.starts, self.ends = blob, starts, ends
@@ -192,9 +190,7 @@ def read_classes(root: Path) -> tuple[str, ...]:
 
 
 def write_classes(folder: Path, classes: Sequence[str]) -> None:
-    """Write FOLDER/classes.txt, a name per line in order of label. Raises OSError, and UsageError for a name of several
-    lines.
-    """
+    """Write FOLDER/classes.txt, a name per line by label. Raises OSError, UsageError for a name of two lines."""
     if broken := next((name for name in classes if "\n" in name or "\r" in name), None):
         raise UsageError(f"{broken!r}: the name of a class with a line break in it; rename it")
     content = os.fsencode("".join(f"{name}\n" for name in classes))
@@ -207,9 +203,7 @@ def index_file(root: Path, split: str) -> Path:
 
 
 def key(name: str) -> str:
-    """Return what an image is called in a shard: without ending, and without dots and blanks, which mean something
-    there.
-    """
+    """Return an image's name in a shard: without ending, and without dots and blanks, which mean something there."""
     return _AWKWARD.sub("_", name.rpartition(".")[0])
 
 

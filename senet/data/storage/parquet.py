@@ -69,9 +69,7 @@ class Parquet(Archives):
     def scan(cls, root: Path, split: str) -> Index:
         index, paths = super().scan(root, split), cls.find(root, split)
         if sum(path.stat().st_size for path in paths) > LARGE:
-            log.warning(
-                "%s: single images of Parquet are read slowly; python -m launch.prepare shards %s TO", root, root
-            )
+            log.warning("%s: Parquet is read slowly; python -m launch.prepare shards %s TO makes shards", root, root)
         return replace(index, classes=index.classes or _class_names(paths[0]))
 
     def read(self, image: int) -> bytes:

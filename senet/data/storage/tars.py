@@ -20,9 +20,7 @@ class Tars(Archives):
     """Images in tars. A label is a number or a name, in KEY.cls or in KEY.json."""
 
     patterns = ("*.tar",)
-    expected = (
-        "tars of KEY.jpg and KEY.cls or KEY.json; ImageNet's own are prepared by: python -m launch.prepare imagenet"
-    )
+    expected = "tars of KEY.jpg and KEY.cls or KEY.json; for ImageNet's own: python -m launch.prepare imagenet"
 
     @classmethod
     def members(cls, path: Path) -> list[Member]:
@@ -58,7 +56,7 @@ class Tars(Archives):
             return []
         if lacking := images.keys() ^ labels.keys():
             raise UsageError(
-                f"{path}: {min(lacking).strip('/')}: an image without a label, or the other way round; mend the shard"
+                f"{path}: {min(lacking).strip('/')}: an image without label, or vice versa; mend the shard"
             )
         return [Member(labels[key], *place) for key, place in images.items()]
 
