@@ -5,10 +5,10 @@ Import this module inside of the function that draws: matplotlib takes longer to
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -62,12 +62,11 @@ class Bar:
     """One bar. Neighbours of the same label stand together; `group` chooses the colour and is named in the legend."""
 
     label: str
-    value: float | None  # None: it says `text` instead, or "not measured"
+    value: float | None  # None: not measured
     group: str = ""
     low: float | None = None  # with `high`: the range of the value
     high: float | None = None
     limit: float | None = None  # a mark of what would be possible
-    text: str = ""  # beside the bar, instead of the value
 
 
 @contextmanager
@@ -113,12 +112,13 @@ def lines(
         raise ValueError(f"{y}: no points to draw")
     for line in series:
         across, up = zip(*sorted(line.points), strict=True) if line.points else ((), ())
-        marker = "o" if line.dots or (len(across) <= 16 and not line.dashed) else ""
-        dots: dict[str, Any] = (
-            {"markersize": 8, "markeredgecolor": "white", "color": INK, "zorder": 3} if line.dots else {}
-        )
-        style = "" if line.dots else "--" if line.dashed else "-"
-        axes.plot(across, up, marker=marker, linestyle=style, label=line.label, **dots)
+        style: Any = {
+            "marker": "o" if len(across) <= 16 and not line.dashed else "",
+            "ls": "--" if line.dashed else "-",
+        }
+        if line.dots:
+            style = {"marker": "o", "ls": "", "markersize": 8, "markeredgecolor": "white", "color": INK, "zorder": 3}
+        axes.plot(across, up, label=line.label, **style)
     for scale, axis, base in ((axes.set_xscale, axes.xaxis, log_x), (axes.set_yscale, axes.yaxis, log_y)):
         if base is not None:
             scale("log", base=base)
@@ -133,30 +133,26 @@ def lines(
 def bars(axes: Axes, rows: Sequence[Bar], x: str) -> None:
     """Draw horizontal bars from zero in the order given, and make the page as high as they need."""
     groups = list(dict.fromkeys(bar.group for bar in rows))
-    places: list[float] = []
-    labels: dict[str, list[float]] = {}
-    at = 0.0
-    for before, bar in pairwise([None, *rows]):
-        assert bar is not None
-        at += 1.0 if before is None or before.label == bar.label else 1.6
-        places.append(at)
-        labels.setdefault(bar.label, []).append(at)
     longest = max((value or 0.0 for bar in rows for value in (bar.value, bar.high, bar.limit)), default=0.0) or 1.0
-    for place, bar in zip(places, rows, strict=True):
+    places: dict[str, list[float]] = {}  # of the bars of each label
+    at, before = 0.0, None
+    for bar in rows:
+        at += 1.0 if before in (None, bar.label) else 1.6
+        before = bar.label
+        places.setdefault(bar.label, []).append(at)
         value, colour = bar.value or 0.0, COLOURS[groups.index(bar.group) % len(COLOURS)]
-        axes.barh(place, value, 0.84, color=colour)
+        axes.barh(at, value, 0.84, color=colour)
         if bar.low is not None and bar.high is not None:
             error = [[value - bar.low], [bar.high - value]]
-            axes.errorbar(value, place, xerr=error, color=INK, capsize=2.5, linewidth=1)
-        if bar.limit is not None:
-            axes.plot([bar.limit, bar.limit], [place - 0.48, place + 0.48], color=INK, linewidth=2)
-        text = bar.text or ("not measured" if bar.value is None else number(bar.value))
+            axes.errorbar(value, at, xerr=error, color=INK, capsize=2.5, linewidth=1)
         end = max(value, bar.high or 0.0)
-        if bar.limit is not None and end - 0.01 * longest < bar.limit < end + 0.1 * longest:
-            end = bar.limit  # the mark would go through the text
-        ink = FAINT if bar.value is None else INK
-        axes.text(end + 0.012 * longest, place, text, va="center", fontsize=8.5, color=ink)
-    axes.set_yticks([sum(rows_at) / len(rows_at) for rows_at in labels.values()], list(labels), color=INK)
+        if bar.limit is not None:
+            axes.plot([bar.limit, bar.limit], [at - 0.48, at + 0.48], color=INK, linewidth=2)
+            if end - 0.01 * longest < bar.limit < end + 0.1 * longest:
+                end = bar.limit  # the mark would go through the text
+        text, ink = ("not measured", FAINT) if bar.value is None else (number(bar.value), INK)
+        axes.text(end + 0.012 * longest, at, text, va="center", fontsize=8.5, color=ink)
+    axes.set_yticks([statistics.mean(own) for own in places.values()], list(places), color=INK)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     axes.set_ylim(at + 0.8, 0.2)

@@ -85,8 +85,8 @@ def machine(setup: Setup) -> Iterator[Row]:
         found = torch.cuda.get_device_properties(setup.world.device)
         facts |= {"CUDA": str(torch.version.cuda), "cuDNN": str(torch.backends.cudnn.version())}
         facts |= {"GiB": f"{found.total_memory / 2**30:.0f}"}
-    yield Row(best.name, "copy", _one(best.bandwidth / 1e12), "TB/s", dict(facts))
-    yield Row(best.name, f"{setup.precision} product", _one(best.matmul / 1e12), "TFLOP/s")
+    yield Row(best.name, "copy", Spread.of([best.bandwidth / 1e12]), "TB/s", dict(facts))
+    yield Row(best.name, f"{setup.precision} product", Spread.of([best.matmul / 1e12]), "TFLOP/s")
 
 
 def nets(name: str, hows: Sequence[str], peers: Sequence[str], batch: int, plain: bool = False) -> Part:
@@ -154,7 +154,7 @@ def loaders(setup: Setup) -> Iterator[Row]:
                 continue
             ways = {"alone": found.data, "net alone": found.net, "net fed by it": found.together}
             facts = {"batch": batch, "cores busy, %": 100 * found.busy, "waits for data, %": 100 * found.waited}
-            yield from (Row(backend, way, _one(batch / taken), facts=dict(facts)) for way, taken in ways.items())
+            yield from (Row(backend, way, Spread.of([batch / taken]), facts=dict(facts)) for way, taken in ways.items())
 
 
 def profiles(setup: Setup) -> Iterator[Row]:
@@ -170,7 +170,7 @@ def profiles(setup: Setup) -> Iterator[Row]:
         except Exception as error:
             yield Row(how, failure=reason(error))
             continue
-        yield Row(how, "a step", _one(1e3 * seconds), "ms")
+        yield Row(how, "a step", Spread.of([1e3 * seconds]), "ms")
         kernels: dict[str, float] = {}
         for event in profiler.key_averages():
             on_device = str(getattr(event, "device_type", "")).rpartition(".")[2] == "CUDA"
@@ -179,7 +179,7 @@ def profiles(setup: Setup) -> Iterator[Row]:
             ):  # which stand for many kernels
                 kernels[event.key] = (event.self_device_time_total if setup.gpu else event.self_cpu_time_total) / 3e3
         for name, ms in sorted(kernels.items(), key=lambda item: -item[1])[:15]:
-            yield Row(how, name[:80], _one(ms), "ms", {"share": ms / sum(kernels.values())})
+            yield Row(how, name[:80], Spread.of([ms]), "ms", {"share": ms / sum(kernels.values())})
 
 
 def train_cifar(setup: Setup) -> Iterator[Row]:
@@ -209,7 +209,3 @@ def train_cifar(setup: Setup) -> Iterator[Row]:
         yield Row(short(CIFAR), f"trained on {data}", Spread.of(speeds) if speeds else None, facts=facts)
     if process.returncode:
         raise SystemExit(process.returncode if process.returncode == STOPPED else "launch.train failed, see above")
-
-
-def _one(value: float) -> Spread:
-    return Spread(value, value, value)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +62,11 @@ def append(file: Path, rows: Iterable[Row]) -> None:
 
 def read(file: Path) -> list[Row]:
     """Read what `append` wrote, of each key the last row; a line that was cut is left out."""
-    return last(_lines(file)) if file.exists() else []
-
-
-def _lines(file: Path) -> Iterator[Row]:
-    for line in file.read_text().splitlines():
-        try:
-            yield Row.from_dict(json.loads(line))
-        except (ValueError, KeyError, TypeError):
-            continue
+    found = []
+    for line in file.read_text().splitlines() if file.exists() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            found.append(Row.from_dict(json.loads(line)))
+    return last(found)
 
 
 def show(rows: Sequence[Row], markdown: bool = False) -> str:
@@ -98,8 +95,8 @@ def draw(rows: Sequence[Row], title: str, file: Path, note: str = "") -> None:
 
     bars = []
     for row in rows:
-        spread = row.value or Spread(0.0, 0.0, 0.0)
-        bar = plots.Bar(row.what, None if row.value is None else spread.median, row.how, limit=row.number("roofline"))
-        bars.append(replace(bar, low=spread.low, high=spread.high) if spread.n > 1 else bar)
+        value = row.value and row.value.median
+        ends = (row.value.low, row.value.high) if row.value and row.value.n > 1 else (None, None)
+        bars.append(plots.Bar(row.what, value, row.how, *ends, row.number("roofline")))
     with plots.page(file, title, note=note) as (axes,):
         plots.bars(axes, bars, rows[0].unit if rows else "")

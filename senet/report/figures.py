@@ -42,30 +42,17 @@ def _errors(coloured: list[tuple[RunFacts, str]], paper: Quoted | None) -> bytes
             if quoted is not None:
                 axes.axhline(quoted, color=FAINT, linewidth=1, linestyle=":", label=f"the paper's {quoted:g} %")
             for run, colour in coloured:
+                thin: Any = {"color": colour, "linewidth": 1.2}
                 _plot(axes, run, run.val, top, color=colour, label=run.label)
-                _plot(axes, run, run.val, f"train_{top}", color=colour, linestyle="--", linewidth=1.2)
-                _plot(
-                    axes,
-                    run,
-                    run.val,
-                    f"ema_{top}",
-                    color=colour,
-                    linestyle="-.",
-                    linewidth=1.2,
-                    label="average of the weights",
-                )
+                _plot(axes, run, run.val, f"train_{top}", linestyle="--", **thin)
+                _plot(axes, run, run.val, f"ema_{top}", linestyle="-.", label="average of the weights", **thin)
             _axes(axes, coloured, f"{top[:3]}-{top[3]} error, %")
             axes.set_ylim(bottom=0)
     return picture.getvalue()
 
 
 def _pairs(coloured: list[tuple[RunFacts, str]], title: str, keys: tuple[str, str]) -> bytes:
-    words = {
-        "loss": "loss",
-        "learning_rate": "learning rate",
-        "images_per_second": "training images per second",
-        "data_wait": "share of time waiting for data",
-    }
+    words = {"images_per_second": "training images per second", "data_wait": "share of time waiting for data"}
     picture = io.BytesIO()
     with page(picture, title, 2, **SMALL) as panels:
         for axes, key in zip(panels, keys, strict=True):
@@ -73,7 +60,7 @@ def _pairs(coloured: list[tuple[RunFacts, str]], title: str, keys: tuple[str, st
                 _plot(axes, run, run.train, key, color=colour, label=run.label, linewidth=1.2)
                 if key == "loss":
                     _plot(axes, run, run.val, key, color=colour, marker="o", linestyle="", label="validation")
-            _axes(axes, coloured, words[key])
+            _axes(axes, coloured, words.get(key, key.replace("_", " ")))
             if key != "loss":
                 axes.set_ylim(bottom=0)
     return picture.getvalue()
@@ -81,12 +68,8 @@ def _pairs(coloured: list[tuple[RunFacts, str]], title: str, keys: tuple[str, st
 
 def _plot(axes: Any, run: RunFacts, records: Sequence[Record], key: str, **style: Any) -> None:
     """Draw a figure of records over the epochs; what is not there or not finite is left out."""
-    steps = run.steps_per_epoch
-    points = [
-        (record["step"] / steps if steps else record["step"], value)
-        for record in records
-        if (value := record.get(key)) is not None
-    ]
+    steps = run.steps_per_epoch or 1
+    points = [(record["step"] / steps, record[key]) for record in records if record.get(key) is not None]
     if points:
         style = {"marker": "o" if len(points) == 1 else "", "markersize": 3.5} | style
         axes.plot(*zip(*points, strict=True), **style)

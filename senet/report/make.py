@@ -54,15 +54,14 @@ def _see(run: RunFacts, source: Source | None, world: World) -> Seen:
     """Let a run's best net look at the validation images."""
     if source is None:
         return Seen("--no-images")
-    if source.root is None and run.status and run.status.state == "running":
-        return Seen("the run goes on; --data DIR looks at its best checkpoint so far")
-    if source.root is None and run.data is None and run.config.data.set != "synthetic":
-        return Seen("which data it was trained on is not known; give --data DIR")
     if source.root is None:
+        if run.status and run.status.state == "running":
+            return Seen("the run goes on; --data DIR looks at its best checkpoint so far")
+        if run.data is None and run.config.data.set != "synthetic":
+            return Seen("which data it was trained on is not known; give --data DIR")
         source = dataclasses.replace(source, root=run.data, checksum=run.checksum)
     try:
-        seen = look(load(str(run.folder)), source, world)
-        return _wrongs(seen, source, world)
+        return _wrongs(look(load(str(run.folder)), source, world), source, world)
     except (UsageError, RunError) as error:
         log.warning("%s: errors are not shown: %s", run.folder, error)
         return Seen(str(error))
