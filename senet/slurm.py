@@ -61,12 +61,14 @@ def script(job: Job, command: str) -> str:
     would not understand.
     """
     site = job.site
+    if site.cpus and not site.cpus.isdigit():
+        raise UsageError(f"cpus={site.cpus}: not a number of cores, as 8; see slurm/site.sh")
     asked = {
         "job-name": job.name,
         "nodes": job.nodes,
         "ntasks-per-node": 1,
         "gpus-per-node": job.gpus or None,
-        "cpus-per-task": _cores(site.cpus) * job.processes or None,
+        "cpus-per-task": int(site.cpus or 0) * job.processes or None,
         "mem": _memory(site.mem, job.processes),
         "time": job.time,
         "signal": f"B:USR1@{job.lead}",
@@ -93,12 +95,6 @@ def script(job: Job, command: str) -> str:
             body("sweep.sbatch" if job.array else "train.sbatch"),
         ]
     )
-
-
-def _cores(cpus: str) -> int:
-    if cpus and not cpus.isdigit():
-        raise UsageError(f"cpus={cpus}: not a number of cores, as 8; see slurm/site.sh")
-    return int(cpus or 0)
 
 
 def _memory(size: str, processes: int) -> str | None:

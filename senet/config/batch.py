@@ -24,17 +24,12 @@ def divide_batch(batch: int, world: int, largest: int | None = None) -> tuple[in
     if batch % world:
         low = batch // world * world
         near = ", ".join(str(size) for size in (low, low + world) if size)
-        raise UsageError(
-            f"batch: {batch} does not divide over {world} ranks; use batch={near} or {_divisors(batch)} ranks"
-        )
+        fitting = [str(number) for number in range(1, batch + 1) if batch % number == 0]
+        ranks = ", ".join(fitting[:12]) + ", ..." * (len(fitting) > 12)
+        raise UsageError(f"batch: {batch} does not divide over {world} ranks; use batch={near} or {ranks} ranks")
     per_rank = batch // world
     largest = largest or per_rank
     if largest < 1:
         raise UsageError(f"--largest-batch {largest}: must be at least 1")
     micro_batch = max(d for d in range(1, min(per_rank, largest) + 1) if per_rank % d == 0)
     return micro_batch, per_rank // micro_batch
-
-
-def _divisors(number: int) -> str:
-    divisors = [d for d in range(1, number + 1) if number % d == 0]
-    return ", ".join(map(str, divisors[:12])) + (", ..." if len(divisors) > 12 else "")

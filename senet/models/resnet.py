@@ -39,23 +39,11 @@ class Branch(nn.Sequential):
 IDENTITY = nn.Identity()
 
 
-def relu_of_sum(inner: Tensor, shortcut: Tensor, norm: nn.Module, se: nn.Module) -> Tensor:
-    """Compute the end of a block as figure 5 has it."""
-    return F.relu(shortcut + se(norm(inner)))
-
-
-def sum_alone(inner: Tensor, shortcut: Tensor, norm: nn.Module, se: nn.Module) -> Tensor:
-    """Compute the end of a pre-activation block."""
-    return shortcut + se(norm(inner))
-
-
 class Block(TailBlock):
     """A residual unit with a slot at each place where the paper puts an SE block (figure 5, section 6.5).
 
     A slot holds an SE block or the identity. [N, inputs, H, W] -> [N, width * expansion, H / stride, W / stride].
     """
-
-    plain = staticmethod(relu_of_sum)
 
     def __init__(self, net: config.ResNet, inputs: int, width: int, stride: int, se: config.SE | None) -> None:
         super().__init__()
@@ -96,11 +84,15 @@ class Block(TailBlock):
         """Return what the branch and what the shortcut start from."""
         return x, x
 
+    @staticmethod
+    def plain(inner: Tensor, shortcut: Tensor, norm: nn.Module, se: nn.Module) -> Tensor:
+        """Compute the end of the block as figure 5 has it."""
+        return F.relu(shortcut + se(norm(inner)))
+
 
 class PreactivationBlock(Block):
     """BN and ReLU before the convolutions ("Identity Mappings"); a projection starts from the activated input."""
 
-    plain = staticmethod(sum_alone)
     fusable = False
 
     def __init__(self, net: config.ResNet, inputs: int, width: int, stride: int, se: config.SE | None) -> None:
@@ -110,6 +102,10 @@ class PreactivationBlock(Block):
     def enter(self, x: Tensor) -> tuple[Tensor, Tensor]:
         active = F.relu(self.bn(x))
         return active, x if isinstance(self.shortcut, nn.Identity) else active
+
+    @staticmethod
+    def plain(inner: Tensor, shortcut: Tensor, norm: nn.Module, se: nn.Module) -> Tensor:
+        return shortcut + se(norm(inner))
 
 
 def basic(net: config.Basic, inputs: int, width: int, stride: int, se: config.SE | None) -> Branch:

@@ -39,6 +39,7 @@ PIXELS = 32 << 20  # after which DALI is given what PIL has decoded
 TOLERANCE = 3  # levels of 255
 Job = tuple[int, Index, bool]  # the first image, its images, whether there is DALI
 Result = tuple[int, NDArray[Any], dict[int, dict[str, Any]]]
+Decoded = dict[int, tuple[bytes, NDArray[np.uint8] | None]]  # for DALI: contents, and what PIL made of them
 
 
 def audit(root: Path, processes: int | None = None) -> int:
@@ -100,7 +101,7 @@ def _examine(job: Job) -> Result:
     start, images, with_dali = job
     rows = np.zeros(len(images), FINDING)
     reasons: dict[int, str] = {}
-    batch: dict[int, tuple[bytes, NDArray[np.uint8] | None]] = {}  # for DALI: contents, and what PIL made of them
+    batch: Decoded = {}
     with _quiet():
         for image, name in enumerate(images.storage.names):
             count()
@@ -120,9 +121,7 @@ def _examine(job: Job) -> Result:
     return start, rows, bad
 
 
-def _compare(
-    batch: dict[int, tuple[bytes, NDArray[np.uint8] | None]], rows: NDArray[Any], reasons: dict[int, str]
-) -> None:
+def _compare(batch: Decoded, rows: NDArray[Any], reasons: dict[int, str]) -> None:
     """Have DALI decode what PIL decoded, and enter what it cannot or does otherwise."""
     decoded = _probe().decode([content for content, _ in batch.values()]) if batch else []
     for (image, (_, pixels)), theirs in zip(batch.items(), decoded, strict=True):

@@ -41,16 +41,12 @@ def examine(content: bytes, name: str) -> tuple[Any, str, NDArray[np.uint8] | No
     except Exception as error:  # decoders of damaged files raise anything
         reason = _plain(error) if not height else f"PIL cannot decode it: {_plain(error)}"
         traits["truncated"] = "truncated" in reason.lower()
-    traits["misnamed"] = height > 0 and form != _claimed(name)
+    ending = name.rpartition(".")[2].lower()
+    traits["misnamed"] = height > 0 and form != {"jpg": "jpeg", "tif": "tiff"}.get(ending, ending)
     traits["tiny"] = 0 < min(height, width) < TINY
     bits = sum(1 << bit for bit, trait in enumerate(TRAITS) if traits.get(trait))
     digest = hashlib.blake2b(content, digest_size=16).digest()
     return (height, width, KINDS.index(form), bits, digest), reason, pixels
-
-
-def _claimed(name: str) -> str:
-    ending = name.rpartition(".")[2].lower()
-    return {"jpg": "jpeg", "tif": "tiff"}.get(ending, ending)
 
 
 def _look(image: Image.Image, content: bytes) -> dict[str, bool]:
@@ -123,11 +119,8 @@ class Findings:
         shorter = np.minimum(rows["height"], rows["width"])
         bins = np.bincount(np.searchsorted(SIDES, shorter, "right") - 1, minlength=len(SIDES))
         ends = [f"{low}-{high - 1}" for low, high in pairwise(SIDES)] + [f"{SIDES[-1]}-"]
-        return {
-            **{
-                side: [int(rows[side].min()), int(np.median(rows[side])), int(rows[side].max())]
-                for side in ("width", "height")
-            },
+        sides = {side: [int(f(rows[side])) for f in (np.min, np.median, np.max)] for side in ("width", "height")}
+        return sides | {
             "shorter_side": dict(zip(ends, bins.tolist(), strict=True)),
             "megapixels_max": round(float((rows["height"].astype(np.int64) * rows["width"]).max()) / 1e6, 3),
         }
@@ -143,12 +136,9 @@ def duplicates(splits: list[Findings]) -> list[list[tuple[int, int]]]:
     kinds = np.concatenate([findings.rows["kind"] for findings in splits])
     starts = np.cumsum([0, *(len(findings.rows) for findings in splits)])
     known = np.flatnonzero((digests != b"") & (kinds != KINDS.index("empty")))
-    order = known[np.argsort(digests[known], kind="stable")]
-    begins = np.flatnonzero(np.concatenate([[True], digests[order][1:] != digests[order][:-1]]))
-    ends = np.append(begins[1:], len(order))
-    groups = []
-    for begin, end in zip(*(bounds[ends - begins > 1].tolist() for bounds in (begins, ends)), strict=True):
-        alike = order[begin:end]
-        split = np.searchsorted(starts, alike, "right") - 1
-        groups.append([(int(s), int(i - starts[s])) for s, i in zip(split, alike, strict=True)])
-    return sorted(groups)
+    _, which, counts = np.unique(digests[known], return_inverse=True, return_counts=True)
+    groups: dict[bytes, list[tuple[int, int]]] = {}
+    for image in known[counts[which] > 1].tolist():
+        split = int(np.searchsorted(starts, image, "right")) - 1
+        groups.setdefault(digests[image], []).append((split, image - int(starts[split])))
+    return sorted(groups.values())

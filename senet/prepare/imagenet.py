@@ -108,7 +108,7 @@ def _find(sources: Sources, saved: Path, val_wnids: dict[str, str], processes: i
         return found if sources.val is None else found | {"val": published.val_images(sources.val)}
     if sources.kaggle.is_file():
         found, listed = published.kaggle_images(sources.kaggle)
-        val_wnids |= wnids.table(listed.splitlines(), sources.kaggle)
+        val_wnids |= wnids.listed_labels(sources.kaggle, listed)
         return found
     found = {}
     for split in ("train", "val"):

@@ -40,16 +40,12 @@ def devkit_labels(devkit: Path) -> dict[str, str]:
     return {VAL.format(number): wnids[int(line) - 1] for number, line in enumerate(lines, 1)}
 
 
-def listed_labels(file: Path) -> dict[str, str]:
-    """Return the same from a list: see `table`. Raises UsageError."""
-    return table(_lines(file), file)
-
-
-def table(lines: list[str], where: Path) -> dict[str, str]:
-    """Return the same from the lines of a list: a wnid each in order of the images' names; FILENAME WNID; FILENAME
-    NUMBER, as in Caffe's val.txt, whose numbers are labels, that is positions in the sorted wnids; or Kaggle's
+def listed_labels(file: Path, text: str | None = None) -> dict[str, str]:
+    """Return the same from a list, by default what is in `file`: a wnid each in order of the images' names; FILENAME
+    WNID; FILENAME NUMBER, as in Caffe's val.txt, whose numbers are positions in the sorted wnids; or Kaggle's
     LOC_val_solution.csv. Raises UsageError.
     """
+    lines = _lines(file) if text is None else text.splitlines()
     found: dict[str, str] = {}
     known = list(classes())
     numbers: list[int] = []
@@ -60,12 +56,12 @@ def table(lines: list[str], where: Path) -> dict[str, str]:
             shown = known[min(int(shown), len(known) - 1)]
         if not re.fullmatch(r"n\d{8}", shown) or len(name) > 1:
             raise UsageError(
-                f"{where}: line {lines.index(line) + 1}: {line[:40]!r} is neither a wnid, nor FILENAME WNID, nor "
+                f"{file}: line {lines.index(line) + 1}: {line[:40]!r} is neither a wnid, nor FILENAME WNID, nor "
                 "FILENAME NUMBER (0 to 999)"
             )
         found[Path(name[0]).stem if name else VAL.format(len(found) + 1)] = shown
     if len(known) in numbers:
-        raise UsageError(f"{where}: its numbers go to 1000, as the devkit's, which are in another order; give --devkit")
+        raise UsageError(f"{file}: its numbers go to 1000, as the devkit's, which are in another order; give --devkit")
     return found
 
 

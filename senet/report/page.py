@@ -129,9 +129,9 @@ def _card(run: RunFacts, several: bool) -> list[str]:
     if run.command:
         parts += ["<h3>The command that began it</h3>", f"<pre>{escape(run.command)}</pre>"]
     if run.events:
-        parts.append(f"<details><summary>Events: {len(run.events)}</summary>")
-        parts.append(_table(["epoch", "step", "what"], [[e["epoch"], e["step"], _event(e)] for e in run.events[-200:]]))
-        parts.append("</details>")
+        rows = [[event["epoch"], event["step"], _event(event)] for event in run.events[-200:]]
+        table = _table(["epoch", "step", "what"], rows)
+        parts.append(f"<details><summary>Events: {len(run.events)}</summary>{table}</details>")
     return [*parts, f"<details><summary>Config, all settings</summary><pre>{escape(config)}</pre></details>"]
 
 
@@ -146,15 +146,11 @@ def _image(png: bytes, text: str) -> str:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     """Return a table; numbers stand to the right."""
-    number = [
-        bool(header) and all(_is_number(row[column]) for row in rows) for column in range(len(rows[0]) if rows else 0)
-    ]
+    right = [bool(header) and all(map(_is_number, column)) for column in zip(*rows, strict=True)]
 
     def line(cells: Sequence[Cell], tag: str) -> str:
-        made = [
-            f"<{tag}{' class=number' * right}>{escape(_text(cell))}</{tag}>"
-            for cell, right in zip(cells, number, strict=True)
-        ]
+        numbers = (" class=number" * is_number for is_number in right)
+        made = (f"<{tag}{kind}>{escape(_text(cell))}</{tag}>" for cell, kind in zip(cells, numbers, strict=True))
         return f"<tr>{''.join(made)}</tr>"
 
     head = f"<thead>{line(header, 'th')}</thead>" if header and rows else ""

@@ -38,12 +38,11 @@ def counterpart(net: config.Net, state: Mapping[str, Tensor], target: Target) ->
     Raises NoCounterpart that says in which settings the nearest one there differs.
     """
     name = _name(net)
-    labels = len(state["fc.weight"])
-    if name is None or not isinstance(net, Basic | Bottleneck) or not _is_in(target, name):
-        raise NoCounterpart(f"{target} has no network like this {net.family}" + (f" ({name})" if name else ""))
     with models.shapes_only():
-        other = _build(target, name, labels).eval()
-    wanted = dict(other.state_dict())
+        other = _build(target, name, len(state["fc.weight"])) if name else None
+    if name is None or other is None or not isinstance(net, Basic | Bottleneck):
+        raise NoCounterpart(f"{target} has no network like this {net.family}" + (f" ({name})" if name else ""))
+    wanted = dict(other.eval().state_dict())
     theirs = recognise(wanted, f"{target}:{name}")
     assert isinstance(theirs.net, Basic | Bottleneck)
     own, same = _comparable(net, state), _comparable(theirs.net, theirs.state)
@@ -92,19 +91,10 @@ def _name(net: config.Net) -> str | None:
     return f"wide_{se}resnet{depth}_2" if width == 128 else f"{se}resnet{depth}"
 
 
-def _is_in(target: Target, name: str) -> bool:
+def _build(target: Target, name: str, classes: int) -> nn.Module | None:
+    """Build a network of another library; None if it has none of this name."""
     if target == "timm":
-        return timm.exists(name)
-    import torchvision
+        return models.build(config.Timm(name), classes) if timm.exists(name) else None
+    from torchvision.models import get_model, list_models
 
-    return name in torchvision.models.list_models(torchvision.models)
-
-
-def _build(target: Target, name: str, classes: int) -> nn.Module:
-    if target == "timm":
-        return models.build(config.Timm(name), classes)
-    import torchvision
-
-    net = torchvision.models.get_model(name, weights=None, num_classes=classes)
-    assert isinstance(net, nn.Module)
-    return net
+    return get_model(name, weights=None, num_classes=classes) if name in list_models() else None
