@@ -3,8 +3,6 @@
 Import this module inside of the function that draws: matplotlib takes longer to import than most commands take to run.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

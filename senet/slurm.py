@@ -1,7 +1,5 @@
 """Scripts for Slurm, complete and quoted, and the few questions asked of Slurm's own commands."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import shutil

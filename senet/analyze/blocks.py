@@ -1,7 +1,5 @@
 """The SE blocks of a net, ours or timm's, by the names that the paper gives them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What SE's gates do for which class (section 7.2, figures 6 and 7)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

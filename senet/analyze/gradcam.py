@@ -1,7 +1,5 @@
 """Where in an image a net sees a class: Grad-CAM (Selvaraju et al. 2017)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a stage loses without its SE blocks (section 4: the last stage's hold most of the parameters, and do little)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -7,8 +7,6 @@ each part. One call of 9 minutes and one of 4 hold all parts but those that the 
 does all of it with sizes for any machine, also one without a GPU, to see that it would work.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

@@ -6,8 +6,6 @@ execution that is asked for; with --peers also timm's net in a loop like timm's,
 loop like NVIDIA's.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

@@ -3,8 +3,6 @@
 With `tiny` a part does the same with sizes that any machine can hold, to see that it works.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """What a checkpoint costs the training: how long a save holds it up, beside a bare copy of the same tensors."""
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 from collections.abc import Iterator

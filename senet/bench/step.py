@@ -6,8 +6,6 @@ their batches from a loader of their own of the same kind. Turns are short, and 
 neighbours, so that what else the machine does falls on both.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 from collections.abc import Callable, Iterator

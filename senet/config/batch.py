@@ -1,7 +1,5 @@
 """Divides a global batch over ranks and micro-batches, and says how large its images are."""
 
-from __future__ import annotations
-
 from senet.config.schema import Data, Folder
 from senet.errors import UsageError
 

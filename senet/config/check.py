@@ -1,7 +1,5 @@
 """Checks what no single type can say: settings that do not go together, and schedules that never act."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import chain
 from operator import attrgetter

@@ -1,7 +1,5 @@
 """The types of settings, which carry their ranges, and the dataclass that checks them."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import ConfigDict, Field

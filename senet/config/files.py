@@ -1,7 +1,5 @@
 """Finds and reads YAML files with `base` and `variants`. Nothing in here knows what the settings mean."""
 
-from __future__ import annotations
-
 import difflib
 import os
 import re

@@ -1,7 +1,5 @@
 """Makes the JSON schema of a config file, by which an editor completes keys and underlines wrong ones."""
 
-from __future__ import annotations
-
 import inspect
 import re
 from typing import Any

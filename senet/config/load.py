@@ -1,7 +1,5 @@
 """Makes a Config of files and overrides, and plain data of a Config; says in one line what is wrong with either."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import functools

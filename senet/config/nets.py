@@ -1,7 +1,5 @@
 """The networks as settings, what `net` in a config may hold: a class for each family in `senet.models`."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field

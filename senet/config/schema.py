@@ -4,8 +4,6 @@ Where settings exclude each other there is a class for each case, so that what d
 cosine, an image folder or CIFAR, a residual network or one of timm. A key of such a union tells its classes apart.
 """
 
-from __future__ import annotations
-
 from dataclasses import field
 from typing import Annotated, Any, ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """The card that goes with an exported net: what it is, how good, how it was made, how it is used."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The forms of a net: each is written into a folder, and read again as those who get it will read it."""
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import json

@@ -4,8 +4,6 @@ Another family is a file here, a line in FAMILIES, and its name in `senet.config
 that can be set, otherwise with a class of its settings.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager

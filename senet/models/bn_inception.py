@@ -1,7 +1,5 @@
 """BN-Inception (Ioffe and Szegedy 2015), plain and SE, with the channels of the released SE model."""
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple
 
 import torch

@@ -9,8 +9,6 @@ Where SE stands is not said either ("similar schemes", section 3.3): it scales t
 convolution that ends it and before the fixed scale and the sum, as in ResNets.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Layers that the families share, and their initialisation."""
 
-from __future__ import annotations
-
 import math
 
 from torch import nn

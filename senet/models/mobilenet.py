@@ -1,7 +1,5 @@
 """MobileNet (Howard et al. 2017), plain and SE (table 3: 569 and 572 MFLOPs, 4.2 and 4.7 million parameters)."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from senet.config import nets

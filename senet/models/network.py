@@ -3,8 +3,6 @@
 The names of the methods that give features are timm's.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections import OrderedDict

@@ -1,7 +1,5 @@
 """Residual networks as data: ResNet, ResNeXt, SENet-154 and CIFAR's, plain and SE (section 4, tables 1 and 10-16)."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 

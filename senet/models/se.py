@@ -1,7 +1,5 @@
 """The Squeeze-and-Excitation block (section 3)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

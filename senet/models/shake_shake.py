@@ -6,8 +6,6 @@ the mean of the branches. Draws come from the default generator of the device, w
 that a resumed run draws what it would have drawn.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

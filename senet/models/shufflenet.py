@@ -1,7 +1,5 @@
 """ShuffleNet (Zhang et al. 2018), plain and SE (table 3: 140 and 142 MFLOPs, 1.8 and 2.4 million parameters)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

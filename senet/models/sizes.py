@@ -1,7 +1,5 @@
 """The size of every config beside the paper's: the golden file of the tests and a table for people."""
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Iterable

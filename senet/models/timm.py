@@ -1,7 +1,5 @@
 """Models of timm, trained and evaluated by the same pipeline."""
 
-from __future__ import annotations
-
 import difflib
 import logging
 from pathlib import Path

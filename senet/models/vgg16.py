@@ -1,7 +1,5 @@
 """VGG-16 with BN after every convolution (section 5.1), plain and SE."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from senet.config import nets

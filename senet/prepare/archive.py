@@ -1,7 +1,5 @@
 """Archives from outside: is it the right one, what is in it, and unpack it without trusting it."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import tarfile

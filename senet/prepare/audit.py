@@ -5,8 +5,6 @@ DIR/audit.json holds all of it; training leaves out by name what is undecodable 
 people. The lists of images are kept too (index-train.npz), so that training need not make them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """CIFAR-10 and CIFAR-100: their archives as published, checked and unpacked."""
 
-from __future__ import annotations
-
 import shutil
 import socket
 from pathlib import Path

@@ -1,7 +1,5 @@
 """From any form of a data set to shards or folders."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

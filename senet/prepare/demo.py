@@ -1,7 +1,5 @@
 """The demo set: a small problem in ImageNet's layout, drawn from a seed, for a first run without any download."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ Everything else about a picture (size, colours, light, position, scale, turn, cl
 alike for all classes: colour tells nothing. No class changes under a horizontal flip.
 """
 
-from __future__ import annotations
-
 import io
 import math
 

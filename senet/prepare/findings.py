@@ -1,7 +1,5 @@
 """What an audit finds in an image file, and what it says of a split's findings together."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from dataclasses import dataclass, field

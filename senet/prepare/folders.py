@@ -1,7 +1,5 @@
 """Writing image folders, class by class."""
 
-from __future__ import annotations
-
 import secrets
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """ImageNet (ILSVRC2012) from the archives as published, or from what was unpacked: into class folders or shards."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

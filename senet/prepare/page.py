@@ -1,7 +1,5 @@
 """An audit's findings on a page."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -3,8 +3,6 @@
 A killed run leaves a set unfinished but never wrong: the next one finds the plan and goes on with it.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

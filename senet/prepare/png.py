@@ -1,7 +1,5 @@
 """CIFAR as image folders: OUT/train/CLASS/00001.png and OUT/val/CLASS/..., numbered as in the archive."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 from pathlib import Path

@@ -10,8 +10,6 @@ Decoded images are KEY.ppm: whatever reads images reads those too, PIL, OpenCV, 
 .npy would need code of its own everywhere. Tar counts in 512 bytes and their head takes 64, so pixels are aligned.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import tarfile

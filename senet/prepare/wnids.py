@@ -4,8 +4,6 @@ A label is the position of a class's wnid (n01440764) among the sorted wnids, as
 numbers the classes otherwise; its numbers are translated here by way of the wnids, and nowhere else met.
 """
 
-from __future__ import annotations
-
 import re
 import tempfile
 from pathlib import Path

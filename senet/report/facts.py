@@ -1,7 +1,5 @@
 """What a run folder, or the file that `pack` made of one, tells about a run, whatever state it is in."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -1,7 +1,5 @@
 """The pictures of a report, each a PNG in memory."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from itertools import cycle

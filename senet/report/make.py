@@ -1,7 +1,5 @@
 """Puts a report together: reads runs, lets their nets look at the validation images again, draws and writes."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections.abc import Sequence

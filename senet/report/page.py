@@ -1,7 +1,5 @@
 """A report as one HTML file that needs nothing beside it."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The paper's numbers for a config: the errors that its file quotes, and its curve in figure 4."""
 
-from __future__ import annotations
-
 import functools
 import re
 from pathlib import Path

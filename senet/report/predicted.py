@@ -1,7 +1,5 @@
 """Pictures with what a net sees in them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont

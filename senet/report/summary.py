@@ -1,7 +1,5 @@
 """What runs came to, in tables: one row a recipe with mean and spread over its seeds, and the facts of each run."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Sequence

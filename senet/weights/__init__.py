@@ -4,8 +4,6 @@
 network off them, `convert` names the same network of another library.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass

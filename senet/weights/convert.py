@@ -1,7 +1,5 @@
 """The same network in another library, and proof that it computes the same."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, NamedTuple

@@ -1,7 +1,5 @@
 """Files of weights, read without running anything that is in them, and written."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import pickle

@@ -1,7 +1,5 @@
 """How each library names the parts of a residual network, both ways."""
 
-from __future__ import annotations
-
 import functools
 import re
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The residual network that weights are of, read off their names and shapes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Formats that keep many images in a file: what tars, TFRecords and Parquet have in common."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

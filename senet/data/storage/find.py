@@ -1,7 +1,5 @@
 """The images of a data set's split, in whatever format they are, without those that an audit found undecodable."""
 
-from __future__ import annotations
-
 import functools
 import json
 import logging

@@ -1,7 +1,5 @@
 """Image folders: ROOT/train/CLASS/*.JPEG and ROOT/val/CLASS/*.JPEG, also in sub-folders of a class."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import os

@@ -1,7 +1,5 @@
 """A validation set in one folder, whose labels stand in a list beside it: Kaggle's ImageNet and Tiny-ImageNet."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@ To read one image is to read its row group, tens of megabytes of a large set: sm
 large ones converted first, which reads every row group once. Needs pyarrow.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from dataclasses import replace

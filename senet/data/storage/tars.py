@@ -1,7 +1,5 @@
 """WebDataset shards: tars ROOT/train/*.tar or ROOT/*train*.tar with members KEY.jpg (or another image) and KEY.cls."""
 
-from __future__ import annotations
-
 import json
 import os
 import tarfile

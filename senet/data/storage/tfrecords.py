@@ -4,8 +4,6 @@ A record is a length of 8 bytes, a checksum of 4, an Example (a protocol buffer)
 looked through once, without touching the bytes of the images, which are read from where they lie.
 """
 
-from __future__ import annotations
-
 import mmap
 import struct
 from collections.abc import Iterator
