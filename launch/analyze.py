@@ -42,7 +42,7 @@ def _excitations(args: argparse.Namespace, trained: Trained, world: World) -> st
     found = excitations.record(trained, source(args), world, args.classes, args.images)
     shown = excitations.shown(found)
     excitations.draw(shown, args.out / "excitations.png")
-    excitations.draw_within(shown, args.out / "within_class.png")
+    excitations.draw(shown, args.out / "within_class.png", within=True)
     header, rows = excitations.table(found)
     write_text(args.out / "excitations.md", table.markdown(header, rows) + "\n")
     return f"{table.text(header, rows)}\n{args.out}: excitations.png, within_class.png, excitations.md"

@@ -69,15 +69,6 @@ class World:
         dist.all_gather_object(box, value, group=self.host_group)
         return box
 
-    def all_gather_floats(self, numbers: list[float]) -> list[list[float]]:
-        """Return every rank's numbers on every rank, without touching the device."""
-        if self.size == 1:
-            return [numbers]
-        own = torch.tensor(numbers, dtype=torch.float64)
-        out = [torch.empty_like(own) for _ in range(self.size)]
-        dist.all_gather(out, own, group=self.host_group)
-        return [each.tolist() for each in out]
-
     def all_reduce_max(self, *numbers: int) -> Callable[[], list[int]]:
         """Begin to find the greatest of all ranks' numbers, each for itself, and return what waits for them."""
         if self.size == 1:

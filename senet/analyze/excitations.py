@@ -114,18 +114,15 @@ def shown(found: Sequence[Excitation]) -> list[Excitation]:
     return [stage[-1] for stage in before][-9:] + last[-3:]
 
 
-def draw(found: Sequence[Excitation], file: Path) -> None:
-    """Draw mean gates of fifty channels, a line for each class and for all (figure 6)."""
-    _draw(found, file, "Mean excitation by class", range(len(found[0].groups)), bands=False)
-
-
-def draw_within(found: Sequence[Excitation], file: Path) -> None:
-    """Draw mean gates of fifty channels for two classes, and how they vary from image to image (figure 7)."""
-    title = "Excitation within a class: mean and standard deviation over images"
-    _draw(found, file, title, list(range(len(found[0].groups) - 1))[:2], bands=True)
-
-
-def _draw(found: Sequence[Excitation], file: Path, title: str, groups: Sequence[int], bands: bool) -> None:
+def draw(found: Sequence[Excitation], file: Path, within: bool = False) -> None:
+    """Draw mean gates of fifty channels, a line for each class and for all (figure 6); if `within`, for two classes,
+    and how they vary from image to image (figure 7).
+    """
+    title = (
+        "Excitation within a class: mean and standard deviation over images" if within else "Mean excitation by class"
+    )
+    groups = list(range(len(found[0].groups)))
+    groups = groups[:-1][:2] if within else groups
     with page(file, title, len(found), width=4.2, height=3.0, columns=3) as panels:
         for axes, each in zip(panels, found, strict=True):
             channels = np.unique(np.linspace(0, each.mean.shape[1] - 1, CHANNELS).astype(int))
@@ -134,7 +131,7 @@ def _draw(found: Sequence[Excitation], file: Path, title: str, groups: Sequence[
                 black = each.groups[group] == "all"
                 style: Any = {"color": INK if black else COLOURS[group % len(COLOURS)], "linewidth": 1.1}
                 axes.plot(channels, mean, label=each.groups[group], **style)
-                if bands:
+                if within:
                     axes.fill_between(channels, mean - std, mean + std, color=style["color"], alpha=0.2, linewidth=0)
             axes.set_title(each.block)
             axes.set_ylim(-0.02, 1.02)

@@ -95,8 +95,9 @@ def draw(rows: Sequence[Row], title: str, file: Path, note: str = "") -> None:
 
     bars = []
     for row in rows:
-        value = row.value and row.value.median
-        ends = (row.value.low, row.value.high) if row.value and row.value.n > 1 else (None, None)
-        bars.append(plots.Bar(row.what, value, row.how, *ends, row.number("roofline")))
+        spread = row.value
+        low, high = (spread.low, spread.high) if spread and spread.n > 1 else (None, None)
+        value = spread.median if spread else None
+        bars.append(plots.Bar(row.what, value, row.how, low, high, row.number("roofline")))
     with plots.page(file, title, note=note) as (axes,):
         plots.bars(axes, bars, rows[0].unit if rows else "")

@@ -39,7 +39,7 @@ def load(name: str | Path, overrides: Iterable[str] = ()) -> Config:
     tree: dict[str, Any] = {}
     for layer in layers:
         tree = merge(Config, tree, layer.settings)
-    config = _validate(Config, tree, str(name), layers)
+    config = read(Config, tree, str(name), layers)
     check(config)
     return config
 
@@ -53,12 +53,20 @@ def variants(name: str | Path) -> list[str]:
 
 def from_dict(tree: Mapping[str, Any], where: str = "config") -> Config:
     """Make a config of what `to_dict` returned. Keys, types and ranges are checked, what `check` refuses is not."""
-    return _validate(Config, tree, where)
+    return read(Config, tree, where)
 
 
-def read(kind: type[T], tree: Any, where: str) -> T:
-    """Make an instance of a dataclass of plain data. Raises UsageError as for a config."""
-    return _validate(kind, tree, where)
+def read(kind: type[T], tree: Any, where: str, layers: Sequence[Layer] = ()) -> T:
+    """Make an instance of a dataclass of plain data, which come from `where`, or from `layers` if these have the key.
+
+    Raises UsageError as for a config.
+    """
+    try:
+        return typing.cast(T, _make(kind, tree))
+    except _Wrong as error:
+        near = _nearest_key(kind, tree, error.path, error.inside) if error.inside else ""
+        place, key = _written(layers, error.path) or where, ".".join(error.path) or "the file"
+        raise UsageError(f"{place}: {key}: {error.message}{near}") from None
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -88,18 +96,7 @@ class _Wrong(Exception):
         self.path, self.message, self.inside = path, message, inside
 
 
-@functools.cache
-def _adapter(kind: Any) -> pydantic.TypeAdapter[Any]:
-    return pydantic.TypeAdapter(kind)
-
-
-def _validate(kind: type[T], tree: Any, where: str, layers: Sequence[Layer] = ()) -> T:
-    try:
-        return typing.cast(T, _make(kind, tree))
-    except _Wrong as error:
-        near = _nearest_key(kind, tree, error.path, error.inside) if error.inside else ""
-        place, key = _written(layers, error.path) or where, ".".join(error.path) or "the file"
-        raise UsageError(f"{place}: {key}: {error.message}{near}") from None
+_adapter = functools.cache(pydantic.TypeAdapter)
 
 
 def _make(annotation: Any, value: Any, path: tuple[str, ...] = (), tag: str = "") -> Any:

@@ -9,21 +9,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from senet.config.fields import (
-    RGB,
-    BelowOne,
-    Count,
-    NotNegative,
-    Positive,
-    PositiveRGB,
-    Share,
-    Text,
-    Whole,
-    YesNo,
-    dataclass,
-)  # fmt: skip
+from senet.config.fields import BelowOne, Count, NotNegative, Number, Positive, Share, Text, Whole, YesNo, dataclass
 from senet.config.nets import Bottleneck, NetSetting
 from senet.config.tagged import Tagged
+
+RGB = tuple[Number, Number, Number]
+PositiveRGB = tuple[Positive, Positive, Positive]
 
 # ----------------------------------------------------------------------------------------------------------------- data
 

@@ -33,24 +33,22 @@ class RunFacts:
     label: str  # tells it from other runs on a page
 
     @property
+    def _flags(self) -> dict[str, Any]:
+        return self.starts[-1].get("flags", {}) if self.starts else {}
+
+    @property
     def name(self) -> str:
-        flags = self.starts[-1].get("flags", {}) if self.starts else {}
-        return str(flags.get("name") or self.folder.path.name)
+        return str(self._flags.get("name") or self.folder.path.name)
 
     @property
     def data(self) -> Path | None:
         """The data set that it was trained on."""
-        return Path(root) if (root := self._source.get("root")) else None
+        return Path(root) if (root := self._flags.get("source", {}).get("root")) else None
 
     @property
     def checksum(self) -> bool:
         """Whether its files were verified."""
-        return bool(self._source.get("checksum", True))
-
-    @property
-    def _source(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.starts[-1].get("flags", {}).get("source", {}) if self.starts else {}
-        return found
+        return bool(self._flags.get("source", {}).get("checksum", True))
 
     @property
     def state(self) -> str:

@@ -47,7 +47,7 @@ class Trouble:
         numbers of each rank say it all. Raises RunError as `look_at_images`.
         """
         times = astuple(self.timer.read()) if self.timer else ()
-        told = self.world.all_gather_floats([len({**self.loader.bad, **self.val.bad}), *times])
+        told = self.world.all_gather_object([len({**self.loader.bad, **self.val.bad}), *times])
         if self.timer:
             for change in self.stragglers.compare([Times(int(steps), *seconds) for _, steps, *seconds in told]):
                 self.record(**change)
