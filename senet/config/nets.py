@@ -104,7 +104,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class InceptionResNetV2:
-    """Inception-ResNet-v2; SE scales each residual branch. Its module says why it has these numbers of blocks."""
+    """Inception-ResNet-v2 for 75 pixels or more; SE scales each branch. Its module explains the numbers of blocks."""
 
     family: Literal["inception_resnet_v2"] = "inception_resnet_v2"
     blocks: tuple[Count, Count, Count] = (5, 20, 5)  # at 35x35, 17x17 and 8x8 pixels; published: 10, 20, 10

@@ -12,8 +12,8 @@ import typing
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic_core import CoreSchema, core_schema
+from pydantic import GetJsonSchemaHandler
+from pydantic_core import CoreSchema
 
 
 @functools.cache
@@ -42,16 +42,6 @@ class Tagged:
             for key in self.implied.keys() & value.keys():
                 return {self.key: self.implied[key], **value}
         return value
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        options = Options(typing.get_args(source), self)
-
-        def chosen(value: Any) -> Any:
-            value = self.mapping(value)
-            kind = options.pick(value) if isinstance(value, Mapping) else None
-            return kind(**value) if kind else value
-
-        return core_schema.no_info_before_validator_function(chosen, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         choices = handler(schema)["anyOf"]

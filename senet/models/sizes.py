@@ -95,8 +95,7 @@ def write(root: Path) -> list[Path]:
 
 def with_table(text: str, made: str) -> str:
     """Return `text` with what stands between the marks replaced by `made`."""
-    before, begin, rest = text.partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    assert begin, "configs/README.md has lost the mark where the table of sizes begins"
-    assert end, "configs/README.md has lost the mark where the table of sizes ends"
-    return f"{before}{begin}\n{made}{end}{after}"
+    begin, end = map(re.escape, MARKS)
+    found, count = re.subn(f"(?<={begin}\n).*?(?={end})", lambda _: made, text, flags=re.DOTALL)
+    assert count == 1, f"configs/README.md has lost one of its marks, {MARKS}"
+    return found

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from senet.config import SE, Basic, Bottleneck, Net, Timm
+from senet.config import SE, Basic, Bottleneck, CifarStem, Net, Timm
 from senet.errors import UsageError
 from senet.execution.execution import Execution, choices, prepare
 from senet.models import build
@@ -97,14 +97,14 @@ def test_choices_are_what_can_be_done() -> None:
         for execution in on_cpu
     )
     assert {execution.tail for execution in choices(build(Timm("resnet18"), 10), torch.device("cpu"))} == {"plain"}
-    small = build(Bottleneck(blocks=(1,), widths=(8,), stem="cifar"), 10)
+    small = build(Bottleneck(blocks=(1,), widths=(8,), stem=CifarStem()), 10)
     assert any(execution.graph for execution in choices(small, torch.device("cuda")))
     assert not any(execution.graph for execution in choices(build(SMALL, 10), torch.device("cuda")))
 
 
 def test_compilation_changes_no_name_and_can_be_undone() -> None:
     """What compiled blocks compute is compared in tests/train/test_step.py."""
-    net = build(Basic(blocks=(3,), widths=(16,), expansion=1, stem="cifar", se=SE(ratio=4)), 10)
+    net = build(Basic(blocks=(3,), widths=(16,), expansion=1, stem=CifarStem(), se=SE(ratio=4)), 10)
     names = list(net.state_dict())
     prepare(net, Execution(tail="analytic", compile=True))
     assert list(net.state_dict()) == names

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from senet.config import SE, Basic, Bottleneck, ResNet, Stem
+from senet.config import SE, Basic, Bottleneck, CifarStem, ResNet, Stem
 from senet.execution import tail
 from senet.models import build
 from senet.models.resnet import Block, PreactivationBlock
@@ -277,7 +277,7 @@ def test_whole_nets_agree() -> None:
         Bottleneck(blocks=(1, 2), widths=(8, 16)),
         Bottleneck(blocks=(1, 2), **x50, se=SE(ratio=4)),
         Bottleneck(blocks=(1, 2), **s154, projection="conv3x3", stem=Stem("conv3x3x3", "ceil"), se=SE(ratio=4)),
-        Basic(blocks=(3, 3, 3), widths=(16, 32, 64), expansion=1, stem="cifar", se=SE()),
+        Basic(blocks=(3, 3, 3), widths=(16, 32, 64), expansion=1, stem=CifarStem(), se=SE()),
     ]
     for net in nets:
         torch.manual_seed(0)

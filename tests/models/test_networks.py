@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from senet.config import SE, Bottleneck, Timm
+from senet.config import SE, Bottleneck, CifarStem, Timm
 from senet.errors import UsageError
 from senet.models import SEBlock, build, summary
 from senet.models.resnet import Block
@@ -47,7 +47,7 @@ def test_se_forced_to_one_equals_the_plain_net() -> None:
 @pytest.mark.parametrize("preactivation", [False, True])
 def test_every_place_changes_the_result_and_learns(place: str, preactivation: bool) -> None:
     se = SE(place=place, ratio=2)
-    net = build(Bottleneck(blocks=(1, 2), widths=(16, 32), stem="cifar", preactivation=preactivation, se=se), 10)
+    net = build(Bottleneck(blocks=(1, 2), widths=(16, 32), stem=CifarStem(), preactivation=preactivation, se=se), 10)
     x = torch.randn(4, 3, 16, 16)
     net(x).sum().backward()
     blocks = [m for m in net.modules() if isinstance(m, SEBlock)]
