@@ -120,6 +120,6 @@ def test_download_is_unpacked_and_not_kept(tmp_path: Path, monkeypatch: pytest.M
         packed(Path(root) / filename, layout)
 
     monkeypatch.setattr("torchvision.datasets.utils.download_url", download)
-    monkeypatch.setattr(archive, "md5", lambda _: layout.md5)
+    monkeypatch.setattr(archive, "digest", lambda path, algorithm: layout.md5)
     prepare("cifar10", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [layout.folder]

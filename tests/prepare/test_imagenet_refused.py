@@ -146,7 +146,7 @@ def test_labels_of_another_numbering_are_refused(archives: Archives, tmp_path: P
 
 def test_missing_labels_are_named(archives: Archives, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("n01440764\n" * 3)
-    with pytest.raises(UsageError, match="ILSVRC2012_val_00000004 has no label"):
+    with pytest.raises(UsageError, match="'ILSVRC2012_val_00000004' has no label"):
         prepare(tmp_path, Sources(val=archives.folder / "val.tar", labels=tmp_path / "short.txt"), PLAIN, True, 1)
 
 

@@ -53,9 +53,7 @@ class Tars(Archives):
         if not images or not labels:
             return []
         if lacking := images.keys() ^ labels.keys():
-            raise UsageError(
-                f"{path}: {min(lacking).strip('/')}: an image without label, or vice versa; mend the shard"
-            )
+            raise UsageError(f"{path}: {min(lacking).strip('/')}: an image without a label, or the reverse; mend it")
         return [Member(labels[key], *place) for key, place in images.items()]
 
 
