@@ -1,6 +1,5 @@
 """Models of timm, trained and evaluated by the same pipeline."""
 
-import difflib
 import logging
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from senet import config
+from senet.config.files import nearest
 from senet.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -100,8 +100,7 @@ def _check_known(name: str) -> None:
     import timm
 
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.3)
-        raise UsageError(f"net.timm: timm has no model {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        raise UsageError(f"net.timm: timm has no model {name!r}{nearest(name, timm.list_models())}")
 
 
 def _create(name: str, **settings: Any) -> nn.Module:

@@ -12,7 +12,7 @@ import numpy as np
 
 from senet.data.imagenet import classes
 from senet.data.storage.find import listing
-from senet.data.storage.index import Index, Names, Storage, order, read_classes
+from senet.data.storage.index import Index, Names, Storage, read_classes
 from senet.errors import UsageError
 from senet.prepare import published, wnids
 from senet.prepare.convert import Output, plan_of, write
@@ -165,12 +165,7 @@ def _wnids(names: Names, path: Path, val_wnids: Mapping[str, str]) -> list[str]:
 
 def _ordered(images: Storage, shown: list[str], names: tuple[str, ...]) -> Index:
     labels = {name: label for label, name in enumerate(names)}
-    rows = [
-        (labels[wnid], f"{wnid}/{name.rpartition('/')[2]}", image)
-        for image, (wnid, name) in enumerate(zip(shown, images.names, strict=True))
-        if wnid in labels
-    ]
-    rows.sort(key=lambda row: (row[0], order(row[1])))
-    chosen = images.subset(np.array([image for _, _, image in rows], np.int64))
-    storage = replace(chosen, names=Names.of(name for _, name, _ in rows))
-    return Index(storage, np.array([label for label, _, _ in rows], np.int64), names)
+    chosen = np.array([image for image, wnid in enumerate(shown) if wnid in labels], np.int64)
+    paths = Names.of(f"{shown[image]}/{images.names[image].rpartition('/')[2]}" for image in chosen)
+    storage = replace(images.subset(chosen), names=paths)
+    return Index(storage, np.array([labels[shown[image]] for image in chosen], np.int64), names).sorted()

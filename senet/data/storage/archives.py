@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from senet.data.philox import Ints
-from senet.data.storage.index import Format, Index, Names, order, read_classes, split_folder
+from senet.data.storage.index import Format, Index, Names, read_classes, split_folder
 from senet.errors import UsageError
 
 SAMPLE = 4096  # bytes
@@ -70,17 +70,15 @@ class Archives(Format):
         members = [(number, member) for number, path in enumerate(paths) for member in cls.members(path)]
         if not members:
             raise UsageError(f"{paths[0].parent}: no labelled images in {len(paths)} files; expected {cls.expected}")
-        numbers, classes = _numbered(root, [member.label for _, member in members])
-        found = [(file, label, *member[1:]) for (file, member), label in zip(members, numbers, strict=True)]
-        if len({row[2] for row in found}) < len(found):  # names begin anew in each file
-            found = [(*row[:2], f"{paths[row[0]].stem}/{row[2]}", *row[3:]) for row in found]
-        found.sort(key=lambda row: (row[1], order(row[2])))
-        files, labels, names, starts, sizes, shapes = zip(*found, strict=True)
-        if labels[0] < 0:
-            raise UsageError(f"{root}: {names[0]}: label {labels[0]} (a test set?); labels start at 0")
-        spans = np.array([files, starts, sizes], np.int64).T.copy()
-        storage = cls(root, Names.of(names), stamp, {"spans": spans, "shapes": np.array(shapes, np.int32)})
-        return Index(storage, np.array(labels, np.int64), classes)
+        labels, classes = _numbered(root, [member.label for _, member in members])
+        names = [member.name for _, member in members]
+        if len(set(names)) < len(names):  # names begin anew in each file
+            names = [f"{paths[file].stem}/{member.name}" for file, member in members]
+        if (least := min(labels)) < 0:
+            raise UsageError(f"{root}: {names[labels.index(least)]}: label {least} (a test set?); labels start at 0")
+        spans = np.array([(file, member.start, member.size) for file, member in members], np.int64)
+        columns = {"spans": spans, "shapes": np.array([member.shape for _, member in members], np.int32)}
+        return Index(cls(root, Names.of(names), stamp, columns), np.array(labels, np.int64), classes).sorted()
 
     @classmethod
     def unchanged(cls, root: Path, split: str, stamp: Mapping[str, Any]) -> bool:

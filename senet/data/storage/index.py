@@ -129,6 +129,11 @@ class Index:
     def subset(self, images: NDArray[Any]) -> Index:
         return Index(self.storage.subset(images), self.labels[images], self.classes)
 
+    def sorted(self) -> Index:
+        """Return images that were listed in any order in that of an index."""
+        keys = [(label, order(name)) for label, name in zip(self.labels.tolist(), self.storage.names, strict=True)]
+        return self.subset(np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64))
+
     @property
     def fingerprint(self) -> str:
         """16 digits that differ if the names of the image files, their order or their labels do, in any format."""

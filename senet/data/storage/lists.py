@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from senet.data.storage.folders import Folders, class_folders, images_below, stamp_of
-from senet.data.storage.index import Index, Names, order, split_folder
+from senet.data.storage.index import Index, Names, split_folder
 from senet.errors import UsageError
 from senet.system.files import digest
 
@@ -27,16 +27,15 @@ class Listed(Folders):
         assert file is not None
         shown = read_list(file)
         classes = class_folders(root, train) if train.is_dir() else sorted(set(shown.values()))
-        labels = {name: label for label, name in enumerate(classes)}
+        known = {name: label for label, name in enumerate(classes)}
         times: dict[str, int] = {}
+        names = list(images_below(base, times))
         try:
-            rows = [(labels[shown[Path(name).stem]], name) for name in images_below(base, times)]
+            labels = [known[shown[Path(name).stem]] for name in names]
         except KeyError as error:
             raise UsageError(f"{base}: {error} is not in {file}, or not among the classes of {train}") from None
-        rows.sort(key=lambda row: (row[0], order(row[1])))
         stamp = {"classes": classes, "times": times, "list": digest(file, "sha256")[:16]}
-        storage = cls(base, Names.of(name for _, name in rows), stamp)
-        return Index(storage, np.array([label for label, _ in rows], np.int64), tuple(classes))
+        return Index(cls(base, Names.of(names), stamp), np.array(labels, np.int64), tuple(classes)).sorted()
 
     @classmethod
     def unchanged(cls, root: Path, split: str, stamp: Mapping[str, Any]) -> bool:
