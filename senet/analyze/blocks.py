@@ -11,18 +11,14 @@ from senet.models import SEBlock
 
 
 def blocks(net: nn.Module) -> dict[str, nn.Module]:
-    """Return the SE blocks in the order of the net: SE_4_6 is the sixth of stage 4; without stages, their paths.
-
-    Raises UsageError if there is none.
+    """Return the SE blocks in the order of the net: SE_4_6 is that of the sixth unit of stage 4, SE_4_6_2 that of its
+    second branch; without stages, they have their paths. Raises UsageError if there is none.
     """
-    found = {_name(path): module for path, module in net.named_modules() if _is_block(module)}
+    modules = ((_name(path), module) for path, module in net.named_modules())
+    found = {name: module for name, module in modules if isinstance(module, SEBlock) or _gate(module) is not None}
     if not found:
         raise UsageError("this net has no SE block to look into; name a net with SE")
     return found
-
-
-def _is_block(module: nn.Module) -> bool:
-    return isinstance(module, SEBlock) or _gate(module) is not None
 
 
 def _gate(module: nn.Module) -> nn.Module | None:
@@ -34,11 +30,11 @@ def _gate(module: nn.Module) -> nn.Module | None:
 
 
 def _name(path: str) -> str:
-    ours = re.search(r"stage(\d)\.(\d+)\.", path)
-    timms = re.search(r"layer(\d)\.(\d+)\.", path)  # its first one is the paper's second stage
-    if ours:
-        return f"SE_{ours[1]}_{int(ours[2]) + 1}"
-    return f"SE_{int(timms[1]) + 1}_{int(timms[2]) + 1}" if timms else path
+    found = re.search(r"(stage|layer)(\d)\.(\d+)\.(?:branches\.(\d)\.)?", path)
+    if found is None:
+        return path
+    stage = int(found[2]) + (found[1] == "layer")  # timm's first layer is the paper's second stage
+    return "_".join(["SE", str(stage), *(str(int(number) + 1) for number in found.groups()[2:] if number)])
 
 
 @contextmanager

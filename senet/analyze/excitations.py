@@ -109,7 +109,8 @@ def shown(found: Sequence[Excitation]) -> list[Excitation]:
     """Return the blocks that the paper shows: the last one of each stage, and the last three of the last stage."""
     stages: dict[str, list[Excitation]] = {}
     for each in found:
-        stages.setdefault(each.block.rpartition("_")[0], []).append(each)
+        stage = each.block.split("_")[1] if each.block.startswith("SE_") else ""
+        stages.setdefault(stage, []).append(each)
     *before, last = stages.values()
     return [stage[-1] for stage in before][-9:] + last[-3:]
 

@@ -27,7 +27,7 @@ def prune(trained: Trained, source: Source, world: World, stages: list[int] | No
     Raises UsageError for a net of timm, and for a stage without SE.
     """
     every = {name: block for name, block in blocks(trained.net).items() if isinstance(block, SEBlock)}
-    known = sorted({int(parts[1]) for name in every if len(parts := name.split("_")) == 3})
+    known = sorted({int(name.split("_")[1]) for name in every if name.startswith("SE_")})
     if not known:
         raise UsageError("prune knows the stages of our own residual networks only; name a checkpoint of one")
     if strange := [stage for stage in stages or [] if stage not in known]:

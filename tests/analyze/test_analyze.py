@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from launch import analyze
+from senet import build
 from senet.analyze.blocks import blocks, gates
 from senet.analyze.excitations import Excitation, record, shown, table
 from senet.analyze.gradcam import gradcam
@@ -66,6 +67,11 @@ def test_the_papers_blocks_are_shown_beside_its_figures() -> None:
     header, rows = table(found)
     last = dict(zip(header, rows[-1], strict=True))
     assert (last["saturated %"], last["paper: all"]) == (100, 0.159)
+
+
+def test_two_blocks_of_a_unit_have_names_of_their_own() -> None:
+    net = build("se_shake_shake26_2x96d", "net.blocks=[1,2]", "net.width=8", "net.se={place: branches}")
+    assert list(blocks(net)) == ["SE_2_1_1", "SE_2_1_2", "SE_3_1_1", "SE_3_1_2", "SE_3_2_1", "SE_3_2_2"]
 
 
 def test_pruning_counts_what_it_saves_and_costs(trained: Path, images: Path) -> None:

@@ -57,7 +57,12 @@ def find(root: Path, split: str, classes: int) -> Index:
         )
     if index.labels.max() >= classes:
         raise UsageError(f"{root}: has labels up to {index.labels.max()}, but data.classes is {classes}; raise it")
-    return without(index, root, _audited(root, split))
+    if bad := _audited(root, split):
+        start = len(str(root)) + 1
+        keep = np.array([index.storage.path(image)[start:] not in bad for image in range(len(index))], bool)
+        log.warning("%s: %d images left out that an audit found undecodable (see audit.json)", root, (~keep).sum())
+        return index.subset(np.flatnonzero(keep))
+    return index
 
 
 @_explained
@@ -140,16 +145,6 @@ def splits(root: Path) -> list[str]:
     if not found:
         form_of(root, "train")  # says what is amiss
     return found
-
-
-def without(index: Index, root: Path, bad: dict[str, str]) -> Index:
-    """Return the index without the images named in `bad` (path below ROOT -> reason)."""
-    if not bad:
-        return index
-    start = len(str(root)) + 1
-    keep = np.array([index.storage.path(image)[start:] not in bad for image in range(len(index))], bool)
-    log.warning("%s: %d images left out that an audit found undecodable (audit.json names them)", root, (~keep).sum())
-    return index.subset(np.flatnonzero(keep))
 
 
 def _audited(root: Path, split: str) -> dict[str, str]:
