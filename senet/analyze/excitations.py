@@ -119,9 +119,7 @@ def draw(found: Sequence[Excitation], file: Path, within: bool = False) -> None:
     """Draw mean gates of fifty channels, a line for each class and for all (figure 6); if `within`, for two classes,
     and how they vary from image to image (figure 7).
     """
-    title = (
-        "Excitation within a class: mean and standard deviation over images" if within else "Mean excitation by class"
-    )
+    title = "Excitation within a class: mean and deviation over images" if within else "Mean excitation by class"
     groups = list(range(len(found[0].groups)))
     groups = groups[:-1][:2] if within else groups
     with page(file, title, len(found), width=4.2, height=3.0, columns=3) as panels:

@@ -98,7 +98,6 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
     if world.device.type == "cpu" and not args.tiny:
         raise UsageError("gpu: no CUDA device is visible; --tiny tries the parts on this machine")
     if args.part:
-        torch.backends.cudnn.benchmark = world.device.type == "cuda"
         setup = Setup(world, args.out, time.monotonic() + args.left, args.tiny, args.data)
         work = jobs()[args.part].work(setup)
         rows.append(args.out / "rows.jsonl", (replace(row, part=args.part) for row in work))

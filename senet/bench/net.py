@@ -62,7 +62,6 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
     gpu = world.device.type == "cuda"
     hows = [execution(text) for text in args.executions]
     precision = args.precision or ("bf16" if gpu else "fp32")
-    torch.backends.cudnn.benchmark = gpu
     best = probe(world.device, precision)
     print(
         f"{best.name}: {best.bandwidth / 1e12:.3g} TB/s, {best.matmul / 1e12:.3g} TFLOP/s ({best.source})",

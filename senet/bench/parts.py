@@ -172,9 +172,8 @@ def profiles(setup: Setup) -> Iterator[Row]:
         kernels: dict[str, float] = {}
         for event in profiler.key_averages():
             on_device = str(getattr(event, "device_type", "")).rpartition(".")[2] == "CUDA"
-            if setup.gpu == on_device and not getattr(
-                event, "is_user_annotation", False
-            ):  # which stand for many kernels
+            # An annotation stands for many kernels.
+            if setup.gpu == on_device and not getattr(event, "is_user_annotation", False):
                 kernels[event.key] = (event.self_device_time_total if setup.gpu else event.self_cpu_time_total) / 3e3
         for name, ms in sorted(kernels.items(), key=lambda item: -item[1])[:15]:
             yield Row(how, name[:80], Spread.of([ms]), "ms", {"share": ms / sum(kernels.values())})

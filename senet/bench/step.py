@@ -44,7 +44,6 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
     """Measure one net. Raises UsageError."""
     world, how = distributed.start(args.device), execution(args.execution)
     torch.set_num_threads(args.threads)
-    torch.backends.cudnn.benchmark = world.device.type == "cuda"
     settings = synthetic(args.config, f"precision={args.precision}", batch=args.batch)
     yield from compare(short(args.config), settings, world, how, Effort(args.pairs, steps=args.turn))
 

@@ -77,10 +77,8 @@ def table(found: Iterable[Row]) -> str:
         if paper and (paper.gflops or paper.parameters or "/cifar" in name):
             gflops = "" if paper.gflops is None else f"{paper.gflops:.{2 if paper.gflops >= 1 else 3}f}"
             millions = "" if paper.parameters is None else f"{paper.parameters:.1f}"
-            shown = name.removeprefix("configs/")
-            lines.append(
-                f"| `{shown}` | {size.parameters:,} | {size.gmacs:.3f} | {gflops} | {millions} | {paper.error} |"
-            )
+            own = f"`{name.removeprefix('configs/')}` | {size.parameters:,} | {size.gmacs:.3f}"
+            lines.append(f"| {own} | {gflops} | {millions} | {paper.error} |")
     return "\n".join(lines) + "\n"
 
 

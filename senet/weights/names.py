@@ -54,9 +54,8 @@ def _patterns(library: Library, side: int) -> list[tuple[re.Pattern[str], str]]:
     units = tuple((ours, f"{library.stage}.{{i}}.{theirs}") for ours, theirs in (*UNIT, *se))
     # Files of one library call the classifier by either name.
     rules = (*library.stem, *units, ("fc", library.head), ("fc", "fc"), ("fc", "last_linear"))
-    return [
-        (re.compile(re.sub(r"\\{(\w)\\}", r"(?P<\1>\\d+)", re.escape(rule[side]))), rule[1 - side]) for rule in rules
-    ]
+    named = [(re.sub(r"\\{(\w)\\}", r"(?P<\1>\\d+)", re.escape(rule[side])), rule[1 - side]) for rule in rules]
+    return [(re.compile(pattern), template) for pattern, template in named]
 
 
 def _deep(*theirs: str) -> Rules:

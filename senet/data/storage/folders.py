@@ -40,9 +40,7 @@ class Folders(Format):
         for label, name in enumerate(classes):
             found = sorted(images_below(base, times, name), key=order)
             if not found:
-                raise UsageError(
-                    f"{base / name}: an empty class folder: no {', '.join(ENDINGS)} in it; fill or remove it"
-                )
+                raise UsageError(f"{base / name}: an empty class folder: no {', '.join(ENDINGS)}; fill or remove it")
             names += found
             labels += [label] * len(found)
         storage = cls(base, Names.of(names), {"classes": classes, "times": times})
