@@ -77,8 +77,9 @@ class Archives(Format):
         if (least := min(labels)) < 0:
             raise UsageError(f"{root}: {names[labels.index(least)]}: label {least} (a test set?); labels start at 0")
         spans = np.array([(file, member.start, member.size) for file, member in members], np.int64)
-        columns = {"spans": spans, "shapes": np.array([member.shape for _, member in members], np.int32)}
-        return Index(cls(root, Names.of(names), stamp, columns), np.array(labels, np.int64), classes).sorted()
+        shapes = np.array([member.shape for _, member in members], np.int32)
+        storage = cls(root, Names.of(names), stamp, {"spans": spans, "shapes": shapes})
+        return Index(storage, np.array(labels, np.int64), classes).sorted()
 
     @classmethod
     def unchanged(cls, root: Path, split: str, stamp: Mapping[str, Any]) -> bool:
