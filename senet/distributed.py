@@ -69,6 +69,10 @@ class World:
         dist.all_gather_object(box, value, group=self.host_group)
         return box
 
+    def all_gather_named(self, value: Any) -> dict[str, Any]:
+        """Return every rank's `value`, a plain object, on every rank, by names of ranks: `rank 3 on HOST`."""
+        return dict(self.all_gather_object((f"rank {self.rank} on {socket.gethostname()}", value)))
+
     def all_reduce_max(self, *numbers: int) -> Callable[[], list[int]]:
         """Begin to find the greatest of all ranks' numbers, each for itself, and return what waits for them."""
         if self.size == 1:

@@ -27,6 +27,7 @@ from senet.distributed import World
 from senet.errors import RunError, UsageError
 from senet.models import build
 from senet.run import preflight, provenance
+from senet.system.files import sync
 from senet.system.timing import timed
 from senet.track.wandb import decide, login
 
@@ -98,15 +99,14 @@ def _devices(world: World) -> Iterator[Finding]:
         yield _judged("GPU", broken if hidden else "", cores, "fail")
         return
     own = torch.cuda.get_device_properties(world.device)
-    ranks = world.all_gather_object((socket.gethostname(), str(getattr(own, "uuid", world.rank)), own.name))
-    seen: dict[tuple[str, str], int] = {}
-    for rank, (host, identity, name) in enumerate(ranks):
-        if (other := seen.setdefault((host, identity), rank)) != rank:
-            shared = f"ranks {other} and {rank} on {host} share one; set --nproc-per-node to the number of GPUs"
-            yield Finding("fail", "GPU", shared)
+    identity = socket.gethostname(), str(getattr(own, "uuid", world.rank))
+    seen: dict[tuple[str, str], str] = {}
+    for rank, (there, name) in world.all_gather_named((identity, own.name)).items():
+        if (other := seen.setdefault(there, rank)) != rank:
+            yield Finding("fail", "GPU", f"{other} and {rank} share one; set --nproc-per-node to the number of GPUs")
             return
-        if name != ranks[0][2]:
-            mixed = f"rank {rank} on {host} has a {name}, rank 0 a {ranks[0][2]}; the slower one sets the pace"
+        if name != own.name:
+            mixed = f"{rank} has a {name}, and rank {world.rank} a {own.name}; the slower one sets the pace"
             yield Finding("warn", "GPU", mixed)
             return
     yield Finding("ok", "GPU", f"{world.size} x {own.name}, {own.total_memory >> 30} GiB")
@@ -145,14 +145,15 @@ def _ranks(world: World) -> Iterator[Finding]:
     if world.size == 1:
         yield Finding("ok", "ranks", "one; start it with torchrun to look at more")
         return
-    ranks = world.all_gather_object((socket.gethostname(), provenance.versions()))
-    hosts = sorted({host for host, _ in ranks})
+    ranks = world.all_gather_named(provenance.versions())
+    hosts = sorted({rank.partition(" on ")[2] for rank in ranks})
     shown = ", ".join(hosts[:8]) + (" ..." if len(hosts) > 8 else "")
     yield Finding("ok", "ranks", f"{world.size} on {len(hosts)} hosts: {shown}")
+    first = next(iter(ranks.values()))
     others = [
-        f"rank {rank} on {host} has {name} {versions.get(name)}, rank 0 {wanted}; install the same on all nodes"
-        for rank, (host, versions) in enumerate(ranks)
-        for name, wanted in ranks[0][1].items()
+        f"{rank} has {name} {versions.get(name)}, rank 0 {wanted}; install the same on all nodes"
+        for rank, versions in ranks.items()
+        for name, wanted in first.items()
         if versions.get(name) != wanted
     ]
     yield _judged("versions", others[0] if others else "", "the same on all ranks", "fail")
@@ -182,11 +183,9 @@ def all_reduce(world: World, kind: str, megabytes: int | None = None) -> Finding
     text = f"{rate:.2f} GB/s of gradients, {bus:.2f} on the bus; {', '.join([backend, *settings])}"
     if not right:
         return Finding("fail", "all-reduce", f"gives wrong sums; check the network; {text}")
-    remedy = (
-        "NCCL_DEBUG=INFO says which way it goes; NCCL_SOCKET_IFNAME, NCCL_IB_HCA choose"
-        if gpu
-        else "GLOO_SOCKET_IFNAME chooses the network"
-    )
+    remedy = "GLOO_SOCKET_IFNAME chooses the network"
+    if gpu:
+        remedy = "NCCL_DEBUG=INFO says which way it goes; NCCL_SOCKET_IFNAME, NCCL_IB_HCA choose"
     return _judged("all-reduce", f"{text}: slow; {remedy}" if bus < SLOW_BUS[kind] else "", text)
 
 
@@ -205,29 +204,26 @@ def _memory(world: World, config: Config | None, source: Source) -> Finding:
 
 def _disk(world: World, config: Config | None, out: Path) -> Iterator[Finding]:
     folder = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.is_dir())
-    file = folder / f".doctor-{world.broadcast_object(os.getpid())}-{world.rank}"
-    rate, error = 0.0, None
+    name = f".doctor-{world.broadcast_object(os.getpid())}"
+    file, rate, error = folder / f"{name}-{world.rank}", 0.0, None
     try:
+        began = time.monotonic()
         try:
-            began = time.monotonic()
-            with file.open("wb") as target:
-                for _ in range(64):
-                    target.write(os.urandom(MEGABYTE))
-                target.flush()
-                os.fsync(target.fileno())
+            file.write_bytes(os.urandom(64 * MEGABYTE))
+            sync(file)
             rate = 64 * MEGABYTE / (time.monotonic() - began) / 1e6
         except OSError as failure:
             error = failure.strerror
-        ranks = world.all_gather_object((socket.gethostname(), error, rate))
-        for rank, (host, reason, _) in enumerate(ranks):
+        ranks = world.all_gather_named((error, rate))
+        for rank, (reason, _) in ranks.items():
             if reason:
-                failed = f"{folder}: rank {rank} on {host} cannot write: {reason}; name another folder, or make room"
+                failed = f"{folder}: {rank} cannot write: {reason}; name another folder, or make room"
                 yield Finding("fail", "--out", failed)
                 return
-        unseen = preflight.seen_by_all(world, file.with_name(file.name.rpartition("-")[0] + "-0"))
+        unseen = preflight.seen_by_all(world, folder / f"{name}-0")
     finally:
         file.unlink(missing_ok=True)
-    yield _judged("--out", unseen, f"{folder}: {min(rate for *_, rate in ranks):.0f} MB/s", "fail")
+    yield _judged("--out", unseen, f"{folder}: {min(rate for _, rate in ranks.values()):.0f} MB/s", "fail")
     free = f"{shutil.disk_usage(folder).free / 1e9:.0f} GB free"
     yield _judged("disk", preflight.disk(folder, _checkpoints(config)), free)
 
@@ -258,14 +254,12 @@ def _data(world: World, config: Config, source: Source) -> Finding:
             prints, counts = (train.fingerprint, val.fingerprint), (train.images, val.images)
     except (UsageError, RunError) as refusal:
         error = str(refusal)
-    every = world.all_gather_object((socket.gethostname(), error, prints))
-    for rank, (host, problem, _) in enumerate(every):
-        if problem:
-            return Finding("fail", "--data", f"rank {rank} on {host}: {problem}")
-    for rank, (host, _, other) in enumerate(every):
-        if other != prints:
-            differ = f"rank {rank} on {host} has other images than rank 0; copy the same data set to all nodes"
-            return Finding("fail", "--data", differ)
+    ranks = world.all_gather_named((error, prints))
+    wrong = [f"{rank}: {problem}" for rank, (problem, _) in ranks.items() if problem]
+    odd = f"has other images than rank {world.rank}; copy the same data set to all nodes"
+    wrong += [f"{rank} {odd}" for rank, (_, other) in ranks.items() if other != prints]
+    if wrong:
+        return Finding("fail", "--data", wrong[0])
     images = f"{counts[0]} training and {counts[1]} validation images"
     return Finding("ok", "--data", f"{images}, the same on all ranks; the first batch decodes")
 

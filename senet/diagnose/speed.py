@@ -106,24 +106,26 @@ def measure(world: World, config: Config, source: Source, how: StepPlan, seconds
 
 def page(found: Speed, config: Config, source: Source, how: StepPlan, world: World) -> str:
     """Return the table, what bounds, and what to change."""
+
+    def row(name: str, taken: float, remark: str, images: bool = True) -> list[object]:
+        return [name, found.batch / taken if images else None, f"{1e3 * taken:.1f}", remark]
+
+    more = f"{1e3 * max(0.0, found.step - found.net):.1f} ms more than without"
+    several = [
+        row("net under DDP", found.step, more),
+        row("all-reduce alone", found.all_reduce, f"{found.gradients / 1e6:.1f} MB of gradients", images=False),
+    ]
     rows = [
-        ("loader alone", found.data, f"cores {100 * found.busy:.0f} % busy"),
-        ("net alone", found.net, "the same images again and again"),
-        ("net under DDP", found.step, f"{1e3 * max(0.0, found.step - found.net):.1f} ms more than without"),
-        ("all-reduce alone", found.all_reduce, f"{found.gradients / 1e6:.1f} MB of gradients"),
-        ("all together", found.together, f"waits for data {100 * found.waited:.0f} % of the time"),
+        row("loader alone", found.data, f"cores {100 * found.busy:.0f} % busy"),
+        row("net alone", found.net, "the same images again and again"),
+        *(several if world.size > 1 else []),
+        row("all together", found.together, f"waits for data {100 * found.waited:.0f} % of the time"),
     ]
-    if world.size == 1:
-        rows = [row for row in rows if row[0] not in ("net under DDP", "all-reduce alone")]
-    cells = [
-        (name, None if name.startswith("all-reduce") else found.batch / taken, f"{1e3 * taken:.1f}", remark)
-        for name, taken, remark in rows
-    ]
-    table = text(("", "images/s", "ms a step", ""), cells)
-    size = f"{how.micro_batch} images at once" + (
-        f", {how.accumulation_steps} times a step" if how.accumulation_steps > 1 else ""
+    table = text(("", "images/s", "ms a step", ""), rows)
+    times = f", {how.accumulation_steps} times a step" if how.accumulation_steps > 1 else ""
+    computed = (
+        f"computed as {how.execution} in {config.precision}; {world.size} x {how.micro_batch} images at once{times}"
     )
-    computed = f"computed as {how.execution} in {config.precision}; {world.size} x {size}"
     advice = (f"- {advice}" for advice in _advice(found, config, source, how.execution, world.device))
     return "\n".join([computed, "", table, "", verdict(found), *advice])
 
@@ -156,10 +158,8 @@ def _advice(found: Speed, config: Config, source: Source, execution: Execution, 
         yield "more images a rank, compress=bf16 (half the bytes), or a faster network (the doctor measures it)"
     if (longer := found.together / max(found.data, found.step)) > TOGETHER:
         shared = "cores" if device.type == "cpu" else "cores, or memory on the device"
-        yield (
-            f"together they take {longer:.1f} times as long as the slower alone, for they share {shared}; fewer "
-            "--workers may be faster"
-        )
+        why = f"together they take {longer:.1f} times as long as the slower alone, for they share {shared}"
+        yield f"{why}; fewer --workers may be faster"
     rank, share = found.slowest
     if share > 1.2:
         yield f"rank {rank}'s loader takes {share:.1f} times the mean: look at its machine's disk and cores"
@@ -172,10 +172,8 @@ def _for_data(found: Speed, config: Config, source: Source, device: torch.device
     if found.busy < IDLE:
         if source.workers is not None and source.workers < cores:
             yield f"more workers: --workers {min(2 * source.workers, cores)}; cores are idle"
-        yield (
-            "cores wait, so storage is likely what bounds: read shards (launch.prepare shards), or copy the set to a "
-            "local disk"
-        )
+        faster = "read shards (launch.prepare shards), or copy the set to a local disk"
+        yield f"cores wait, so storage is likely what bounds: {faster}"
     else:
         smaller = f"launch.prepare imagenet --short-side {data.resize}"
         yield f"the {cores} cores are busy decoding: more cores, or smaller images ({smaller})"

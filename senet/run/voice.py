@@ -6,7 +6,6 @@ The library speaks through Python's `logging`, under the name `senet`. A run, or
 from __future__ import annotations
 
 import logging
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -37,11 +36,11 @@ class Voice(logging.Handler):
     def gather(self) -> None:
         """Say what other ranks had to say and the first one has not said. All ranks call it."""
         waiting, self._waiting = self._waiting, []
-        hosts: dict[str, list[str]] = {}
-        for rank, (host, texts) in enumerate(self.world.all_gather_object((socket.gethostname(), waiting))):
+        who: dict[str, list[str]] = {}
+        for rank, texts in self.world.all_gather_named(waiting).items():
             for text in dict.fromkeys(texts):
-                hosts.setdefault(text, []).append(f"rank {rank} on {host}")
-        for text, ranks in hosts.items() if self.world.is_main else ():
+                who.setdefault(text, []).append(rank)
+        for text, ranks in who.items() if self.world.is_main else ():
             if text not in self._said:
                 self._said.add(text)
                 self.write(f"{text} ({', '.join(ranks[:4])}{', ...' if len(ranks) > 4 else ''})")
