@@ -90,19 +90,15 @@ def _parse(words: list[str]) -> argparse.Namespace:
 def _job(args: argparse.Namespace, passed: list[str]) -> Job:
     """Return the job that the flags describe. Raises UsageError for whatever would fail only after the queue."""
     if seconds(args.time) < 2 * args.lead + EARLY:
-        raise UsageError(
-            f"--time {args.time}: too short to end {args.lead} s early and still get on; give more time, or a shorter "
-            "--lead"
-        )
+        short = f"too short to end {args.lead} s early and still get on"
+        raise UsageError(f"--time {args.time}: {short}; give more time, or a shorter --lead")
     site = read_site(args.site)
     site = replace(site, **{name: value for name in SITE if (value := getattr(args, name)) is not None})
     site = replace(site, options=(*site.options, *args.sbatch))
     args.data = _data(args.data, site.data)
     # The script changes to the root of the checkout: paths are absolute.
-    name, more = (
-        str(Path(args.config).absolute()),
-        [*args.overrides, *(["--data", args.data] if args.data else []), *passed],
-    )
+    name = str(Path(args.config).absolute())
+    more = [*args.overrides, *(["--data", args.data] if args.data else []), *passed]
     flags = train.parse([args.config, "--out", str(args.out), *more])
     if flags.init and not flags.init.startswith("timm:"):
         more += ["--init", str(Path(flags.init).absolute())]

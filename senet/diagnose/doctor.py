@@ -244,10 +244,10 @@ def _data(world: World, config: Config, source: Source) -> Finding:
     error, prints, counts = "", None, (0, 0)
     try:
         micro_batch, _ = divide_batch(config.batch, world.size)
-        ranks = (world.rank, world.size, world.device)
+        place = (world.rank, world.size, world.device)
         with (
-            closing(val_loader(config.data, source, *ranks)) as val,
-            closing(train_loader(config.data, source, config.batch, micro_batch, config.seed, *ranks)) as train,
+            closing(val_loader(config.data, source, *place)) as val,
+            closing(train_loader(config.data, source, config.batch, micro_batch, config.seed, *place)) as train,
             closing(train.batches(0, 0)) as batches,
         ):
             next(batches)

@@ -16,14 +16,12 @@ from senet.config import Config, Folder
 from senet.data.endless import Endless, noise
 from senet.data.source import Source, list_images, train_loader
 from senet.distributed import World
-from senet.execution.execution import Execution, prepare
-from senet.models import build
+from senet.execution.execution import Execution
 from senet.plan.planner import DECODERS
 from senet.run.step_plan import StepPlan
 from senet.system.table import text
 from senet.system.timing import synchronise, timed
 from senet.track.terminal import bar, ticking
-from senet.train import optimiser
 from senet.train.meter import Meter
 from senet.train.trainer import DTYPES, Trainer
 
@@ -76,18 +74,16 @@ def measure(world: World, config: Config, source: Source, how: StepPlan, seconds
             shown.set_postfix_str(part)
 
         config = replace(config, optim=replace(config.optim, lr=1e-6))  # nothing is to be learnt from one batch
-        net = prepare(build(config.net, config.data.classes).to(world.device), how.execution)
         batch = noise(how.micro_batch, config.data.crop, config.data.classes, world.device, dtype, layout)
         same = Endless(lambda number: [batch], how.accumulation_steps)
-        trainer = Trainer(config, world, net, optimiser.build(net, config.optim), how.execution)
         begin("net alone")
+        trainer = Trainer.build(config, World(0, 1, world.device), how.execution)
         step = alone = _loop(world, trainer, same, seconds)
         if world.size > 1:
-            model = world.distribute(net, config.compress)
-            trainer = Trainer(config, world, model, optimiser.build(net, config.optim), how.execution)
             begin("net under DDP")
+            trainer = Trainer.build(config, world, how.execution)
             step = _loop(world, trainer, same, seconds)
-        gradients = sum(part.numel() * 4 for part in net.parameters())
+        gradients = 4 * sum(part.numel() for part in trainer.parameters)
         begin("all-reduce alone")
         reduced = _all_reduce(world, gradients, seconds / 2)
         endless = Endless(lambda number: loader.batches(number, 0), loader.accumulation_steps)

@@ -49,28 +49,23 @@ def check_same(old: Config, new: Config, where: Path, accept: bool, flag: str = 
     if others and accept:
         raise UsageError(f"{where} holds a run of another net or data set ({'; '.join(others)}); use another --out")
     if changed and not accept:
-        raise UsageError(
-            f"{where} holds a run with another config ({'; '.join(changed)}); use another --out, the same settings, "
-            f"or {flag}"
-        )
+        differs = f"holds a run with another config ({'; '.join(changed)})"
+        raise UsageError(f"{where} {differs}; use another --out, the same settings, or {flag}")
     return changed
 
 
 def check_within_epoch(changed: list[str], where: Path) -> None:
     """Refuse changes, in the middle of an epoch, of what decides which images it has left. Raises UsageError."""
-    if moved := [change for change in changed if change.startswith(WITHIN_EPOCH)]:
-        raise UsageError(
-            f"{where} is in the middle of an epoch, where {'; '.join(moved)} cannot change; finish the epoch first"
-        )
+    if moved := "; ".join(change for change in changed if change.startswith(WITHIN_EPOCH)):
+        raise UsageError(f"{where} is in the middle of an epoch, where {moved} cannot change; finish the epoch first")
 
 
 def check_images(before: tuple[str, str], now: tuple[str, str], root: Path | None, where: Path) -> None:
     """Refuse other images than before, by the fingerprints of the training and of the validation set: UsageError."""
     for kind, was, found in zip(("training", "validation"), before, now, strict=True):
         if was != found:
-            raise UsageError(
-                f"--data {root}: other {kind} images than those {where} was trained with; give them, or another --out"
-            )
+            other = f"other {kind} images than those {where} was trained with"
+            raise UsageError(f"--data {root}: {other}; give them, or another --out")
 
 
 def check_pixels(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -79,10 +74,9 @@ def check_pixels(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """
     for label, (was, called) in enumerate(zip(before.get("classes", ()), now.get("classes", ()), strict=False)):
         if comparable(was) != comparable(called) and called != str(label):  # ImageNet-V2's folders are numbers
-            raise UsageError(
-                f"--data: label {label} is {readable(called)!r} here, and was {readable(was)!r} in training: other "
-                "classes, or another order; give the classes of the training (classes.txt says their order)"
-            )
+            differs = f"label {label} is {readable(called)!r} here, and was {readable(was)!r} in training"
+            remedy = "give the classes of the training (classes.txt says their order)"
+            raise UsageError(f"--data: {differs}: other classes, or another order; {remedy}")
     for name, was in before.items():
         if name != "classes" and now.get(name) != was:
             log.warning("other pixels than before: %s was %r, is now %r; results will differ", name, was, now.get(name))

@@ -78,18 +78,14 @@ class Trouble:
         if steps and (row >= self.max_skips or not self.trainer.scaler.is_enabled()):
             self._dump_images(steps)
             self.record(skipped=len(steps), first_skipped=steps[0] + 1, row=row, reason="gradients not finite")
-            log.info(
-                f"left out {len(steps)} steps from step {steps[0] + 1}: gradients not finite; images in "
-                f"{self.folder}/nonfinite-*"
-            )
+            which = f"{len(steps)} steps from step {steps[0] + 1}"
+            log.info(f"left out {which}: gradients not finite; images in {self.folder}/nonfinite-*")
         if row < self.max_skips:
             return None
         self.rewinds += 1
         if self.rewinds > REWINDS:
-            raise RunError(
-                f"gradients not finite in {row} steps in a row, again after {REWINDS} rewinds; "
-                f"lower optim.lr, use bf16 or fp32, or look at the images in {self.folder}/nonfinite-*.json"
-            )
+            remedy = f"lower optim.lr, use bf16 or fp32, or look at the images in {self.folder}/nonfinite-*.json"
+            raise RunError(f"gradients not finite in {row} steps in a row, again after {REWINDS} rewinds; {remedy}")
         return self.state.global_step - row, self.state.global_step - 1
 
     def _dump_images(self, steps: list[int]) -> None:

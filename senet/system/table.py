@@ -19,13 +19,12 @@ def text(header: Sequence[str], rows: Sequence[Row]) -> str:
         column == 0 or any(isinstance(row[column], str) and _word(row[column]) for row in rows)
         for column in range(len(header))
     ]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if words else cell.rjust(width)
-            for cell, width, words in zip(row, widths, left, strict=True)
-        ).rstrip()
-        for row in cells
-    )
+
+    def line(row: Sequence[str]) -> str:
+        columns = zip(row, widths, left, strict=True)
+        return "  ".join(cell.ljust(width) if words else cell.rjust(width) for cell, width, words in columns).rstrip()
+
+    return "\n".join(map(line, cells))
 
 
 def markdown(header: Sequence[str], rows: Sequence[Row]) -> str:

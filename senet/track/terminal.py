@@ -78,11 +78,8 @@ class Terminal(Tracker):
         elif "warning" in record:
             self.say(f"warning: {record['warning']}")
         else:
-            self.say(
-                " ".join(
-                    f"{key} {value}" for key, value in record.items() if key not in ("kind", "epoch", "step", "seconds")
-                )
-            )
+            facts = {key: value for key, value in record.items() if key not in ("kind", "epoch", "step", "seconds")}
+            self.say(" ".join(f"{key} {value}" for key, value in facts.items()))
 
     def begin(self, stage: Stage) -> None:
         self._end_bar()
@@ -141,7 +138,5 @@ def _straggler(record: Record) -> str:
     if record["over"]:
         return f"{who} keeps up again"
     parts = ", ".join(f"{name} {record[name]:.0%}" for name in ("data", "compute", "communication"))
-    return (
-        f"warning: {who} holds up the others: its own work takes {record['factor']:.1f} times the "
-        f"usual; of its time {parts}"
-    )
+    work = f"its own work takes {record['factor']:.1f} times the usual"
+    return f"warning: {who} holds up the others: {work}; of its time {parts}"

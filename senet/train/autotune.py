@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import platform
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -48,11 +49,7 @@ Timings = dict[Execution, Timing]  # of each choice, in the order of what is pla
 
 
 def tune(
-    config: Config,
-    world: World,
-    micro_batch: int,
-    accumulation_steps: int = 1,
-    seconds: float = 20.0,
+    config: Config, world: World, micro_batch: int, accumulation_steps: int = 1, seconds: float = 20.0
 ) -> Execution:
     """Return the fastest execution of the config's net at `micro_batch` images: remembered, or measured for about
     `seconds` besides compilation.
@@ -70,15 +67,15 @@ def tune(
     if config.bn.sync and world.size > 1:
         offered = [choice for choice in offered if choice.tail == "plain"]
     facts = key(config, world, micro_batch, offered)
-    file = cache_folder() / f"execution-{_digest(facts)}.json"
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "senet"
+    file = cache / f"execution-{digest}.json"
     remembered: Execution | None = world.broadcast_object(_remembered(file) if world.is_main else None)
     if remembered is not None:
         say(f"execution: {remembered}, measured earlier ({file})")
         return remembered
-    say(
-        f"timing {len(offered)} executions of {micro_batch} images at once for {seconds:.0f} s, besides "
-        "what compilation takes"
-    )
+    timed = f"timing {len(offered)} executions of {micro_batch} images at once for {seconds:.0f} s"
+    say(f"{timed}, besides what compilation takes")
     timings = measure(config, world, micro_batch, offered, seconds)
     agree(timings, world)
     chosen = fastest(timings)
@@ -86,7 +83,12 @@ def tune(
         say(line)
     if world.is_main:
         medians = {str(execution): timing.median for execution, timing in timings.items() if timing.seconds}
-        _remember(file, {**facts, "execution": chosen.to_dict(), "seconds": medians})
+        result = {**facts, "execution": chosen.to_dict(), "seconds": medians}
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            replace(file, lambda temporary: temporary.write_text(json.dumps(result, indent=1)), shared=True)
+        except OSError as error:  # it costs later runs time, and no more
+            log.warning("%s: not written: %s", file, error.strerror)
     return chosen
 
 
@@ -148,16 +150,14 @@ def agree(timings: Timings, world: World) -> None:
 
     All ranks call it with the same choices.
     """
-    gathered = world.all_gather_object([(timing.seconds, timing.failure) for timing in timings.values()])
-    for number, timing in enumerate(timings.values()):
-        ranks = [of_rank[number] for of_rank in gathered]
-        failures = [
-            f"rank {rank}: {failure}" if world.size > 1 else failure
-            for rank, (_, failure) in enumerate(ranks)
-            if failure
-        ]
-        timing.failure = failures[0] if failures else None
-        timing.seconds = [] if failures else max((seconds for seconds, _ in ranks), key=statistics.median)
+    ranks = world.all_gather_object([(timing.seconds, timing.failure) for timing in timings.values()])
+    for timing, of_choice in zip(timings.values(), zip(*ranks, strict=True), strict=True):
+        failed = next((rank for rank, (_, failure) in enumerate(of_choice) if failure), None)
+        if failed is None:
+            timing.seconds = max((seconds for seconds, _ in of_choice), key=statistics.median)
+        else:
+            named = f"rank {failed}: " if world.size > 1 else ""
+            timing.seconds, timing.failure = [], f"{named}{of_choice[failed][1]}"
 
 
 def fastest(timings: Timings) -> Execution:
@@ -189,10 +189,6 @@ def table(timings: Timings, chosen: Execution, micro_batch: int) -> str:
 # ---------------------------------------------------------------------------------------------------------- remembering
 
 
-def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "senet"
-
-
 def key(config: Config, world: World, micro_batch: int, offered: Sequence[Execution]) -> dict[str, Any]:
     """Return all that a measurement depends on."""
     gpu = world.device.type == "cuda"
@@ -211,16 +207,8 @@ def key(config: Config, world: World, micro_batch: int, offered: Sequence[Execut
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return f"{next(names, platform.machine())}, {torch.get_num_threads()} threads"
-
-
-def _digest(facts: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    named = re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return f"{named[1] if named else platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def _remembered(file: Path) -> Execution | None:
@@ -229,12 +217,3 @@ def _remembered(file: Path) -> Execution | None:
         return Execution.from_dict(json.loads(file.read_text())["execution"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError):
         return None
-
-
-def _remember(file: Path, result: dict[str, Any]) -> None:
-    """Keep a measurement for later runs. A cache that cannot be written costs them time, and no more."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        replace(file, lambda temporary: temporary.write_text(json.dumps(result, indent=1)), shared=True)
-    except OSError as error:
-        log.warning("%s: not written: %s", file, error.strerror)

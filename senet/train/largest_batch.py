@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Sequence
 
 import torch
 
@@ -36,26 +35,24 @@ def largest_batch(config: Config, world: World, execution: Execution) -> int:
     def fits(size: int) -> bool:
         try:
             _probe(config, world, size, execution)
+            return True
         except torch.OutOfMemoryError:
             return False
         finally:
             free()
-        return True
 
     torch.cuda.set_per_process_memory_fraction(min(SPARE, max(0.5, 1 - OUTSIDE / total)), world.device)
     try:
         with torch.random.fork_rng([world.device]):
-            sizes = range(least_batch(config), per_rank + 1)
-            own = search([size for size in sizes if per_rank % size == 0], fits)
+            sizes = [size for size in range(least_batch(config), per_rank + 1) if per_rank % size == 0]
+            fitting = bisect.bisect_left(sizes, True, key=lambda size: not fits(size))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, world.device)
-    least = min(world.all_gather_object(own))
+    least: int = min(world.all_gather_object(fitting))
     if not least:
-        raise UsageError(
-            "--largest-batch auto: not even the fewest images that can be computed at once fit the GPU's memory; use a "
-            "smaller net or data.crop"
-        )
-    return int(least)
+        fewest = "not even the fewest images that can be computed at once fit the GPU's memory"
+        raise UsageError(f"--largest-batch auto: {fewest}; use a smaller net or data.crop")
+    return sizes[least - 1]
 
 
 def least_batch(config: Config) -> int:
@@ -88,25 +85,3 @@ def _probe(config: Config, world: World, size: int, execution: Execution) -> Non
         step()
     synchronise()
     del beside
-
-
-def search(sizes: Sequence[int], fits: Callable[[int], bool]) -> int:
-    """Return the largest of rising `sizes` that fits, 0 if none does.
-
-    They are doubled until one does not fit, and what is between is halved.
-    """
-    good, bad = 0, len(sizes)  # sizes[:good] fit, sizes[bad:] do not
-    goal = 1
-    while good < bad:
-        index = max(good, min(bisect.bisect_right(sizes, goal) - 1, bad - 1))
-        if not fits(sizes[index]):
-            bad = index
-            break
-        good, goal = index + 1, 2 * sizes[index]
-    while good < bad:
-        index = (good + bad) // 2
-        if fits(sizes[index]):
-            good = index + 1
-        else:
-            bad = index
-    return sizes[good - 1] if good else 0

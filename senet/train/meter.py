@@ -43,11 +43,7 @@ class Meter:
         They are those of `total`, sums over ranks, if it is given. Waits for the device.
         """
         loss, top1, top5, images, bad = (self.sums if total is None else total).tolist()
-        if not images:
-            return {"loss": math.nan, "top1_error": math.nan, "top5_error": math.nan, "images": 0}
-        return {
-            "loss": math.nan if bad else loss / FRACTION / images,
-            "top1_error": 100 * (1 - top1 / images),
-            "top5_error": 100 * (1 - top5 / images),
-            "images": images,
-        }
+        count = images or math.nan
+        mean = math.nan if bad else loss / FRACTION / count
+        errors = {"top1_error": 100 * (1 - top1 / count), "top5_error": 100 * (1 - top5 / count)}
+        return {"loss": mean, **errors, "images": images}

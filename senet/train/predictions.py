@@ -136,18 +136,10 @@ def by_class(predictions: Predictions, classes: int) -> list[OfClass]:
     found = []
     for label in np.flatnonzero(counts.sum(1)):
         row, hits, taken = counts[label].copy(), counts[label, label], counts[:, label].sum()
-        row[label] = 0
-        images = int(counts[label].sum())
-        found.append(
-            OfClass(
-                int(label),
-                images,
-                100 * (1 - hits / images),
-                100 * missed[label] / images,
-                100 * hits / taken if taken else None,
-                int(row.argmax()) if row.any() else None,
-            )
-        )
+        images, row[label] = int(row.sum()), 0
+        errors = 100 * (1 - hits / images), 100 * missed[label] / images
+        precision = 100 * hits / taken if taken else None
+        found.append(OfClass(int(label), images, *errors, precision, int(row.argmax()) if row.any() else None))
     return found
 
 

@@ -57,8 +57,8 @@ class Trainer:
         self.scaler = GradScaler(world.device.type, enabled=config.precision == "fp16")
         self.guard = NonFiniteGuard(optimiser)
         self.statistics = BatchNormStats(self.net)
-        graphed = GraphedStep(self.step, self.net, optimiser, self.scaler, self._changed)
-        self.graphed = graphed if execution.graph else None
+        graphed = (self.step, self.net, optimiser, self.scaler, self._changed)
+        self.graphed = GraphedStep(*graphed) if execution.graph else None
         self.frozen: list[nn.Parameter] = []  # those of BN, when it is frozen
         self.losses: list[float] = []  # of the validations so far, one an epoch: a plateau shows in them
         self.skipped: list[tuple[int, int]] = []  # stretches of steps, first and last, that are left out

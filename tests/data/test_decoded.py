@@ -24,7 +24,7 @@ from senet.data.storage.find import listing
 from senet.data.storage.tars import Tars
 from senet.errors import UsageError
 from senet.prepare.encoding import Encoding
-from senet.train import ledger
+from tests.drills import ledger
 from tests.helpers import final, lines, run
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from launch.doctor import main
-from senet import config
+from senet import config, models
 from senet.data.source import Source
 from senet.diagnose import speed
 from senet.diagnose.speed import Speed
@@ -117,12 +117,15 @@ def test_advice_fits_what_bounds(
 
 
 def test_the_endless_loader_goes_from_epoch_to_epoch(images: Path) -> None:
-    """A set of five steps is measured for longer than that."""
-    settings = config.from_dict(TINY)
+    """A set of five steps is measured for longer than that, and the net as it is trained: with its frozen stem."""
+    settings = config.from_dict(TINY | {"finetune": {"freeze": ["stem"]}})
     world = World(0, 1, torch.device("cpu"))
     found = speed.measure(
         world, settings, Source(images, backend="pillow", workers=1), StepPlan(Execution(), 12, 1), 0.3
     )
     assert found.step == found.net
     assert found.all_reduce == 0
+    net = models.build(settings.net, 3)
+    trained = set(net.parameters()) - set(models.parts(net)["stem"])
+    assert found.gradients == 4 * sum(part.numel() for part in trained)
     assert all(value > 0 for value in (found.data, found.net, found.together))

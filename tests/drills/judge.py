@@ -6,7 +6,7 @@ import itertools
 import json
 from pathlib import Path
 
-from senet.train import ledger
+from tests.drills import ledger
 from tests.helpers import differences, final, not_finite, records
 
 WEIGHTS = ("net", "statistics", "optimiser", "scaler", "progress", "meters", "skipped")

@@ -18,7 +18,7 @@ import pytest
 
 from senet.system import processes
 from senet.system.run_folder import RunFolder
-from senet.train import ledger
+from tests.drills import ledger
 from tests.helpers import ROOT, environment, until
 
 CONFIG = ROOT / "configs/debug/drill.yaml"

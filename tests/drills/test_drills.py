@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from senet.train import ledger
-from tests.drills import acts, damage, judge
+from tests.drills import acts, damage, judge, ledger
 from tests.drills.acts import damaged, disturbed, restarted, stopped, survived, tracked
 from tests.drills.sandbox import BATCH, STEPS, Job, Sandbox
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from senet.train import ledger
-from tests.drills import judge
+from tests.drills import judge, ledger
 from tests.helpers import differences
 
 

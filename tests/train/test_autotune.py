@@ -19,7 +19,7 @@ from senet.run.step_plan import decide
 from senet.run.voice import speaking
 from senet.system.timing import Timing
 from senet.train.autotune import fastest, measure, table, tune
-from senet.train.largest_batch import largest_batch, least_batch, search
+from senet.train.largest_batch import largest_batch, least_batch
 from tests.train.test_step import CONFIG, CPU, on_gpu, on_two_ranks
 
 ALONE = World(0, 1, CPU)
@@ -110,20 +110,6 @@ def test_all_ranks_choose_alike(bare: Path) -> None:
     assert [bool(rank["lines"]) for rank in sorted(told, key=lambda rank: rank["rank"])] == [True, False]
     assert all("rank 1" in rank["reason"] for rank in told)  # what failed there alone is out everywhere
     assert len(list(bare.iterdir())) == 1
-
-
-def test_the_largest_size_that_fits_is_found_in_few_tries() -> None:
-    sizes = [d for d in range(1, 1025) if 1024 % d == 0] + [1536, 2000]
-    for memory in (0, 1, 2, 3, 100, 512, 1023, 1024, 1999, 5000):
-        tried: list[int] = []
-
-        def fits(size: int, memory: int = memory, tried: list[int] = tried) -> bool:
-            tried.append(size)
-            return size <= memory
-
-        assert search(sizes, fits) == max((size for size in sizes if size <= memory), default=0)
-        assert len(tried) == len(set(tried)) <= len(sizes)
-    assert search([7], lambda size: True) == 7
 
 
 def test_a_largest_batch_is_looked_for_on_gpus_only() -> None:
