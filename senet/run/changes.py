@@ -34,7 +34,7 @@ def check_folder(config: Config, out: Path, accept: bool, flag: str = "--accept-
     if file.exists():
         try:
             old = from_dict(yaml.safe_load(file.read_text()), str(file))
-        except yaml.YAMLError:
+        except (yaml.YAMLError, UnicodeDecodeError):
             raise UsageError(f"{file}: damaged; restore it or use another --out") from None
         check_same(old, config, out, accept, flag)
 

@@ -49,17 +49,16 @@ def decide(
 
     All ranks call it and get the same plan. Raises UsageError for what cannot be done on this machine.
     """
-    kept = world.broadcast_object(json.loads(file.read_text()) if world.is_main and file.exists() else None) or {}
+    kept = world.broadcast_object(_kept(file) if world.is_main else None)
     before = Execution.from_dict(kept.get("execution", {}))
     execution = replace(before, **asked)
     if largest == "auto":
         largest = kept.get("micro_batch") or largest_batch(config, world, execution)
     micro_batch, accumulation_steps = divide_batch(config.batch, world.size, largest or kept.get("micro_batch"))
     if micro_batch == 1 and least_batch(config) > 1:
-        raise UsageError(
-            f"batch: {config.batch} gives a rank one image at once, and batch normalisation needs two if a net shrinks "
-            "them to one pixel; use a larger batch, fewer ranks or a larger --largest-batch"
-        )
+        why = "one image at once, and batch normalisation needs two if a net shrinks them to one pixel"
+        remedy = "use a larger batch, fewer ranks or a larger --largest-batch"
+        raise UsageError(f"batch: {config.batch} gives a rank {why}; {remedy}")
     if measure and not kept:
         execution = tune(config, world, micro_batch, accumulation_steps)
     if execution.graph and (why := obstacle(world.device, world.size, accumulation_steps, config.optim)):
@@ -67,9 +66,17 @@ def decide(
     if kept and execution != before:
         log.warning("computed as %s, before as %s: last bits will differ", execution, before)
     if kept and micro_batch != kept["micro_batch"]:
-        log.warning(
-            "a rank takes %d images at once, before %d: batch normalisation sees other batches, results will differ",
-            micro_batch,
-            kept["micro_batch"],
-        )
+        differs = "batch normalisation sees other batches, results will differ"
+        log.warning("a rank takes %d images at once, before %d: %s", micro_batch, kept["micro_batch"], differs)
     return StepPlan(execution, micro_batch, accumulation_steps)
+
+
+def _kept(file: Path) -> dict[str, Any]:
+    """Return what `StepPlan.save` wrote, nothing if it wrote nothing. Raises UsageError for a damaged file."""
+    if not file.exists():
+        return {}
+    try:
+        found = json.loads(file.read_text())
+        return {"execution": dict(found["execution"]), "micro_batch": int(found["micro_batch"])}
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(f"{file}: damaged; restore it, or remove it: the run then computes as flags say") from None

@@ -123,7 +123,14 @@ def test_one_image_alone_is_too_few_for_maps_of_one_pixel(tmp_path: Path) -> Non
     assert [least_batch(CONFIG), least_batch(small)] == [1, 2]
     with pytest.raises(UsageError, match="batch: 2 gives a rank one image at once"):
         decide(small, ALONE, tmp_path / "execution.json", {}, 1, measure=False)
-    assert decide(small, ALONE, tmp_path / "execution.json", {}, 2, measure=False).micro_batch == 2
+    plan = decide(small, ALONE, tmp_path / "execution.json", {}, 2, measure=False)
+    assert plan.micro_batch == 2
+    plan.save(tmp_path / "execution.json")
+    assert decide(small, ALONE, tmp_path / "execution.json", {}, None, measure=False) == plan
+    for damaged in (b"", b"{}", b"[1]", b'{"execution": 1, "micro_batch": 2}', b"\xff"):
+        (tmp_path / "execution.json").write_bytes(damaged)
+        with pytest.raises(UsageError, match=r"execution\.json: damaged"):
+            decide(small, ALONE, tmp_path / "execution.json", {}, None, measure=False)
 
 
 @pytest.mark.gpu
