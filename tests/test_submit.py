@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from senet import config
 from senet.errors import UsageError
+from senet.run.changes import check_folder
 from senet.slurm import Site, read_site, seconds
 from tests.helpers import ROOT, TINY, run
 
@@ -176,6 +178,9 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path, site: Path) -> None:
     assert (done.returncode, "another config (epochs: 2 -> 3)" in done.stderr) == (2, True)
     told = submit(*words, "epochs=3", "--", "--accept-changes", "--largest-batch", "auto")
     assert told.returncode == 0, told.stderr
+    (out / "config.yaml").write_bytes(b"epochs: \xff")
+    with pytest.raises(UsageError, match=r"config\.yaml: damaged; restore it"):
+        check_folder(config.from_dict(TINY), out, accept=True)
 
 
 def test_no_data_and_no_slurm_are_told(tmp_path: Path, site: Path) -> None:

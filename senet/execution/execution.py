@@ -8,7 +8,6 @@ compiler to fuse) or by Triton kernels (`triton`).
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import os
 import shutil
@@ -48,7 +47,7 @@ class Execution:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON or a checkpoint."""
-        return dataclasses.asdict(self)
+        return dict(vars(self))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Execution:
@@ -105,9 +104,8 @@ def _check(net: nn.Module, execution: Execution, device: torch.device) -> None:
     if execution.tail != "plain" and any(isinstance(module, nn.SyncBatchNorm) for module in net.modules()):
         raise UsageError(f"{flag} takes statistics of a rank's own images, and bn.sync is set; leave one of them out")
     if execution.tail != "plain" and not _fusable(net):
-        raise UsageError(
-            f"{flag} would have no effect: no block of this net ends with BN, SE, sum and ReLU; leave it out"
-        )
+        none = "no block of this net ends with BN, SE, sum and ReLU"
+        raise UsageError(f"{flag} would have no effect: {none}; leave it out")
     if execution.tail == "triton":
         if not _has_triton():
             raise UsageError(f"{flag} needs the package triton, which comes with torch for CUDA; use --tail analytic")

@@ -192,10 +192,9 @@ def newest(folder: CheckpointFolder, before: int | None = None) -> tuple[Path, P
             put_aside(other)
         return path, payload
     if others := folder.others():
-        raise UsageError(
-            f"{folder.path}: no valid checkpoint, but {others[0].name} and all in all {len(others)} files; use another "
-            f"--out, or begin anew: {shlex.join(['mv', str(folder.path), str(free_name(folder.path))])}"
-        )
+        away = shlex.join(["mv", str(folder.path), str(free_name(folder.path))])
+        there = f"{others[0].name} and all in all {len(others)} files"
+        raise UsageError(f"{folder.path}: no valid checkpoint, but {there}; use another --out, or begin anew: {away}")
     return None
 
 
@@ -219,7 +218,6 @@ def locate(path: Path) -> Path:
             raise UsageError(f"{path}: no checkpoint in this folder; give a .pt file or the --out folder of a run")
         return found[0]
     if not path.exists():
-        raise UsageError(
-            f"{path}: no such checkpoint; give one, the --out folder of a run, a file of weights, or timm:NAME"
-        )
+        remedy = "give one, the --out folder of a run, a file of weights, or timm:NAME"
+        raise UsageError(f"{path}: no such checkpoint; {remedy}")
     return path

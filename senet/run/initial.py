@@ -32,9 +32,8 @@ def begin(net: nn.Module, config: Config, classes: Sequence[str], what: str) -> 
         trained = trained if isinstance(config.net, Timm) else native(trained)
         differs = difference(Config(net=trained.config.net), Config(net=config.net)) if trained.certain else []
         if differs := [change for change in differs if not change.startswith(TRAINING_ONLY)]:
-            raise UsageError(
-                f"--init {what}: weights of another net; from theirs to this config's: {'; '.join(differs[:4])}"
-            )
+            changes = "; ".join(differs[:4])
+            raise UsageError(f"--init {what}: weights of another net; from theirs to this config's: {changes}")
         state, known, origin = trained.net.state_dict(), trained.classes, trained.origin
     wanted = dict(net.state_dict())
     own = {id(value) for value in classifier(net).state_dict(keep_vars=True).values()}

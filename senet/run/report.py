@@ -80,14 +80,10 @@ class Report:
         size = summary(config.net, config.data.classes, config.data.crop)
         gpu = f" {torch.cuda.get_device_name(world.device)}" if world.device.type == "cuda" else ""
         accumulated = f" x {plan.accumulation_steps} accumulated" if plan.accumulation_steps > 1 else ""
-        log.info(
-            f"{name}: {size.parameters / 1e6:.2f} M parameters, {size.gmacs:.3g} GMACs; "
-            f"{images[0]} training and {images[1]} validation images"
-        )
-        log.info(
-            f"batch {config.batch} = {world.size} x {world.device.type}{gpu} x {plan.micro_batch}{accumulated}; "
-            f"{config.precision}, {plan.execution}; pixels: {pixels}"
-        )
+        counted = f"{images[0]} training and {images[1]} validation images"
+        log.info(f"{name}: {size.parameters / 1e6:.2f} M parameters, {size.gmacs:.3g} GMACs; {counted}")
+        batch = f"{config.batch} = {world.size} x {world.device.type}{gpu} x {plan.micro_batch}{accumulated}"
+        log.info(f"batch {batch}; {config.precision}, {plan.execution}; pixels: {pixels}")
         log.info(f"checkpoints take up to {max(1, disk >> 20):,} MiB of {self.folder}")
 
     def record(self, kind: str, epoch: int, step: int, **values: Any) -> None:

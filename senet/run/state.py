@@ -67,9 +67,8 @@ class State:
             trainer.optimiser.load_state_dict(payload.optimiser)
             in_parameters_layout(trainer.optimiser)
         except (RuntimeError, ValueError) as error:
-            raise UsageError(
-                f"the checkpoint holds another net: {' '.join(str(error).split())[:200]}; use another --out"
-            ) from None
+            reason = " ".join(str(error).split())[:200]
+            raise UsageError(f"the checkpoint holds another net: {reason}; use another --out") from None
         if payload.statistics is not None and len(payload.statistics) == world.size:
             trainer.statistics.unpack(payload.statistics[world.rank].to(world.device))
         trainer.scaler.load_state_dict(payload.scaler)

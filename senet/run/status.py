@@ -35,10 +35,9 @@ class Status:
 
     @property
     def resumable(self) -> bool:
-        """Say whether another start could get further."""
-        return self.state in ("running", "stopped") or (
-            self.state == "failed" and self.reason.partition(":")[0] not in FINAL
-        )
+        """Whether another start could get further."""
+        crashed = self.state == "failed" and self.reason.partition(":")[0] not in FINAL
+        return crashed or self.state in ("running", "stopped")
 
     @property
     def at(self) -> str:
@@ -104,7 +103,5 @@ def done(out: Path, epochs: int) -> str:
     best = facts_of(folder.best)
     if "top1_error" not in best:
         return f"done: {epochs} epochs; no {folder.best}"
-    return (
-        f"done: {epochs} epochs; best top-1 error {best['top1_error']:.2f} %, top-5 {best['top5_error']:.2f} % "
-        f"on {best['images']} images after epoch {best['epoch']}: {folder.best}"
-    )
+    errors = f"top-1 error {best['top1_error']:.2f} %, top-5 {best['top5_error']:.2f} % on {best['images']} images"
+    return f"done: {epochs} epochs; best {errors} after epoch {best['epoch']}: {folder.best}"

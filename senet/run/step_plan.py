@@ -56,9 +56,9 @@ def decide(
         largest = kept.get("micro_batch") or largest_batch(config, world, execution)
     micro_batch, accumulation_steps = divide_batch(config.batch, world.size, largest or kept.get("micro_batch"))
     if micro_batch == 1 and least_batch(config) > 1:
-        why = "one image at once, and batch normalisation needs two if a net shrinks them to one pixel"
+        few = "one image at once, and batch normalisation needs two if a net shrinks them to one pixel"
         remedy = "use a larger batch, fewer ranks or a larger --largest-batch"
-        raise UsageError(f"batch: {config.batch} gives a rank {why}; {remedy}")
+        raise UsageError(f"batch: {config.batch} gives a rank {few}; {remedy}")
     if measure and not kept:
         execution = tune(config, world, micro_batch, accumulation_steps)
     if execution.graph and (why := obstacle(world.device, world.size, accumulation_steps, config.optim)):

@@ -129,10 +129,8 @@ class WeightsAndBiases(Tracker):
             start_new_session=True,
             text=True,
         )
-        self._threads = [
-            threading.Thread(target=work, name="wandb", daemon=True) for work in (self._send, self._listen)
-        ]
-        for thread in self._threads:
+        self._listener = threading.Thread(target=self._listen, name="wandb", daemon=True)
+        for thread in (self._listener, threading.Thread(target=self._send, name="wandb", daemon=True)):
             thread.start()
 
     def log(self, record: Record) -> None:
@@ -162,13 +160,10 @@ class WeightsAndBiases(Tracker):
         try:
             self._process.wait(CHECKPOINT_SECONDS if checkpoint else CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
-            log.info(
-                "W&B: still sends, on its own; should it not succeed, `wandb sync --include-online` in %s "
-                "sends the rest",
-                self.out,
-            )
+            rest = f"should it not succeed, `wandb sync --include-online` in {self.out} sends the rest"
+            log.info("W&B: still sends, on its own; %s", rest)
         else:
-            self._threads[1].join(1)
+            self._listener.join(1)
 
     def _send(self) -> None:
         assert self._process.stdin

@@ -179,11 +179,8 @@ def _work(begin: dict[str, Any], inbox: Inbox, offline: bool) -> None:
             if record["checkpoint"]:
                 _dispensable(_log_checkpoint, run, Path(record["checkpoint"]))
             continue
-        kind = record["kind"]
-        shared = {key: record[key] for key in ("epoch", "step", "seconds")}
-        run.log(
-            shared | {f"{kind}/{key}": value for key, value in record.items() if key != "kind" and key not in shared}
-        )
+        kind, shared = record.pop("kind"), {key: record.pop(key) for key in ("epoch", "step", "seconds")}
+        run.log(shared | {f"{kind}/{key}": value for key, value in record.items()})
     kept = run.offline and not offline  # otherwise it was said why, and what sends it
     folder = run.settings.sync_dir
     run.finish(exit_code=0 if ok else 1)
@@ -204,10 +201,8 @@ def _log_results(run: Any, results: dict[str, Any]) -> None:
     import wandb
 
     pictures = [[wandb.Image(path), *rest] for path, *rest in results["examples"]["rows"]]
-    tables = {"examples": wandb.Table(columns=results["examples"]["columns"], data=pictures)} | {
-        name: wandb.Table(columns=results[name]["columns"], data=results[name]["rows"])
-        for name in ("classes", "confusion")
-    }
+    rows = {name: results[name]["rows"] for name in ("classes", "confusion")} | {"examples": pictures}
+    tables = {name: wandb.Table(columns=results[name]["columns"], data=data) for name, data in rows.items()}
     if results["matrix"]:  # W&B's own chart, as of wandb.plot.confusion_matrix
         of = dict(zip(("Actual", "Predicted", "nPredictions"), results["confusion"]["columns"], strict=True))
         title = {"title": "Validation: confusion"}

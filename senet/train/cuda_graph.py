@@ -117,10 +117,8 @@ class GraphedStep:
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                reason = " ".join(str(error).split())[:200]
-                raise UsageError(
-                    f"--graph: a step of this net cannot be recorded as a CUDA graph ({reason}); leave --graph out"
-                ) from error
+                failed = f"a step of this net cannot be recorded as a CUDA graph ({' '.join(str(error).split())[:200]})"
+                raise UsageError(f"--graph: {failed}; leave --graph out") from error
             current.wait_stream(side)
 
         def replay() -> Tensor:
