@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def completion(programs: list[str]) -> str:
-    """Return a script that completes commands, their flags and, where one is taken, names of configs."""
+    """Return a script that completes commands, their flags and, if one is taken, names of configs."""
     configs = [str(file.relative_to(CONFIGS).with_suffix("")) for file in sorted(CONFIGS.rglob("*.yaml"))]
     cases = [f'            {name}) words="{" ".join(_words(name, configs))}" ;;' for name in programs]
     return COMPLETION % {"commands": " ".join([*programs, "completion"]), "cases": "\n".join(cases)}

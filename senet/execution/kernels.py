@@ -9,6 +9,7 @@ torch.library, so that Inductor compiles around them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 TILE = 2048  # elements a program holds of each tensor
 PROGRAMS = 2048  # wanted at least, to fill a GPU; maps are split for it
@@ -51,7 +53,16 @@ class Kernels:
 # ------------------------------------------------------------------------------------------------------------ operators
 
 
-@torch.library.custom_op("senet::tail_statistics", mutates_args=())
+def operator(compute: Callable[..., Any]) -> Any:
+    """Register a function as the operator `senet::NAME`. The compiler, too, learns from it what comes out: it calls it
+    with tensors that hold nothing, for which `launch` starts nothing.
+    """
+    registered = torch.library.custom_op(f"senet::{compute.__name__}", compute, mutates_args=())
+    registered.register_fake(compute)
+    return registered
+
+
+@operator
 def tail_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean and sum of squares about it [S, N, C] of the S parts of each map of `x` [N, C, H, W], and the sizes
     of the parts [S, 1, 1].
@@ -62,7 +73,7 @@ def tail_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean, square, size
 
 
-@torch.library.custom_op("senet::tail_join", mutates_args=())
+@operator
 def tail_join(x: Tensor, shortcut: Tensor, centre: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
     x = dense(x)
     out = torch.empty_like(x, dtype=torch.promote_types(x.dtype, shortcut.dtype))
@@ -70,7 +81,7 @@ def tail_join(x: Tensor, shortcut: Tensor, centre: Tensor, slope: Tensor, offset
     return out
 
 
-@torch.library.custom_op("senet::tail_sums", mutates_args=())
+@operator
 def tail_sums(grad: Tensor, out: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return d, of the shape of `grad`, and the two sums [S, N, C] over the S parts of each map."""
     x = dense(x)
@@ -79,37 +90,12 @@ def tail_sums(grad: Tensor, out: Tensor, x: Tensor, centre: Tensor) -> tuple[Ten
     return d, sum1, sum2
 
 
-@torch.library.custom_op("senet::tail_gradient", mutates_args=())
+@operator
 def tail_gradient(d: Tensor, x: Tensor, centre: Tensor, slope: Tensor, tilt: Tensor, offset: Tensor) -> Tensor:
     x = dense(x)
     dx = torch.empty_like(x)
     launch(gradient_kernel, x, like(d, x), x, rows(centre, x), rows(slope, x), tilt.float(), rows(offset, x), dx)
     return dx
-
-
-# ----------------------------------------------------------------------------------- what they return, for the compiler
-
-
-@tail_statistics.register_fake
-def _(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    x = dense(x)
-    return per_part(x), per_part(x), x.new_empty(split(x)[0], 1, 1, dtype=torch.float32)
-
-
-@tail_join.register_fake
-def _(x: Tensor, shortcut: Tensor, centre: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
-    return torch.empty_like(dense(x), dtype=torch.promote_types(x.dtype, shortcut.dtype))
-
-
-@tail_sums.register_fake
-def _(grad: Tensor, out: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    x = dense(x)
-    return torch.empty_like(x, dtype=grad.dtype), per_part(x), per_part(x)
-
-
-@tail_gradient.register_fake
-def _(d: Tensor, x: Tensor, centre: Tensor, slope: Tensor, tilt: Tensor, offset: Tensor) -> Tensor:
-    return torch.empty_like(dense(x))
 
 
 # ---------------------------------------------------------------------------------------------------- dividing the work
@@ -163,6 +149,8 @@ def split(x: Tensor) -> tuple[int, int]:
 
 def launch(kernel: Any, x: Tensor, *tensors: Tensor) -> None:
     """Start the programs of a kernel on `tensors`, divided as suits `x`."""
+    if isinstance(x, FakeTensor):
+        return
     (count, channels, height, width), (pixels_tile, channels_tile), (parts, length) = x.shape, tile(x), split(x)
     pixels = height * width
     aligned = next(size for size in (16, 8, 4, 2, 1) if pixels % size == 0)

@@ -13,7 +13,8 @@ import yaml
 
 from senet import config
 from senet.config import Bottleneck, Config
-from senet.config.files import CONFIGS
+from senet.config.fields import Count, Positive
+from senet.config.files import CONFIGS, nearest
 from senet.errors import UsageError
 from senet.plan.gpus import GPUS, device, find
 from senet.plan.scale import FIXED, JITTER
@@ -40,9 +41,9 @@ class Row:
     gpu: str
     precision: Literal["fp32", "tf32", "bf16", "fp16"]
     stack: Stack
-    batch: int
-    rate: float
-    gpus: int = 1
+    batch: Count
+    rate: Positive
+    gpus: Count = 1
 
 
 @dataclass(frozen=True)
@@ -65,19 +66,14 @@ class Rate:
 
 @functools.cache
 def rows(file: Path = FILE) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
-    """Read what was measured by this project, and by others. Raises UsageError."""
-    try:
-        tree = yaml.safe_load(file.read_text())
-        ours, others = (
-            tuple(config.read(Row, row, f"{file}: row {row}") for row in tree[part] or [])
-            for part in ("ours", "others")
-        )
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UsageError(f"{file}: cannot be read ({reason}); it is part of this project, restore it") from None
+    """Return what was measured by this project, and by others. Raises UsageError for a row that is wrong."""
+    tree = yaml.safe_load(file.read_text())
+    ours, others = (
+        tuple(config.read(Row, row, f"{file}: row {row}") for row in tree[part] or []) for part in ("ours", "others")
+    )
     for row in (*ours, *others):
-        if row.gpu not in GPUS or row.rate <= 0 or row.batch < 1 or row.gpus < 1:
-            raise UsageError(f"{file}: {row}: no such GPU, or a number out of range; known: {', '.join(GPUS)}")
+        if row.gpu not in GPUS:
+            raise UsageError(f"{file}: row {row}: gpu: no such GPU{nearest(row.gpu, GPUS)}")
     return ours, others
 
 
@@ -111,7 +107,7 @@ def rate(settings: Config, gpu: str, stack: Stack, file: Path = FILE) -> Rate:
 
 
 def matches(row: Row, settings: Config, gpu: str, stack: Stack) -> bool:
-    """Say whether a row is of this net, at this crop, on this GPU, in this stack and an equally wide precision."""
+    """Return whether a row is of this net, at this crop, on this GPU, in this stack and an equally wide precision."""
     if (row.gpu, row.stack, itemsize(row.precision)) != (gpu, stack, itemsize(settings.precision)):
         return False
     theirs = _load(row.net)
@@ -119,7 +115,7 @@ def matches(row: Row, settings: Config, gpu: str, stack: Stack) -> bool:
 
 
 def _telling(known: list[Row]) -> list[Row]:
-    """Return the rows of one GPU; without any, those of many with large batches, where little else counts."""
+    """Return the rows of one GPU; without any, those of many with large batches, of which little else counts."""
     return [row for row in known if row.gpus == 1] or [row for row in known if row.batch >= CALIBRATING]
 
 

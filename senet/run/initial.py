@@ -21,7 +21,7 @@ TRAINING_ONLY = ("net.dropout:", "net.zero_init:")  # settings that weights do n
 def begin(net: nn.Module, config: Config, classes: Sequence[str], what: str) -> str:
     """Put trained weights into the net of a config, whose data set has these `classes`, and say what was done.
 
-    The classifier stays as it is, fresh, if the weights tell apart other classes: other names or, where those are not
+    The classifier stays as it is, fresh, if the weights tell apart other classes: other names or, if those are not
     known, another number. Raises UsageError for weights of another net; it names the settings that fit.
     """
     path = Path(what)

@@ -14,8 +14,8 @@ FIELDS = 5  # loss, top-1 hits, top-5 hits, images, images whose loss is not fin
 class Meter:
     """Sums over images as int64, on the device.
 
-    Integers add up to the same in any order, so a figure does not depend on how many ranks there were or where a run
-    was resumed. `add` never waits for the device.
+    Integers add up to the same in any order, so a figure does not depend on how many ranks there were or after
+    which step a run was resumed. `add` never waits for the device.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -72,7 +72,7 @@ def _of_timm(groups: list[dict[str, Any]], settings: config.OptimSetting) -> Opt
 def parameter_groups(net: nn.Module, settings: config.Optim) -> list[dict[str, Any]]:
     """Divide the parameters of `net` into those with weight decay and those without.
 
-    Normalisation layers and biases decay only if the settings say so. They are told by the type of the module that
+    Normalisation layers and biases decay only if the settings say so. They are known by the type of the module that
     owns them: names would miss the BN of a shortcut.
     """
     decayed: list[nn.Parameter] = []
