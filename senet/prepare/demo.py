@@ -63,14 +63,13 @@ def prepare(folder: Path, demo: Demo, processes: int | None = None) -> str:
         pending = [split for split in ("train", "val") if not is_complete(folder, split, demo.plan)]
         for split in pending:
             record(folder, split, demo.plan)
-            labels = np.sort(np.arange(getattr(demo, split)) % len(CLASSES))
-            ranks = np.arange(len(labels)) - np.searchsorted(labels, labels)
-            numbers = ranks * len(CLASSES) + labels  # classes take turns by number
+            numbers = np.arange(getattr(demo, split))
+            labels = numbers % len(CLASSES)
             names = Names.of(f"{CLASSES[n % len(CLASSES)]}/{split}_{n:06}.JPEG" for n in numbers)
             drawn = Drawn(folder / split, names, {"seed": demo.seed}, {"numbers": numbers})
             # A few are drawn sooner than processes start.
             few = 1 if len(labels) < 100 else processes
-            write_folders(Index(drawn, labels, CLASSES), folder, split, Encoding(), few)
+            write_folders(Index(drawn, labels, CLASSES).sorted(), folder, split, Encoding(), few)
             record(folder, split, demo.plan, complete=True)
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written: {error.strerror or error}") from None

@@ -29,10 +29,8 @@ def export(name: str, folder: Path, to: Path, checksum: bool = True, processes: 
     for split, theirs in (("train", "train"), ("val", "test")):
         pixels, labels = read(folder, name, theirs, checksum)
         content = hashlib.sha256(pixels.tobytes()).hexdigest()[:16]
-        order = np.argsort(labels, kind="stable")
-        pixels, labels = pixels[order], labels[order]
-        names = Names.of(f"{classes[label]}/{number + 1:05}.png" for label, number in zip(labels, order, strict=True))
-        index = Index(Pixels(to / split, names, {}, {"pixels": pixels}), labels, classes)
+        names = Names.of(f"{classes[label]}/{number:05}.png" for number, label in enumerate(labels, start=1))
+        index = Index(Pixels(to / split, names, {}, {"pixels": pixels}), labels, classes).sorted()
         facts = {"form": "png", "set": name, "content": content}
         notes.append(write(index, to, split, Encoding(), facts, processes))
     return notes
