@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -64,20 +65,15 @@ def _spread(task: Callable[[Job], Result], jobs: Iterable[Job], processes: int, 
     counted = context.Value("q")
     pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(theirs, counted))
     waiting: set[Future[Result]] = set()
-
-    def some(most: int) -> Iterator[Result]:
-        """Wait until at most so many jobs are waiting."""
-        nonlocal waiting
-        while len(waiting) > most:
+    jobs = iter(jobs)
+    try:
+        while True:
+            waiting |= {pool.submit(task, job) for job in islice(jobs, 2 * processes - len(waiting))}
+            if not waiting:
+                return
             done, waiting = wait(waiting, GLANCE, FIRST_COMPLETED)
             shown.update(counted.value - shown.n)
             yield from (future.result() for future in done)
-
-    try:
-        for job in jobs:
-            waiting.add(pool.submit(task, job))
-            yield from some(2 * processes - 1)
-        yield from some(0)
     except BrokenProcessPool:
         raise RunError("a worker process was killed (out of memory?); run it again with fewer --processes") from None
     except BaseException:
