@@ -157,8 +157,7 @@ def _states(out: Path, device: torch.device, tiny: bool) -> dict[str, Any]:
     if (there["device"], there["tiny"]) != (_name(device), tiny):
         of = f"{there['device']}{', tiny' * there['tiny']}"
         raise UsageError(f"--out {out}: holds results of {of}; use another folder")
-    states: dict[str, Any] = there["parts"]
-    return states
+    return there["parts"]
 
 
 def _name(device: torch.device) -> str:

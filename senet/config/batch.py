@@ -14,10 +14,8 @@ def crop_at(data: Data, epoch: int) -> int:
 
 
 def divide_batch(batch: int, world: int, largest: int | None = None) -> tuple[int, int]:
-    """Divide a global batch over `world` ranks: (images of a micro-batch, micro-batches that a rank accumulates a
-    step).
-
-    `largest` bounds the micro-batch when memory is short. Raises UsageError listing sizes that do divide.
+    """Divide a global batch over `world` ranks: (images of a micro-batch, of at most `largest`; micro-batches that a
+    rank accumulates a step). Raises UsageError listing sizes that do divide.
     """
     if batch % world:
         low = batch // world * world
@@ -26,8 +24,5 @@ def divide_batch(batch: int, world: int, largest: int | None = None) -> tuple[in
         ranks = ", ".join(fitting[:12]) + ", ..." * (len(fitting) > 12)
         raise UsageError(f"batch: {batch} does not divide over {world} ranks; use batch={near} or {ranks} ranks")
     per_rank = batch // world
-    largest = largest or per_rank
-    if largest < 1:
-        raise UsageError(f"--largest-batch {largest}: must be at least 1")
-    micro_batch = max(d for d in range(1, min(per_rank, largest) + 1) if per_rank % d == 0)
+    micro_batch = max(d for d in range(1, min(per_rank, largest or per_rank) + 1) if per_rank % d == 0)
     return micro_batch, per_rank // micro_batch

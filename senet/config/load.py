@@ -71,8 +71,7 @@ def read(kind: type[T], tree: Any, where: str, layers: Sequence[Layer] = ()) -> 
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Return a config as plain mappings, lists and scalars, ready for YAML, JSON or a checkpoint."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
-    return plain
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def difference(old: Config, new: Config) -> list[str]:

@@ -42,9 +42,7 @@ def build(net: config.Net, classes: int) -> nn.Module:
     Raises UsageError for an unknown timm name.
     """
     module = importlib.import_module(f"senet.models.{net.family}")
-    made = getattr(module, FAMILIES[net.family])(net, classes)
-    assert isinstance(made, nn.Module)
-    return made
+    return getattr(module, FAMILIES[net.family])(net, classes)
 
 
 def parts(net: nn.Module) -> dict[str | int, list[nn.Parameter]]:

@@ -73,9 +73,7 @@ def from_folder(folder: Path) -> nn.Module:
     """Return the model in a folder of timm's form: config.json and model.safetensors."""
     import timm
 
-    net = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    assert isinstance(net, nn.Module)
-    return net
+    return timm.create_model(f"local-dir:{folder}", pretrained=True)
 
 
 def parts(net: nn.Module) -> dict[str | int, list[nn.Parameter]]:
@@ -90,9 +88,7 @@ def parts(net: nn.Module) -> dict[str | int, list[nn.Parameter]]:
 
 def classifier(net: nn.Module) -> nn.Module:
     """Return the last layer of a model of timm."""
-    layer = net.get_classifier()  # type: ignore[operator]
-    assert isinstance(layer, nn.Module)
-    return layer
+    return net.get_classifier()  # type: ignore[operator]
 
 
 def _check_known(name: str) -> None:
@@ -107,6 +103,4 @@ def _create(name: str, **settings: Any) -> nn.Module:
     import timm
 
     _check_known(name)
-    net = timm.create_model(name, **settings)
-    assert isinstance(net, nn.Module)
-    return net
+    return timm.create_model(name, **settings)
