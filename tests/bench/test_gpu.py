@@ -15,6 +15,7 @@ from senet.bench import gpu
 from senet.bench.rows import Row, read
 from senet.errors import UsageError
 from senet.plan import rates
+from senet.plan.scale import FIXED
 from senet.plan.traffic import Stack
 from senet.system.timing import Spread
 from tests.helpers import ROOT, run
@@ -134,7 +135,7 @@ def test_the_planner_reads_what_was_measured(tmp_path: Path) -> None:
         found = rates.rate(settings, "h200", stack, measured)
         assert found.basis == "measured here"
         assert found.said == f"launch.bench gpu, commit 0123456789ab: {speed:,.0f} images/s on 1 with 256 each"
-        assert math.isclose(256 / (found.compute(256) + found.fixed), speed)
+        assert math.isclose(256 / (found.compute(256) + FIXED), speed)
     assert rates.rate(settings, "h200", "compiled", measured).basis == "modelled"
     unknown = [Row("NVIDIA TITAN V", facts={"commit": ""})]
     assert gpu.planner(rows, unknown) == gpu.planner(rows, []) == []
