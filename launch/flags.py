@@ -102,9 +102,7 @@ def output(*endings: str) -> Callable[[str], Path]:
 
 @contextmanager
 def world_of(args: argparse.Namespace) -> Iterator[tuple[World, Voice]]:
-    """Join the world of the ranks on the device that the flags name; what the library has to say goes to standard
-    error, once.
-    """
+    """Join the world of the ranks, on the device named; the library speaks to standard error, once for all."""
     from senet import distributed
     from senet.run.voice import speaking
     from senet.track import Terminal

@@ -47,9 +47,7 @@ class Finding(NamedTuple):
 
 
 def examine(world: World, config: Config | None, source: Source, out: Path) -> Iterator[Finding]:
-    """Yield what was found, in the order of how much else depends on it. All ranks take part; findings are rank 0's, or
-    name the rank.
-    """
+    """Yield what was found, in the order of how much else depends on it. All ranks call it, rank 0 shows it."""
     yield from _packages()
     yield from _devices(world)
     yield from _ranks(world)

@@ -59,10 +59,7 @@ class Speed:
 
 
 def measure(world: World, config: Config, source: Source, how: StepPlan, seconds: float = 4.0) -> Speed:
-    """Measure a training that computes as `how` says; all ranks take part, for `seconds` in each of its parts.
-
-    Raises UsageError and RunError as the training would.
-    """
+    """Measure a training for `seconds` in each part. All ranks call it. Raises UsageError and RunError."""
     dtype, layout, ranks = DTYPES[config.precision], how.execution.memory_format, (world.rank, world.size, world.device)
     list_images(config.data, source, world.all_gather_object, ["train"])
     loader = train_loader(config.data, source, config.batch, how.micro_batch, config.seed, *ranks, dtype)
@@ -198,9 +195,7 @@ def _loop(world: World, trainer: Trainer, loader: Any, seconds: float) -> float:
 
 
 def _data(world: World, loader: Endless, seconds: float) -> tuple[float, float]:
-    """Return the seconds that this rank's part of a step takes to load, and the share of the machine's cores that was
-    busy.
-    """
+    """Return the seconds in which this rank loads its part of a step, and the share of all cores busy."""
     batches = loader.batches(0, 0)
     with closing(batches):
         for _ in islice(batches, WARM * loader.accumulation_steps):

@@ -126,9 +126,7 @@ def _has_triton() -> bool:
 
 
 def _no_compiler(device: torch.device) -> str | None:
-    """Say why nothing can be compiled for `device`; None if it can. Triton, too, builds its launchers with a C
-    compiler.
-    """
+    """Say why nothing can be compiled for `device`; None if it can. Triton builds launchers with a C compiler."""
     if device.type == "cuda" and not _has_triton():
         return "needs the package triton, which comes with torch for CUDA; install it"
     variable, *names = ("CXX", "g++", "clang++") if device.type == "cpu" else ("CC", "gcc", "clang", "cc")

@@ -70,9 +70,7 @@ def _tail(x: Tensor, shortcut: Tensor, bn: nn.Module, block: nn.Module | None, k
 
 
 def _update(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
-    """Update BN's running statistics as nn.BatchNorm2d does; also its cumulative average (momentum None), but without
-    waiting for the device.
-    """
+    """Update BN's running statistics as nn.BatchNorm2d does; if momentum is None without a wait for the device."""
     if (
         not (bn.training and bn.track_running_stats)
         or bn.running_mean is None
@@ -87,10 +85,7 @@ def _update(bn: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
 
 
 class _Tail(torch.autograd.Function):
-    """Compute the tail from given statistics, and its gradients.
-
-    `mean` and `var` depend on `x` if they are `of_batch`, `centre` if there is an SE block: the gradients include that.
-    """
+    """Compute the tail and its gradients, also through `mean` and `var`, if `of_batch`, and `centre`, for SE."""
 
     @staticmethod
     def forward(
@@ -155,9 +150,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _as(weight: Tensor, gradient: Tensor) -> Tensor:
-    """Return [out, in] as the gradient of a 1x1 convolution, with its weight's strides: DDP warns of others, and copies
-    them.
-    """
+    """Return [out, in] as the gradient of a 1x1 convolution, in its weight's strides: DDP copies others."""
     return gradient.to(weight.dtype).as_strided(weight.shape, weight.stride())
 
 

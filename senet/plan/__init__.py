@@ -1,3 +1,1 @@
-"""What a training run takes: time, money, storage, network, cores; computed before anything is rented. See
-`launch.plan`.
-"""
+"""What a training run takes, computed before anything is rented: see `launch.plan`."""

@@ -62,9 +62,7 @@ class Failures:
 
 
 class Plan:
-    """What a training of `config` takes on what `request` says. Its attributes are the results, in the order in which
-    one follows from another.
-    """
+    """What a training of `config` takes on what `request` says: attributes that follow one from another."""
 
     def __init__(self, config: Config, request: Request, measured: Path = rates.FILE) -> None:
         """Compute everything, by the rates in `measured`. Raises UsageError for what is not known."""
@@ -135,9 +133,7 @@ class Plan:
         return least * (1 - (LOST_BY_HOST if by_host else SCALING)), most * (1 + SCALING)
 
     def _seconds(self, share: float) -> tuple[float, float, bool]:
-        """Return the seconds of training and of validation at a `share` of the net's modelled pace, and whether storage
-        sets the pace for most of the training.
-        """
+        """Return seconds of training and validation at a `share` of the pace, and whether storage mostly sets it."""
         config, request, seconds, slow = self.config, self.request, 0.0, 0.0
         for epoch in range(config.epochs):
             area = (crop_at(config.data, epoch) / config.data.crop) ** 2
@@ -152,9 +148,7 @@ class Plan:
         return seconds, validation, 2 * slow > seconds
 
     def curve(self, most: int = 2048) -> dict[str, list[tuple[int, float, float]]]:
-        """Return (GPUs, images/s, efficiency) for powers of two up to `most`: `global` with the config's batch, `each`
-        with this plan's batch on each GPU.
-        """
+        """Return (GPUs, images/s, efficiency) for 1, 2, 4 ... GPUs, with the batch `global` or that of `each`."""
         found: dict[str, list[tuple[int, float, float]]] = {"global": [], "each": []}
         for gpus in (2**power for power in range(int(math.log2(most)) + 1)):
             for name, each in (("global", self.config.batch / gpus), ("each", self.batch_per_gpu)):

@@ -84,9 +84,7 @@ class Conv:
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one image moves. `passes` are of what stands between the convolutions: (kind in PASSES, part of the net,
-    elements).
-    """
+    """What one image moves. `passes` between the convolutions are (kind in PASSES, part of the net, elements)."""
 
     convs: tuple[Conv, ...]
     passes: tuple[tuple[str, str, int], ...]
@@ -104,9 +102,7 @@ class Traffic:
         return itemsize * (convs + sum(_passes(kind, stack) * elements for kind, _, elements in self.passes))
 
     def seconds(self, stack: Stack, device: Device, itemsize: int = 2) -> float:
-        """Return the roofline, seconds an image: the time of all bytes, and of each convolution that of its arithmetic
-        instead if it is longer.
-        """
+        """Return the roofline, seconds an image: all bytes; of a convolution its arithmetic if that is longer."""
         between = sum(_passes(kind, stack) * elements for kind, _, elements in self.passes)
         seconds = itemsize * between / device.bandwidth
         for conv in self.convs:
@@ -122,9 +118,7 @@ class Traffic:
 
 @functools.cache
 def trace(net: config.Net, classes: int, crop: int) -> Traffic:
-    """Count any network, timm's included, on the meta device: it takes no memory, data or GPU. Raises UsageError for an
-    unknown name of timm.
-    """
+    """Count any network on the meta device: without memory, data or GPU. Raises UsageError as `build`."""
     with torch.device("meta"), torch.no_grad():
         module = build(net, classes).train()
         images = torch.empty(IMAGES, 3, crop, crop)
@@ -249,9 +243,7 @@ KINDS = {
 
 
 def _kind(name: str, shape: torch.Size) -> str | None:
-    """Return the kind of an operation by its name and its first tensor's shape; None for a view, and for what is too
-    small to count.
-    """
+    """Return the kind of an operation by its name; None for a view, and for too small a first tensor."""
     kind = next((kind for kind, names in KINDS.items() if names.fullmatch(name)), None)
     return kind if kind == "conv" or (len(shape) > 2 and shape[2:].numel() > 1) else None
 

@@ -1,7 +1,4 @@
-"""In which settings a start may differ from the ones before it in the same run folder.
-
-Imports no torch: `launch.submit` asks before the job waits in a queue.
-"""
+"""In which settings a start may differ from those before it. Imports no torch, for `launch.submit`."""
 
 from __future__ import annotations
 
@@ -40,10 +37,7 @@ def check_folder(config: Config, out: Path, accept: bool, flag: str = "--accept-
 
 
 def check_same(old: Config, new: Config, where: Path, accept: bool, flag: str = "--accept-changes") -> list[str]:
-    """Return the settings in which two configs differ, if changes are to be accepted.
-
-    Raises UsageError for any change otherwise, and for another net or data set in any case.
-    """
+    """Return the settings in which configs differ. Raises UsageError unless `accept`, always for another net."""
     changed = difference(old, new)
     others = [change for change in changed if change.startswith(ANOTHER)]
     if others and accept:
@@ -69,9 +63,7 @@ def check_images(before: tuple[str, str], now: tuple[str, str], root: Path | Non
 
 
 def check_pixels(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Compare the descriptions of two validation sets: warn if pixels are made in another way than in training, refuse
-    other classes, by UsageError.
-    """
+    """Refuse other classes than before, by UsageError, and warn of validation pixels that are made otherwise."""
     for label, (was, called) in enumerate(zip(before.get("classes", ()), now.get("classes", ()), strict=False)):
         if comparable(was) != comparable(called) and called != str(label):  # ImageNet-V2's folders are numbers
             differs = f"label {label} is {readable(called)!r} here, and was {readable(was)!r} in training"

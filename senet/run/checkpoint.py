@@ -141,9 +141,7 @@ def link(path: Path, name: Path) -> None:
 
 
 def prune(folder: CheckpointFolder, keep: int, step: int) -> None:
-    """Remove all but the newest `keep` checkpoints of steps up to `step` (at least that one). What this program did not
-    write stays. Raises OSError.
-    """
+    """Remove all but the newest `keep` of our checkpoints of steps up to `step`, at least one. Raises OSError."""
     for path in [path for path in folder.of_steps() if path <= folder.of_step(step)][max(keep, 1) :]:
         if facts_of(path):
             path.unlink()
@@ -206,10 +204,7 @@ def put_aside(path: Path) -> Path:
 
 
 def locate(path: Path) -> Path:
-    """Return the checkpoint that a path means: the file, or the best (otherwise the newest) one of a run folder.
-
-    Raises UsageError if there is none.
-    """
+    """Return the checkpoint that is meant: a file, or a run folder's best or newest one. Raises UsageError."""
     if path.is_dir():
         inside = RunFolder(path).checkpoints
         folder = inside if inside.path.is_dir() else CheckpointFolder(path)

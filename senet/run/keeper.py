@@ -28,15 +28,13 @@ class Keeper:
     def __init__(
         self, folder: RunFolder, flags: Flags, state: State, images: tuple[str, str], pixels: Mapping[str, Any]
     ) -> None:
-        """`images`: the fingerprints of those of the training and of the validation; `pixels`: how the latter are
-        made.
-        """
+        """`images`: fingerprints of the training and the validation set; `pixels`: how the latter's are made."""
         self.folder, self.flags, self.state = folder.checkpoints, flags, state
         self.world = state.trainer.world
         self.images, self.pixels = images, dict(pixels)
         self.changed: list[str] = []  # settings that differ from those of the checkpoint
         self.saved_at = time.monotonic()
-        self._saver: Saver | None = None
+        self._saver = Saver(self.folder, flags.keep)  # which has nothing to do on other ranks
         self._timed_due = 0.0  # by the monotonic clock: when the next one is to stay for its time
 
     def start(self) -> None:
@@ -45,7 +43,6 @@ class Keeper:
             for rest in self.folder.temporaries():
                 with contextlib.suppress(OSError):
                     rest.unlink()
-            self._saver = Saver(self.folder, self.flags.keep)
             self._timed_due = time.monotonic() + 3600 * (self.flags.keep_hours - self.folder.hours_since_timed())
 
     @property
@@ -57,7 +54,7 @@ class Keeper:
         """Write a checkpoint of the current position behind the training's back; `errors` of the epoch that it ends."""
         state, flags = self.state, self.flags
         payload = state.pack(images=self.images[0], val_images=self.images[1], pixels=self.pixels)
-        if self._saver:
+        if self.world.is_main:
             names = self._epoch_name() if errors else []
             if flags.keep_hours and time.monotonic() >= self._timed_due:
                 names.append(self.folder.timed(state.global_step))
@@ -67,18 +64,15 @@ class Keeper:
 
     def news(self) -> list[str]:
         """Return what could not be written since the last call."""
-        return self._saver.news() if self._saver else []
+        return self._saver.news()
 
     def finish(self) -> bool:
         """Wait until everything is on disk that gets there. Return, on all ranks, whether the current position did."""
-        if self._saver:
-            self._saver.finish()
-        at = self.state.global_step, self.state.epoch
-        return bool(self.world.broadcast_object(self._saver is not None and self._saver.saved == at))
+        self._saver.finish()
+        return bool(self.world.broadcast_object(self._saver.saved == (self.state.global_step, self.state.epoch)))
 
     def close(self) -> None:
-        if self._saver:
-            self._saver.close()
+        self._saver.close()
 
     def resume(self, before: int | None = None) -> bool:
         """Go back to the newest valid checkpoint, of a step `before` that one if given; return whether there is one.

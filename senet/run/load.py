@@ -71,9 +71,7 @@ def load(what: str, weights: Path | None = None, verify: bool = True, ema: bool 
 
 
 def of_weights(weights: Weights, origin: str) -> Trained:
-    """Return the net of weights that were read. Images are prepared as the file says, or as the networks of ImageNet
-    and CIFAR are used to.
-    """
+    """Return the net of weights that were read; if they do not say how images are prepared, the usual way."""
     settings = weights.config or Config(net=weights.net, data=_data(weights))
     net = build(weights.net, weights.labels)
     net.load_state_dict(weights.state)

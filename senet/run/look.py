@@ -44,10 +44,7 @@ class Look:
 
 
 def look(trained: Trained, source: Source, world: World, view: View | None = None) -> Look:
-    """Show the validation images of `source` to a net, in a view. All ranks call it.
-
-    Raises UsageError for what is wrong with either.
-    """
+    """Show the validation images of `source` to a net, in a view. All ranks call it. Raises UsageError."""
     config = trained.config
     shown = (view or View()).of(config.data)
     list_images(config.data, source, world.all_gather_object, ["val"])
@@ -93,9 +90,7 @@ def one_pass(
     view: View,
     keep: Callable[[Batch, Tensor], object] = lambda batch, logits: None,
 ) -> dict[str, float]:
-    """Show all images of a loader to a net, and close it; a terminal shows a bar. Return errors as `evaluate`, and give
-    `keep` each batch and its logits.
-    """
+    """Show a loader's images to a net, and close it; `keep` is given batches and logits. Return errors."""
     loader.memory_format = trained.execution.memory_format
     with bar(str(view), loader.images, "image", main=world.is_main) as shown:
 

@@ -105,9 +105,7 @@ def driver() -> str:
 
 
 def keep(folder: RunFolder, config: Config, classes: Sequence[str], facts: dict[str, Any]) -> None:
-    """Write what defines a run into its folder: the config, the names of the classes (`classes.txt`), and the facts of
-    this start after those before. Raises OSError.
-    """
+    """Write what defines a run into its folder: config, class names, `facts` of this start. Raises OSError."""
     try:
         starts = json.loads(folder.starts.read_text())
     except (OSError, ValueError):

@@ -39,9 +39,7 @@ class Exchange:
         self._asked = time.monotonic()
 
     def after_step(self, request: Request, due: float) -> Request:
-        """Return the greatest request that is known. All ranks call it after each step; `due`: seconds until this one
-        will ask for more, as far as it knows.
-        """
+        """Return the greatest request known. All ranks call it; `due`: seconds until this one will ask for more."""
         if self.world.size == 1:
             return request
         self._steps += 1

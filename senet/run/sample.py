@@ -26,9 +26,7 @@ PAIRS = 1000  # confusions of more classes, the most frequent ones
 
 
 class Sample:
-    """What a net says of images in one validation, and some pictures of them, as it sees them. `keep` is for
-    `evaluate`.
-    """
+    """What a net says of images in one validation, and some pictures of them. `keep` is for `evaluate`."""
 
     def __init__(self, data: Data, images: int) -> None:
         """`images` of the validation set."""

@@ -57,10 +57,7 @@ class State:
         )
 
     def restore(self, payload: Payload) -> None:
-        """Go back to a payload; on another number of ranks than it was made on, all start from the averaged statistics.
-
-        Raises UsageError for another net's.
-        """
+        """Go back to a payload; on another number of ranks to mean statistics. Raises UsageError: another net."""
         trainer, world, progress = self.trainer, self.trainer.world, payload.progress
         try:
             trainer.net.load_state_dict(payload.net)

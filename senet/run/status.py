@@ -21,14 +21,12 @@ FINAL = ("UsageError", "RunError")  # what only a person can mend: another start
 
 @dataclass(frozen=True)
 class Status:
-    """The state of a run; one that was killed says `running` for ever. `epoch` counts whole epochs done, of `epochs`;
-    `reason` is `NameOfError: message`.
-    """
+    """The state of a run; a killed one says `running` for ever. `reason` is `NameOfError: message`."""
 
     state: Condition
     step: int
-    epoch: int
-    epochs: int
+    epoch: int  # whole ones that are done ...
+    epochs: int  # ... of so many
     exit_code: int | None = None
     time: str = ""
     reason: str = ""
@@ -61,10 +59,7 @@ def write(out: Path, status: Status) -> None:
 
 
 def read(out: Path) -> Status | None:
-    """Return the status of a run folder, None if no run has begun there.
-
-    A file that cannot be understood is taken for that of a run that was killed.
-    """
+    """Return a run folder's status: None if no run has begun, that of a killed run if it cannot be read."""
     file = RunFolder(out).status
     try:
         facts = json.loads(file.read_text())

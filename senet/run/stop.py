@@ -48,10 +48,7 @@ class Stop:
         return self._signalled
 
     def asked_seconds(self) -> float:
-        """Return the seconds since this method first found that a signal had come; 0 if none has.
-
-        It finds out even while the main thread is in a wait.
-        """
+        """Return the seconds since this method first found a signal, the main thread may be waiting; 0 if none."""
         with contextlib.suppress(BlockingIOError):
             if self._asked is None and {signal.SIGTERM, signal.SIGINT} & set(os.read(self._arrived, 64)):
                 self._asked = time.monotonic()

@@ -193,10 +193,7 @@ class Late(Exception):
 
 @contextmanager
 def until(deadline: float) -> Iterator[None]:
-    """Raise Late at `deadline` in what runs inside, a compiler say, which cannot be asked to be quick. It nests.
-
-    It needs the main thread unless `deadline` is infinite.
-    """
+    """Raise Late at `deadline` in what runs inside, a compiler say. It nests, and needs the main thread."""
     if deadline == math.inf:
         yield
         return

@@ -24,20 +24,14 @@ class NamedTracker(Protocol):
     def __call__(self, start: Start) -> Tracker: ...
 
     def decide(self, asked: bool) -> tuple[bool, str]:
-        """Return whether to use it, and a sentence that says why (or nothing). `asked`: it was named by a flag.
-
-        Raises UsageError if it was named and cannot be used.
-        """
+        """Return whether to use it (`asked`: a flag named it) and a sentence on why. Raises UsageError."""
 
 
 NAMED: dict[str, NamedTracker] = {"wandb": WeightsAndBiases, "tensorboard": TensorBoard}
 
 
 def choose(track: str) -> tuple[list[NamedTracker], list[str]]:
-    """Return the trackers that `track` means (auto, none, or names separated by commas), and sentences that say why.
-
-    Raises UsageError for one that was named and cannot be used.
-    """
+    """Return the trackers that names (auto, none, ...) mean, and sentences that say why. Raises UsageError."""
     named = [] if track in ("auto", "none") else track.split(",")
     offered = {"auto": list(NAMED), "none": []}.get(track, named)
     decisions = [(NAMED[name], *NAMED[name].decide(asked=name in named)) for name in offered]

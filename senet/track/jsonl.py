@@ -1,6 +1,4 @@
-"""OUT/log.jsonl: one JSON object a line, the local truth about a run. Steps rise from line to line, whatever
-happened.
-"""
+"""OUT/log.jsonl: a JSON object a line, the local truth about a run. Steps rise, whatever happened."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Weights & Biases, never able to fail or stall a run: a process of its own talks with it (see
-`senet.track.wandb_process`).
-"""
+"""Weights & Biases, never able to fail or stall a run: `senet.track.wandb_process` talks with it."""
 
 from __future__ import annotations
 
@@ -148,9 +146,7 @@ class WeightsAndBiases(Tracker):
                 log.info("W&B: too slow, records are dropped there; log.jsonl has them all")
 
     def close(self, ok: bool) -> None:
-        """Wait a little for what is not sent, and longer for a checkpoint. After that the other process goes on with
-        it, also when this one has ended.
-        """
+        """Wait a little for what is not sent, longer for a checkpoint; then the other process goes on alone."""
         checkpoint = self._checkpoint if ok else None
         if checkpoint:
             log.info("W&B: takes %s; this waits for it %d s at most", checkpoint.name, CHECKPOINT_SECONDS)

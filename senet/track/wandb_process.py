@@ -69,9 +69,7 @@ class Inbox:
             return chunk
 
     def again(self) -> NoReturn:
-        """Begin anew, offline. wandb.init cannot be interrupted, and after it has failed it refuses to be called again:
-        exec helps.
-        """
+        """Begin anew, offline, by exec: wandb.init can be neither interrupted nor, if it failed, called again."""
         with self._taking:
             spool = tempfile.TemporaryFile()  # noqa: SIM115
             spool.write(self._seen)
@@ -100,9 +98,7 @@ def _relay(errors: int) -> None:
 
 
 def _take_voice() -> None:
-    """Keep standard output to this process: what wandb starts must not hold open what the training reads, nor die of
-    its end.
-    """
+    """Keep standard output to this process: what wandb starts must not hold it open, nor die of its end."""
     global VOICE
     VOICE = os.dup(1)
     nothing = os.open(os.devnull, os.O_WRONLY)

@@ -146,10 +146,7 @@ def free() -> None:
 
 
 def agree(timings: Timings, world: World) -> None:
-    """Replace each choice's seconds by those of the rank that is slowest with it; a failure on one rank is one on all.
-
-    All ranks call it with the same choices.
-    """
+    """Replace each choice's seconds by the slowest rank's, and failures by that of any. All ranks call it."""
     ranks = world.all_gather_object([(timing.seconds, timing.failure) for timing in timings.values()])
     for timing, of_choice in zip(timings.values(), zip(*ranks, strict=True), strict=True):
         failed = next((rank for rank, (_, failure) in enumerate(of_choice) if failure), None)
@@ -161,10 +158,7 @@ def agree(timings: Timings, world: World) -> None:
 
 
 def fastest(timings: Timings) -> Execution:
-    """Return the first of those that are as fast as the fastest: they come in the order of what is plain.
-
-    Raises RunError if none works.
-    """
+    """Return the plainest of those that are as fast as the fastest. Raises RunError if none works."""
     best = min(timing.median for timing in timings.values())
     if best == float("inf"):
         failure = next(iter(timings.values())).failure

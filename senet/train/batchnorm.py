@@ -1,6 +1,4 @@
-"""Batch normalisation while training: running statistics, which every rank gathers from its own images, unless they are
-synchronised, frozen or computed anew.
-"""
+"""Batch normalisation in training: running statistics, each rank's own unless synchronised or frozen."""
 
 from __future__ import annotations
 
@@ -45,18 +43,14 @@ class BatchNormStats:
             torch._foreach_copy_(self.buffers, list(vector.split(self.sizes)))
 
     def averaged(self, state: Mapping[str, Tensor], per_rank: Tensor | None) -> dict[str, Tensor]:
-        """Return a state dict of the net with the mean of `per_rank` [ranks, n] for its statistics, unless that is
-        None. Copies nothing.
-        """
+        """Return a state dict with the mean of `per_rank` [ranks, n], unless None, for its statistics. No copy."""
         if per_rank is None or not self.buffers:
             return dict(state)
         return {**state, **dict(zip(self.names, per_rank.mean(0).split(self.sizes), strict=True))}
 
     @torch.no_grad()
     def restore_unless(self, finite: Tensor, before: Tensor) -> None:
-        """Go back to `before`, what `pack` returned, unless `finite`: a bool on the device, which the host need not
-        know.
-        """
+        """Go back to `before`, what `pack` returned, unless `finite`: a bool that may stay on the device."""
         if self.buffers:
             self.unpack(torch.where(finite, self.pack(), before))
 
@@ -79,10 +73,7 @@ class BatchNormStats:
 
 
 def synchronised(net: nn.Module, world: World) -> nn.Module:
-    """Return `net` with SyncBatchNorm in place of batch normalisation if there are several ranks.
-
-    Raises UsageError on CPUs, for which torch has none.
-    """
+    """Return `net` with SyncBatchNorm if there are several ranks. Raises UsageError on CPUs: torch has none."""
     if world.size == 1:
         return net
     if world.device.type == "cpu":

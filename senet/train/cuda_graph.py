@@ -129,9 +129,7 @@ class GraphedStep:
 
     @contextmanager
     def _rate_on_device(self) -> Iterator[None]:
-        """While the step runs, the optimiser reads its learning rate from the device; before and after it is the number
-        that others read.
-        """
+        """While the step runs, let the optimiser read its learning rate from the device, otherwise a number."""
         rate = learning_rate(self.optimiser)
         set_learning_rate(self.optimiser, self.rate)
         try:

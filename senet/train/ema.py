@@ -61,10 +61,7 @@ class EMA(Hooks):
             self.trainer.statistics.unpack(statistics)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return `net`, a whole state dict to evaluate, and each rank's `statistics` [ranks, n] for an exact resume.
-
-        All ranks call it; it is complete on the first one.
-        """
+        """Return `net`, to evaluate, and `statistics` [ranks, n], to resume; whole on rank 0. All ranks call it."""
         per_rank = self.trainer.world.gather(self.statistics)
         named = {**self.trainer.net.state_dict(), **dict(zip(self.net, self.weights, strict=True))}
         return {"net": self.trainer.statistics.averaged(named, per_rank), "statistics": per_rank}

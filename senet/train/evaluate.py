@@ -32,10 +32,7 @@ class View:
     flip: bool = False
 
     def of(self, data: Data) -> View:
-        """Return the same view in pixels: a crop keeps the config's ratio to `resize` unless that is given.
-
-        Raises UsageError for a view that a data set cannot give.
-        """
+        """Return the same view in pixels: a crop in the config's ratio to `resize`. Raises UsageError."""
         if not isinstance(data, Folder):
             if self != View(flip=self.flip):
                 raise UsageError(f"--crop, --resize and --ten-crop would have no effect: {data.set} is shown whole")

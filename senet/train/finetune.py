@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 
 
 def freeze(net: nn.Module, parts: Iterable[str | int]) -> None:
-    """Let the parameters of `parts`, the stem or stages by their numbers, need no gradients.
-
-    Raises UsageError for a part that the net does not have.
-    """
+    """Let `parts` of the net, the stem or stages by numbers, need no gradients. Raises UsageError."""
     known = models.parts(net)
     for part in parts:
         if part not in known:
@@ -30,10 +27,7 @@ def freeze(net: nn.Module, parts: Iterable[str | int]) -> None:
 
 
 def scale_head(optimiser: Optimizer, net: nn.Module, scale: float) -> Optimizer:
-    """Let the classifier of `net` learn at `scale` times the rate of the rest, by groups of its own in the optimiser.
-
-    Changes the optimiser, and returns it.
-    """
+    """Let the classifier learn at `scale` times the rate of the rest. Change the optimiser, and return it."""
     if scale != 1:
         own = {id(parameter) for parameter in models.classifier(net).parameters()}
         for group in optimiser.param_groups[:]:
@@ -46,9 +40,7 @@ def scale_head(optimiser: Optimizer, net: nn.Module, scale: float) -> Optimizer:
 
 
 class Frozen(Hooks):
-    """Keeps modules of which every parameter is frozen in evaluation mode: their BN statistics stay, too, and nothing
-    in them is random.
-    """
+    """Keeps modules that are frozen whole in evaluation mode: BN statistics stay, nothing is random."""
 
     def attach(self, trainer: Trainer) -> None:
         self.modules = [

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 
 class Hooks:
-    """Does nothing at every place of the loop. Steps are counted from 0 over the whole run; none may wait for the
-    device.
-    """
+    """Does nothing at every place of the loop. Steps count from 0 over the run; none may wait for the device."""
 
     def attach(self, trainer: Trainer) -> None:
         """The trainer is complete: take from it what the other methods need."""

@@ -1,7 +1,4 @@
-"""The optimiser of a config: the paper's SGD with momentum (section 5.1), or one of the library timm.
-
-The one place that knows optimisers.
-"""
+"""The optimisers of configs: the paper's SGD with momentum (section 5.1), or one of the library timm."""
 
 from __future__ import annotations
 
@@ -100,9 +97,7 @@ def in_parameters_layout(optimiser: Optimizer) -> None:
 
 
 def set_learning_rate(optimiser: Optimizer, lr: float | Tensor) -> None:
-    """Set the learning rate: a number, or a tensor that a CUDA graph reads. A group with an `lr_scale` has so many
-    times that rate.
-    """
+    """Set the learning rate, a number or a tensor; a group with an `lr_scale` gets so many times that."""
     for group in optimiser.param_groups:
         group["lr"] = lr * group["lr_scale"] if "lr_scale" in group else lr
 

@@ -92,9 +92,7 @@ class Predictions:
             raise UsageError(f"{file}: write predictions to a file that ends in .jsonl or .csv")
 
     def rows(self, name: Callable[[int], str], classes: Sequence[str]) -> Iterable[dict[str, Any]]:
-        """Yield for each image its name, if known its label and that one's probability, and `top`: pairs of class and
-        probability.
-        """
+        """Yield for each image its name, its label and that one's probability if known, and (class, p) in `top`."""
         for image, label, top, probabilities, own in zip(*vars(self).values(), strict=True):
             known = {"label": classes[label], "of_label": round(float(own), 6)} if label >= 0 else {}
             pairs = [[classes[at], round(float(p), 6)] for at, p in zip(top, probabilities, strict=True)]

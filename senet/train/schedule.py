@@ -1,6 +1,4 @@
-"""Fractional epoch, and the validation losses so far -> learning rate: a pure function, so that nothing can get out of
-step.
-"""
+"""Fractional epoch, and validation losses -> learning rate: pure, so that nothing gets out of step."""
 
 import math
 from collections.abc import Sequence

@@ -33,10 +33,7 @@ DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, 
 
 
 class Trainer:
-    """What changes while training (net, optimiser, loss scale), and the loop that changes it.
-
-    `net` is the bare module, `model` the one that DDP may wrap.
-    """
+    """The bare `net`, the `model` that DDP may wrap, optimiser, loss scale, and the loop that changes them."""
 
     def __init__(
         self,
