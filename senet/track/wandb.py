@@ -14,6 +14,7 @@ import sys
 import threading
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from senet.errors import RunError
 from senet.system.files import write_text
@@ -63,33 +64,30 @@ class Login:
 
 
 def login() -> Login:
-    """Ask wandb, in a process of its own, which login it will use: it knows of more places than anyone else."""
+    """Ask wandb which login it will use: it knows of more places than anyone else."""
     try:
-        words = [sys.executable, "-m", "senet.track.wandb_process", "login"]
-        answer = subprocess.run(
-            words, cwd=CHECKOUT, stdin=subprocess.DEVNULL, capture_output=True, timeout=ANSWER_SECONDS, check=True
-        )
-        return Login(**json.loads(answer.stdout.splitlines()[-1]))
-    except subprocess.CalledProcessError as error:
-        return Login("", "online", error=f"wandb fails: {error.stderr.decode(errors='replace').strip()[-200:]}")
-    except (OSError, subprocess.SubprocessError, ValueError, LookupError) as error:
-        return Login("", "online", error=f"wandb does not answer: {type(error).__name__}")
+        return Login(**json.loads(_answer("login", patience=ANSWER_SECONDS)))
+    except (RunError, ValueError, TypeError) as error:
+        return Login("", "online", error=str(error))
 
 
 def attach(folder: RunFolder, page: Path) -> str:
-    """Show an HTML page in the W&B run of a run folder, and return where that is to be seen.
-
-    Raises RunError if the run has none, or if W&B fails.
-    """
+    """Show an HTML page in the W&B run of a run folder, and return where that is to be seen. Raises RunError."""
     if not folder.wandb_id.exists():
         raise RunError(f"{folder}: nothing of this run went to W&B, so there is nothing to attach the page to")
-    words = [sys.executable, "-m", "senet.track.wandb_process", "attach", str(folder.path.resolve()), str(page)]
-    done = subprocess.run(
-        words, cwd=CHECKOUT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=CHECKPOINT_SECONDS
-    )
-    if done.returncode:
-        raise RunError(f"{page}: W&B did not take it ({done.stderr.strip().splitlines()[-1][:300]})")
-    return done.stdout.splitlines()[-1]
+    return _answer("attach", str(folder.path.resolve()), str(page.resolve()), patience=CHECKPOINT_SECONDS)
+
+
+def _answer(*words: str, patience: float) -> str:
+    """Return the last line that wandb, in a process of its own, prints when it is asked. Raises RunError."""
+    command = [sys.executable, "-m", "senet.track.wandb_process", *words]
+    how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
+    try:
+        return str(subprocess.run(command, cwd=CHECKOUT, timeout=patience, check=True, **how).stdout.splitlines()[-1])
+    except subprocess.CalledProcessError as error:
+        raise RunError(f"wandb fails: {error.stderr.strip()[-200:]}") from None
+    except (OSError, subprocess.SubprocessError, LookupError) as error:
+        raise RunError(f"wandb does not answer: {type(error).__name__}") from None
 
 
 class WeightsAndBiases(Tracker):
