@@ -34,7 +34,6 @@ from senet.track.wandb import decide, login
 REQUIREMENTS = Path(__file__).parents[2] / "requirements.txt"
 OPTIONAL = ("wandb", "nvidia-dali-cuda130", "timm", "matplotlib")
 MEGABYTE = 1 << 20
-DRIVER_FILE = Path("/proc/driver/nvidia/version")
 DRIVERS = {11: 450, 12: 525, 13: 580}  # the oldest driver of each major version of CUDA
 SLOW_BUS = {"one host": 10.0, "several hosts": 1.0, "no GPU": 0.02}  # GB/s of an all-reduce: below, a setting is wrong
 PATIENCE = 4.0  # seconds for W&B to answer
@@ -87,11 +86,11 @@ def _packages() -> Iterator[Finding]:
 
 
 def _devices(world: World) -> Iterator[Finding]:
-    if DRIVER_FILE.exists():
+    if provenance.DRIVER.exists():
         built_for = {"torch": torch.version.cuda, "DALI": _dali_cuda()}
-        yield driver(DRIVER_FILE.read_text(), built_for, torch.cuda.is_available())
+        yield driver(provenance.DRIVER.read_text(), built_for, torch.cuda.is_available())
     if world.device.type == "cpu":
-        hidden = DRIVER_FILE.exists() and not torch.cuda.is_available()
+        hidden = provenance.DRIVER.exists() and not torch.cuda.is_available()
         broken = "a driver but no usable device; compare nvidia-smi's CUDA version with torch.version.cuda"
         cores = f"none; training on {len(os.sched_getaffinity(0))} CPU cores"
         yield _judged("GPU", broken if hidden else "", cores, "fail")
@@ -115,17 +114,17 @@ def driver(text: str, built_for: dict[str, str | None], usable: bool) -> Finding
 
     `built_for` has the CUDA version of each package; `usable` says whether torch sees a device.
     """
-    found = re.search(r"Kernel Module\D*(?:x86_64|aarch64)?\s+((\d+)\.[\d.]+)", text)
-    if found is None:
-        unread = f"its version cannot be read from {DRIVER_FILE}; nvidia-smi shows it, CUDA 13 needs 580"
+    found = provenance.driver(text)
+    if not found:
+        unread = f"its version cannot be read from {provenance.DRIVER}; nvidia-smi shows it, CUDA 13 needs 580"
         return Finding("warn", "driver", unread)
     short = [
         f"{name} is built for CUDA {cuda} and needs {needed}"
         for name, cuda in built_for.items()
-        if cuda and int(found[2]) < (needed := DRIVERS.get(int(cuda.partition(".")[0]), 0))
+        if cuda and int(found.partition(".")[0]) < (needed := DRIVERS.get(int(cuda.partition(".")[0]), 0))
     ]
-    wrong = f"{found[1]}: {'; '.join(short)}: update the driver, or install CUDA's forward compatibility package"
-    return _judged("driver", wrong if short else "", found[1], "warn" if usable else "fail")
+    wrong = f"{found}: {'; '.join(short)}: update the driver, or install CUDA's forward compatibility package"
+    return _judged("driver", wrong if short else "", found, "warn" if usable else "fail")
 
 
 def _dali_cuda() -> str | None:

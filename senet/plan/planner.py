@@ -147,10 +147,10 @@ class Plan:
         validation = config.epochs * self.validated * FORWARD * self.step.total / (share * config.batch)
         return seconds, validation, 2 * slow > seconds
 
-    def curve(self, most: int = 2048) -> dict[str, list[tuple[int, float, float]]]:
-        """Return (GPUs, images/s, efficiency) for 1, 2, 4 ... GPUs, with the batch `global` or that of `each`."""
+    def curve(self) -> dict[str, list[tuple[int, float, float]]]:
+        """Return (GPUs, images/s, efficiency) for 1 to 2,048 GPUs, with the batch `global` or that of `each`."""
         found: dict[str, list[tuple[int, float, float]]] = {"global": [], "each": []}
-        for gpus in (2**power for power in range(int(math.log2(most)) + 1)):
+        for gpus in (2**power for power in range(12)):
             for name, each in (("global", self.config.batch / gpus), ("each", self.batch_per_gpu)):
                 if each >= 1:
                     total = self.step_of(each, gpus).total

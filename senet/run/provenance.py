@@ -31,6 +31,7 @@ from senet.system.files import write_text
 from senet.system.run_folder import RunFolder
 
 PACKAGES = ("torch", "torchvision", "triton", "nvidia-dali-cuda130", "timm", "wandb", "numpy", "pillow")
+DRIVER = Path("/proc/driver/nvidia/version")
 ROOT = Path(__file__).resolve().parents[2]
 
 log = logging.getLogger(__name__)
@@ -94,14 +95,12 @@ def command() -> list[str]:
     return sys.orig_argv
 
 
-def driver() -> str:
-    """Return the version of NVIDIA's driver; empty if it does not say."""
-    try:
-        text = Path("/proc/driver/nvidia/version").read_text()
-    except OSError:
-        return ""
-    found = re.search(r"\d+\.\d+(\.\d+)?", text)
-    return found[0] if found else ""
+def driver(text: str | None = None) -> str:
+    """Return the version of NVIDIA's driver by `text`, the content of DRIVER; empty if it does not say."""
+    with contextlib.suppress(OSError):
+        text = DRIVER.read_text() if text is None else text
+    found = re.search(r"Kernel Module\D*(?:x86_64|aarch64)?\s+(\d+\.[\d.]+)", text or "")
+    return found[1] if found else ""
 
 
 def keep(folder: RunFolder, config: Config, classes: Sequence[str], facts: dict[str, Any]) -> None:

@@ -18,7 +18,6 @@ from typing import NoReturn
 import torch
 
 MOST = 1000  # steps in one round
-TURNS = {"make": "building", "warm": "compiling", "round_of": "timing"}
 
 Step = Callable[[], object]  # does one step of the work; it may return before the device is done
 
@@ -89,8 +88,8 @@ def interleave(
     counts: dict[str, int] = {}
     warm_by = effort.deadline - effort.rounds * effort.seconds * len(makers)
 
-    def attempt(name: str, act: Callable[[str], None], deadline: float) -> None:
-        note(f"{TURNS[act.__name__]} {name}")
+    def attempt(turn: str, name: str, act: Callable[[str], None], deadline: float) -> None:
+        note(f"{turn} {name}")
         try:
             with until(deadline):
                 act(name)
@@ -99,9 +98,7 @@ def interleave(
         if timings[name].failure:  # outside of the handler, where the traceback holds the tensors of its frames no more
             made.pop(name, None)
             gc.unfreeze()
-            gc.collect()
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
+            free()
 
     def make(name: str) -> None:
         before, began = _allocated(), time.perf_counter()
@@ -128,9 +125,10 @@ def interleave(
             timings[name].memory += torch.cuda.max_memory_allocated() - at_rest
 
     # All are made before the first is compiled: making one empties the compiler's tables.
-    for act in (make, warm):
-        for name in list(makers if act is make else made):
-            attempt(name, act, warm_by)
+    for name in makers:
+        attempt("building", name, make, warm_by)
+    for name in list(made):
+        attempt("compiling", name, warm, warm_by)
     began, number, running = time.monotonic(), 0, list(made)
     try:
         while running and (number < effort.rounds or time.monotonic() - began < effort.total):
@@ -139,7 +137,7 @@ def interleave(
             gc.freeze()  # so that a collection looks at what the round made, and at nothing else
             start = number % len(running)
             for name in running[start:] + running[:start]:
-                attempt(name, round_of, math.inf)
+                attempt("timing", name, round_of, math.inf)
             best = min(timings[name].median for name in running)
             running = [name for name in running if name in made and timings[name].median <= effort.behind * best]
             number += 1
@@ -177,6 +175,13 @@ def synchronise() -> None:
     """Wait until this process's GPU, if it uses one, has done all it was asked to: timing must begin and end so."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
+
+
+def free() -> None:
+    """Give back the device's memory that nets and trainers held: they are in cycles, with their hooks and graphs."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def reason(error: BaseException) -> str:

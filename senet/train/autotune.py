@@ -8,7 +8,6 @@ and the winner is remembered.
 from __future__ import annotations
 
 import dataclasses
-import gc
 import hashlib
 import itertools
 import json
@@ -32,7 +31,7 @@ from senet.execution.execution import Execution, choices
 from senet.models import build
 from senet.system.files import replace
 from senet.system.table import text
-from senet.system.timing import Effort, Timing, interleave
+from senet.system.timing import Effort, Timing, free, interleave
 from senet.track.terminal import bar, ticking
 from senet.train.cuda_graph import obstacle
 from senet.train.meter import Meter
@@ -133,13 +132,6 @@ def stepper(config: Config, alone: World, micro_batch: int, execution: Execution
         launch([batch], meter)
 
     return step
-
-
-def free() -> None:
-    """Give back the device's memory that trainers held: they are in cycles, with their hooks and their graphs."""
-    if torch.cuda.is_initialized():
-        gc.collect()
-        torch.cuda.empty_cache()
 
 
 # ------------------------------------------------------------------------------------------------------------- choosing

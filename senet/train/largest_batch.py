@@ -11,8 +11,8 @@ from senet.distributed import World
 from senet.errors import UsageError
 from senet.execution.execution import Execution
 from senet.models import build
-from senet.system.timing import synchronise
-from senet.train.autotune import free, stepper
+from senet.system.timing import free, synchronise
+from senet.train.autotune import stepper
 from senet.train.trainer import DTYPES
 
 SPARE = 0.93  # of the GPU's memory that torch may take meanwhile
