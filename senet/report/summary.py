@@ -2,12 +2,13 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import yaml
 
+from senet import config
 from senet.config import to_dict
 from senet.report.facts import RunFacts, groups
 from senet.report.paper import quoted
@@ -20,14 +21,17 @@ Cell = str | int | None
 def summary(runs: Sequence[RunFacts]) -> tuple[list[str], list[list[Cell]]]:
     """Return header and rows of a table: the errors of the last validations of each recipe, as mean ± standard
     deviation over its runs, or of one run with the 95 % interval that the number of images leaves; the paper's beside
-    them.
+    them. Recipes of one name are told apart by the settings in which they differ from the first.
     """
     rows: list[dict[str, Cell]] = []
+    first_of: dict[str, RunFacts] = {}  # of one name
     for group in groups(list(runs)):
         first, paper = group[0], quoted(group[0].config)
         done = [run.last for run in group if run.last]
         epochs = sorted({int(record["epoch"]) for record in done}) or [0]
-        row: dict[str, Cell] = {"run": first.name, "n": len(group)}
+        like = first_of.setdefault(first.name, first)
+        changed = [line for line in config.difference(like.config, first.config) if not line.startswith("seed:")]
+        row: dict[str, Cell] = {"run": " ".join([first.name, ", ".join(changed)]).strip(), "n": len(group)}
         trained = "-".join(dict.fromkeys((str(epochs[0]), str(epochs[-1]))))
         row["epochs"] = trained + f" of {first.config.epochs}" * (epochs != [first.config.epochs])
         for top in ("top1", "top5"):
@@ -36,6 +40,8 @@ def summary(runs: Sequence[RunFacts]) -> tuple[list[str], list[list[Cell]]]:
         row["best top-1 %"] = None if best is None else f"{best:.2f}"
         row["paper: top-1"] = paper and f"{paper.top1_error:g}"
         row["top-5"] = f"{paper.top5_error:g}" if paper and paper.top5_error else None
+        row["hours"] = f"{statistics.mean(run.hours for run in group):.2g}"
+        row["on"] = ", ".join(dict.fromkeys(_machine(run.starts[-1]) for run in group if run.starts))
         row["commit"] = ", ".join(dict.fromkeys(str(run.starts[-1].get("commit"))[:9] for run in group if run.starts))
         rows.append(row)
     used = [name for name in rows[0] if any(row[name] for row in rows)]
@@ -74,6 +80,11 @@ def _spread(records: Sequence[Any], key: str) -> str | None:
         return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
     low, high = interval(values[0], int(records[0]["images"]))
     return f"{values[0]:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _machine(start: Mapping[str, Any]) -> str:
+    kind = start.get("gpu") or f"CPU with {start.get('cores')} cores"
+    return f"{ranks} x {kind}" if (ranks := start.get("ranks", 1)) > 1 else str(kind)
 
 
 def card(run: RunFacts) -> list[list[Cell]]:
