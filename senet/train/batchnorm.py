@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import update_bn
 
 from senet.distributed import World
 from senet.errors import UsageError
@@ -64,12 +63,6 @@ class BatchNormStats:
         for norm in self.norms.values():
             norm.eval()
         return [parameter for norm in self.norms.values() for parameter in norm.parameters(recurse=False)]
-
-    def recalibrate(self, net: nn.Module, images: Iterable[Tensor]) -> None:
-        """Compute them anew, as the mean over micro-batches `images` [b, 3, H, W], for the weights that `net`, their
-        own, has now ("precise BN", Wu and Johnson 2021).
-        """
-        update_bn(images, net)
 
 
 def synchronised(net: nn.Module, world: World) -> nn.Module:

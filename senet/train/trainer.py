@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.amp.autocast_mode import autocast
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
+from torch.optim.swa_utils import update_bn
 
 from senet import models
 from senet.config import Config
@@ -105,12 +106,14 @@ class Trainer:
         self.frozen = self.statistics.freeze() if freeze is not None and epoch >= freeze else []
         self.hooks.train(epoch, first)
         launch = self.graphed or self.step
+        schedule, optim, epochs = self.config.schedule, self.config.optim, self.config.epochs
         with closing(loader.batches(epoch, first)) as batches:
             for step in range(first, end):
                 number = epoch * loader.steps + step
                 # What the net draws (dropout) follows from the position alone, so there is no generator to save.
                 self._seed(number)
-                set_learning_rate(self.optimiser, self.learning_rate(epoch + step / loader.steps))
+                rate = learning_rate(schedule, optim.lr, epoch + step / loader.steps, epochs, self.losses)
+                set_learning_rate(self.optimiser, rate)
                 finite = launch(self._micro_batches(loader, batches, number), meter, loader.accumulation_steps)
                 self.guard.record(number, finite)
                 self.hooks.after_step(number, finite)
@@ -160,8 +163,9 @@ class Trainer:
         return finite
 
     def recalibrate(self, loader: TrainLoader, epoch: int, stop: Callable[[], bool] = lambda: False) -> None:
-        """Compute BN statistics anew, for the weights that the net has now, on the images of the first steps of an
-        epoch, as many as the config says. `stop`, asked after each micro-batch, ends it early.
+        """Compute BN statistics anew, for the weights that the net has now, as the mean over the micro-batches of the
+        first steps of an epoch, as many as the config says ("precise BN", Wu and Johnson 2021). `stop`, asked after
+        each, ends it early.
         """
         micro_batches = min(self.config.bn.recalibrate, loader.steps) * loader.accumulation_steps
         if not micro_batches:
@@ -175,7 +179,7 @@ class Trainer:
 
         self._seed(epoch * loader.steps)
         with closing(loader.batches(epoch, 0)) as batches, precision(self.config, self.world.device):
-            self.statistics.recalibrate(self.net, images())
+            update_bn(images(), self.net)
 
     def rehearse(self, images: int) -> None:
         """Compute once, on made-up images, what the run will compute for hours, so that what would fail then fails now;
@@ -205,12 +209,17 @@ class Trainer:
             return losses(batch.labels)
         return torch.lerp(losses(batch.others), losses(batch.labels), batch.weights)
 
-    def learning_rate(self, epoch: float) -> float:
-        """Return the learning rate at `epoch`, fractional, from 0."""
-        return learning_rate(self.config.schedule, self.config.optim.lr, epoch, self.config.epochs, self.losses)
-
     def _seed(self, step: int) -> None:
-        seed(_mix(self.config.seed, step, self.world.rank), self.world.device)
+        """Seed what the net draws from, on the host and on its device, by seed, step and rank.
+
+        `torch.manual_seed` would visit every device there might be, which takes longer than a small net's kernels.
+        """
+        parts = self.config.seed * 0x9E3779B97F4A7C15, step * 0xBF58476D1CE4E5B9, self.world.rank * 0x94D049BB133111EB
+        number, device = sum(parts) % 2**63, self.world.device
+        torch.default_generator.manual_seed(number)
+        if device.type == "cuda":
+            index = torch.cuda.current_device() if device.index is None else device.index
+            torch.cuda.default_generators[index].manual_seed(number)
 
 
 def precision(config: Config, device: torch.device) -> autocast:
@@ -227,19 +236,3 @@ def set_tf32(config: Config) -> None:
     allowed = config.precision == "tf32"
     torch.backends.cudnn.allow_tf32 = allowed
     torch.set_float32_matmul_precision("high" if allowed else "highest")
-
-
-def seed(number: int, device: torch.device) -> None:
-    """Seed what nets draw from, on the host and on `device`.
-
-    `torch.manual_seed` would visit every device there might be, which takes longer than a small net's kernels.
-    """
-    torch.default_generator.manual_seed(number)
-    if device.type == "cuda":
-        torch.cuda.default_generators[
-            torch.cuda.current_device() if device.index is None else device.index
-        ].manual_seed(number)
-
-
-def _mix(seed: int, step: int, rank: int) -> int:
-    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**63
