@@ -127,7 +127,8 @@ def _git(*words: str) -> str:
     # A checkout of another user: git would refuse it, though whoever runs this trusts the code in it already.
     git = ["git", "-C", str(ROOT), "-c", f"safe.directory={ROOT}"]
     try:
-        return subprocess.run([*git, *words], capture_output=True, text=True, check=True, timeout=30).stdout
+        how: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace", "timeout": 30}
+        return str(subprocess.run([*git, *words], check=True, **how).stdout)
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         log.warning("%s: git does not tell the commit, which is not recorded: %s", ROOT, said.strip().split("\n")[0])

@@ -36,7 +36,7 @@ def test_each_start_is_noted(tmp_path: Path, checkout: Path, monkeypatch: pytest
     out, world = RunFolder(tmp_path), distributed.start("cpu")
     flags = Flags(tmp_path, "tiny", (), Source(), "cpu")
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    (checkout / "file").write_text("to be committed")
+    (checkout / "file").write_bytes(b"to be committed, though in Latin-1: \xe9")
     subprocess.run(["git", "-C", checkout, "add", "file"], check=True)
     for step in (0, 5):
         provenance.keep(out, from_dict(TINY), ("cat", "dog"), provenance.start(world, flags, step))
