@@ -34,7 +34,7 @@ def identify(path: Path, known: Mapping[str, str]) -> str:
         if own == md5:
             return name
     expected = " or ".join(f"{name} ({md5})" for name, md5 in known.items())
-    raise UsageError(f"{path}: MD5 {own} is not that of {expected}; fetch it again, or pass --no-checksum if it may")
+    raise UsageError(f"{path}: MD5 {own} is not that of {expected}; fetch it again, or pass --no-checksum")
 
 
 def members(path: Path, start: int, size: int, pattern: str, largest: int) -> list[Member]:
