@@ -27,7 +27,7 @@ from senet.data.storage.find import AUDIT, scan, splits
 from senet.data.storage.folders import ENDINGS, Folders, is_ignored
 from senet.data.storage.index import Index, index_file
 from senet.errors import UsageError
-from senet.prepare.findings import FINDING, TRAITS, Findings, duplicates, examine
+from senet.prepare.findings import FINDING, Findings, duplicates, examine
 from senet.prepare.page import page
 from senet.prepare.pool import count, each
 from senet.system import files
@@ -126,7 +126,7 @@ def _compare(batch: Decoded, rows: NDArray[Any], reasons: dict[int, str]) -> Non
         if theirs is None:
             reasons[image] = "; ".join(filter(None, [reasons[image], "DALI cannot decode it"]))
         elif pixels is not None and np.abs(pixels.astype(np.int16) - theirs).max() > TOLERANCE:
-            rows[image]["traits"] |= 1 << TRAITS.index("decoded_differently")
+            rows[image]["decoded_differently"] = True
 
 
 def _entry(images: Index, image: int, reason: str) -> dict[str, Any]:
