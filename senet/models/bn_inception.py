@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from senet.config import nets
-from senet.models.layers import ConvBN, initialise, se_slot
+from senet.models.layers import ConvBN, se_slot
 from senet.models.network import Staged
 
 
@@ -86,4 +86,3 @@ class BNInception(Staged):
                 stages[stage].add_module(name, module)
                 channels = module.outputs
         super().__init__(stem, stages, nn.Linear(channels, classes))
-        initialise(self)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from senet.config import nets
-from senet.models.layers import ConvBN, initialise, se_slot
+from senet.models.layers import ConvBN, se_slot
 from senet.models.network import Staged
 
 EPS = 1e-3  # of BN in slim's nets
@@ -115,4 +115,3 @@ class InceptionResNetV2(Staged):
         }
         last, head = convs(2080, (1536, 1)), nn.Dropout(net.dropout)
         super().__init__(stem, stages, nn.Linear(1536, classes), last, head)
-        initialise(self)

@@ -40,7 +40,7 @@ def se_slot(channels: int, se: config.SqueezeExcitation | None, here: bool = Tru
     return SEBlock(channels, se) if se and here else nn.Identity()
 
 
-def initialise(net: nn.Module, by_group: bool = True) -> None:
+def initialise(net: nn.Module, by_group: bool) -> None:
     """Initialise convolutions as He et al. do (section 5.1: ref. 66), in place. BN and the classifier keep PyTorch's.
 
     The fan is that of one group, so that a depthwise convolution keeps the variance of its input; of all groups, as in

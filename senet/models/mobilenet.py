@@ -3,7 +3,7 @@
 from torch import nn
 
 from senet.config import nets
-from senet.models.layers import ConvBN, initialise, se_slot
+from senet.models.layers import ConvBN, se_slot
 from senet.models.network import Staged
 
 # Outputs of the units of a stage; the first unit strides, but for that of stage 1.
@@ -47,4 +47,3 @@ class MobileNet(Staged):
                 stages[stage].append(Unit(channels, outputs, stride, net.se))
                 channels = outputs
         super().__init__(stem, stages, nn.Linear(channels, classes))
-        initialise(self)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from senet.models.layers import initialise
+
 Tail = Callable[[Tensor, Tensor, nn.Module, nn.Module], Tensor]
 """The end of a residual block: (inner [N, C, H, W], shortcut [N, C, H, W], norm, se) -> [N, C, H, W]."""
 
@@ -33,6 +35,7 @@ class Staged(nn.Module):
         fc: nn.Linear,
         last: nn.Module | None = None,
         head: nn.Module | None = None,
+        fan_by_group: bool = True,
     ) -> None:
         super().__init__()
         self.stem = stem
@@ -40,6 +43,7 @@ class Staged(nn.Module):
         self.last = last or nn.Identity()
         self.head = head or nn.Identity()
         self.fc = fc
+        initialise(self, fan_by_group)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))

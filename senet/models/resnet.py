@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from senet import config
-from senet.models.layers import initialise, se_slot
+from senet.models.layers import se_slot
 from senet.models.network import Staged, TailBlock
 from senet.models.se import SEBlock
 
@@ -171,10 +171,9 @@ class ResNet(Staged):
                 channels = width * net.expansion
         if net.preactivation:
             last.add(bn=nn.BatchNorm2d(channels), relu=nn.ReLU())
-        super().__init__(first, stages, nn.Linear(channels, classes), last, nn.Dropout(net.dropout))
+        super().__init__(first, stages, nn.Linear(channels, classes), last, nn.Dropout(net.dropout), fan_by_group=False)
         self.small = isinstance(net.stem, config.CifarStem)
         self.side = 32 if self.small else 224
-        initialise(self, by_group=False)
         for unit in self.modules() if net.zero_init else ():
             if isinstance(unit, Block):
                 *_, norm = (layer for layer in unit.branch if isinstance(layer, nn.BatchNorm2d))

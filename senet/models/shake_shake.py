@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from senet.config import nets
-from senet.models.layers import ConvBN, initialise, se_slot
+from senet.models.layers import ConvBN, se_slot
 from senet.models.network import Staged
 
 
@@ -129,4 +129,3 @@ class ShakeShake(Staged):
                 units.append(unit)
                 channels = unit.outputs
         super().__init__(stem, stages, nn.Linear(channels, classes), nn.ReLU() if basic else None)
-        initialise(self)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from senet.config import nets
-from senet.models.layers import ConvBN, initialise, se_slot
+from senet.models.layers import ConvBN, se_slot
 from senet.models.network import Staged
 
 WIDTHS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}  # of stage 2, by groups; later stages double it
@@ -52,4 +52,3 @@ class ShuffleNet(Staged):
             stages[stage].extend(Unit(outputs, outputs, net.groups, 1, net.se) for _ in range(count - 1))
             channels, outputs = outputs, 2 * outputs
         super().__init__(stem, stages, nn.Linear(channels, classes))
-        initialise(self)

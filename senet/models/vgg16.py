@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from senet.config import nets
-from senet.models.layers import ConvBN, initialise, se_slot
+from senet.models.layers import ConvBN, se_slot
 from senet.models.network import Staged
 
 STAGES = {"stage1": (64, 2), "stage2": (128, 2), "stage3": (256, 3), "stage4": (512, 3), "stage5": (512, 3)}
@@ -30,7 +30,6 @@ class VGG16(Staged):
             nn.Linear(net.hidden, net.hidden), nn.ReLU(), nn.Dropout(net.dropout),
         )  # fmt: skip
         super().__init__(nn.Identity(), stages, nn.Linear(net.hidden, classes), nn.AdaptiveAvgPool2d(7), head)
-        initialise(self)
         for layer in head:
             if isinstance(layer, nn.Linear):  # nothing normalises what they put out
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
