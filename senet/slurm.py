@@ -96,7 +96,7 @@ def script(job: Job, command: str) -> str:
 
 
 def _memory(size: str, processes: int) -> str | None:
-    """The memory of a node whose processes take `size` each; 0 is all that it has."""
+    """Return the memory of a node whose processes take `size` each; 0 is all that it has."""
     form = re.fullmatch(r"(\d+)([KMGT]?)", size)
     if size and form is None:
         raise UsageError(f"mem={size}: not a size, as 16G, or 0 for all of a node's; see slurm/site.sh")

@@ -76,7 +76,7 @@ Part = Callable[[Setup], Iterator[Row]]
 
 
 def machine(setup: Setup) -> Iterator[Row]:
-    """What all is measured on, and what it reaches at best."""
+    """Name the machine that all is measured on, and measure what it reaches at best."""
     best = net.probe(setup.world.device, setup.precision, 0.05 if setup.tiny else 0.5)
     facts = {**provenance.versions(), "commit": provenance.code()[0][:12] or "unknown"}
     if setup.gpu:
@@ -88,7 +88,7 @@ def machine(setup: Setup) -> Iterator[Row]:
 
 
 def nets(name: str, hows: Sequence[str], peers: Sequence[str], batch: int, plain: bool = False) -> Part:
-    """A net in some executions, the same without SE if `plain`, and the peers, in turns."""
+    """Return the part that times a net in some executions, the same without SE if `plain`, and the peers, in turns."""
 
     def part(setup: Setup) -> Iterator[Row]:
         chosen = [execution(how) for how in hows]
@@ -105,7 +105,7 @@ def nets(name: str, hows: Sequence[str], peers: Sequence[str], batch: int, plain
 
 
 def tests(setup: Setup) -> Iterator[Row]:
-    """The tests that need a GPU: no step waits for it, the fused SE tail's values, Triton kernels."""
+    """Run the tests that need a GPU: no step waits for it, the fused SE tail's values, Triton kernels."""
     command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider", "--no-header", *TESTS]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=sys.stderr, text=True)
     assert process.stdout is not None
@@ -123,7 +123,7 @@ def tests(setup: Setup) -> Iterator[Row]:
 
 
 def loop(setup: Setup) -> Iterator[Row]:
-    """Our loop over a bare one on a small net, each fed by a loader of its own."""
+    """Compare our loop with a bare one on a small net, each fed by a loader of its own."""
     settings = setup.load(CIFAR, 128)
     effort = replace(setup.effort, rounds=3 if setup.tiny else 40, seconds=0.1, steps=1 if setup.tiny else 25)
     for how in ["channels_last", *(["channels_last+analytic+compile"] if setup.gpu else [])]:
@@ -131,7 +131,7 @@ def loop(setup: Setup) -> Iterator[Row]:
 
 
 def loaders(setup: Setup) -> Iterator[Row]:
-    """From JPEGs to a trained step: the loader alone, the net alone, both together."""
+    """Time the way from JPEGs to a trained step: the loader alone, the net alone, both together."""
     crop, batch, images, copies = (32, 4, 12, 1) if setup.tiny else (224, 128, 256, 32)
     blocks = ["net.blocks=[1,1,1,1]"] if setup.tiny else []
     words = [f"data.crop={crop}", f"data.resize={crop + 4}", "data.classes=10", f"batch={batch}", *blocks]
@@ -156,7 +156,7 @@ def loaders(setup: Setup) -> Iterator[Row]:
 
 
 def profiles(setup: Setup) -> Iterator[Row]:
-    """Where the time of SE-ResNet-50's step goes, by kernel, in the default execution and in fused ones."""
+    """Tell where the time of SE-ResNet-50's step goes, by kernel, in the default execution and in fused ones."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if setup.gpu else [])]
     for how in ["channels_last", *(["channels_last+triton", "channels_last+triton+compile"] if setup.gpu else [])]:
         try:
@@ -180,7 +180,7 @@ def profiles(setup: Setup) -> Iterator[Row]:
 
 
 def train_cifar(setup: Setup) -> Iterator[Row]:
-    """CIFAR-10 trained by the real program; stopped by file when time is over, gone on with in the next call."""
+    """Train on CIFAR-10 by the real program, which a file stops when time is over and the next call takes up."""
     out = setup.out / "cifar"
     words = [sys.executable, "-m", "launch.train", CIFAR, "--out", str(out), "--device", setup.world.device.type]
     words += ["--track", "none", f"precision={setup.precision}", *(["--graph"] if setup.gpu else [])]

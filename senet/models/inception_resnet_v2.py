@@ -21,7 +21,7 @@ EPS = 1e-3  # of BN in slim's nets
 
 
 def convs(inputs: int, *layers: tuple[int, int | tuple[int, int]], stride: int = 1) -> nn.Sequential:
-    """Convolutions with BN and ReLU, given as (outputs, size); the last strides, without padding, if `stride` is 2."""
+    """Return convolutions with BN and ReLU, each given as (outputs, size); the last strides, unpadded, by `stride`."""
     net = nn.Sequential()
     for index, (outputs, size) in enumerate(layers):
         strides = stride if index == len(layers) - 1 else 1
@@ -58,7 +58,7 @@ class Block(nn.Module):
 
 
 def block_a(channels: int, se: nets.SqueezeExcitation | None) -> Block:
-    """35x35 pixels."""
+    """Return a block for 35x35 pixels."""
     branches = Branches(
         convs(channels, (32, 1)), convs(channels, (32, 1), (32, 3)), convs(channels, (32, 1), (48, 3), (64, 3))
     )
@@ -66,13 +66,13 @@ def block_a(channels: int, se: nets.SqueezeExcitation | None) -> Block:
 
 
 def block_b(channels: int, se: nets.SqueezeExcitation | None) -> Block:
-    """17x17 pixels."""
+    """Return a block for 17x17 pixels."""
     branches = Branches(convs(channels, (192, 1)), convs(channels, (128, 1), (160, (1, 7)), (192, (7, 1))))
     return Block(channels, branches, 384, 0.1, True, se)
 
 
 def block_c(channels: int, se: nets.SqueezeExcitation | None, last: bool) -> Block:
-    """8x8 pixels; the last of all has neither scale nor ReLU."""
+    """Return a block for 8x8 pixels; the `last` of all has neither scale nor ReLU."""
     branches = Branches(convs(channels, (192, 1)), convs(channels, (192, 1), (224, (1, 3)), (256, (3, 1))))
     return Block(channels, branches, 448, 1.0 if last else 0.2, not last, se)
 

@@ -13,7 +13,7 @@ MARKS = "<!-- sizes: made by python -m launch.show --sizes -->", "<!-- end of si
 
 
 class Paper(NamedTuple):
-    """What the paper prints for a config; None where it prints nothing."""
+    """What the paper prints for a config; None if it prints nothing."""
 
     error: str  # percent, with the table
     gflops: float | None

@@ -81,7 +81,7 @@ class Findings:
         return self.index.storage.path(image)[len(str(self.root)) + 1 :]
 
     def classes(self) -> dict[str, int]:
-        """Images of each class; in shards without classes.txt its label is its name."""
+        """Count the images of each class; in shards without classes.txt its label is its name."""
         counts = np.bincount(self.index.labels, minlength=len(self.index.classes))
         names = self.index.classes or [str(label) for label in range(len(counts))]
         return dict(zip(names, counts.tolist(), strict=True))
@@ -126,7 +126,7 @@ def listed(names: list[Any], count: int | None = None) -> dict[str, Any]:
 
 
 def duplicates(splits: list[Findings]) -> list[list[tuple[int, int]]]:
-    """Groups of (split, image) whose files have the same bytes."""
+    """Return groups of (split, image) whose files have the same bytes."""
     digests = np.concatenate([findings.rows["digest"] for findings in splits])
     kinds = np.concatenate([findings.rows["kind"] for findings in splits])
     starts = np.cumsum([0, *(len(findings.rows) for findings in splits)])

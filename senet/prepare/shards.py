@@ -33,7 +33,7 @@ from senet.prepare.plan import require_space
 from senet.prepare.pool import count, each
 from senet.system import files
 
-ENDINGS = {"jpeg": "jpg", "tiff": "tif"}  # where they are not called as the format
+ENDINGS = {"jpeg": "jpg", "tiff": "tif"}  # of formats whose files are not called after them
 SAMPLE = 512  # images, to tell how large all are
 BLOCK, RECORD = 512, 10240  # bytes: tar counts in the first, and its end is filled up to the second
 
