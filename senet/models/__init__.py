@@ -55,8 +55,8 @@ def parts(net: nn.Module) -> dict[str | int, list[nn.Parameter]]:
 
 
 def classifier(net: nn.Module) -> nn.Module:
-    """Return the last layer of a network."""
-    return net.fc if isinstance(net, Staged) else timm.classifier(net)
+    """Return the last layer of a network, ours or timm's."""
+    return net.get_classifier()  # type: ignore[operator]
 
 
 @dataclass(frozen=True)

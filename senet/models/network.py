@@ -1,6 +1,6 @@
 """What networks have in common: their parts, their features, and the blocks whose end can be computed otherwise.
 
-The names of the methods that give features are timm's.
+The names of the methods for others are timm's.
 """
 
 import copy
@@ -68,6 +68,10 @@ class Staged(nn.Module):
     def pool(self, x: Tensor) -> Tensor:
         """Make a vector of the last map: [N, C, H', W'] -> [N, C]."""
         return x.mean((2, 3))
+
+    def get_classifier(self) -> nn.Linear:
+        """Return the last layer."""
+        return self.fc
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:

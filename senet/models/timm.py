@@ -86,11 +86,6 @@ def parts(net: nn.Module) -> dict[str | int, list[nn.Parameter]]:
     return {1 + number if number else "stem": [named[name] for name in group] for number, group in enumerate(groups)}
 
 
-def classifier(net: nn.Module) -> nn.Module:
-    """Return the last layer of a model of timm."""
-    return net.get_classifier()  # type: ignore[operator]
-
-
 def _check_known(name: str) -> None:
     """Raise UsageError for a name that timm does not know."""
     import timm
