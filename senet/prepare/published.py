@@ -74,9 +74,10 @@ def kaggle_images(path: Path) -> tuple[dict[str, Storage], str]:
     for split, pattern in (("train", rf"{WNID}/[^/]+\.JPEG"), ("val", r"[^/]+\.JPEG")):
         start = len(KAGGLE) + len(split) + 1
         own = [info for info in members if info.filename.startswith(f"{KAGGLE}{split}/")]
-        wrong = (i for i in own if not re.fullmatch(pattern, i.filename[start:]) or i.file_size > LARGEST_IMAGE)
-        for info in wrong:
-            raise UsageError(f"{path}: refused: {info.filename!r} of {info.file_size} bytes does not belong there")
+        for info in own:
+            size = max(info.file_size, info.compress_size)
+            if size > LARGEST_IMAGE or not re.fullmatch(pattern, info.filename[start:]):
+                raise UsageError(f"{path}: refused: {info.filename!r} of {size} bytes does not belong there")
         own.sort(key=lambda info: info.filename)
         spans = np.array([(i.header_offset, i.compress_size, i.file_size, i.compress_type) for i in own], np.int64)
         found[split] = Zip(path.parent, Names.of(i.filename[start:] for i in own), {"zip": path.name}, {"spans": spans})
@@ -94,7 +95,10 @@ class Zip(Storage):
             stream.seek(int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little"), os.SEEK_CUR)
             content = stream.read(packed)
         try:
-            content = zlib.decompress(content, -15) if method == zipfile.ZIP_DEFLATED else content
+            if method == zipfile.ZIP_DEFLATED:
+                content = zlib.decompressobj(-15).decompress(
+                    content, size + 1
+                )  # not more than it says, if it is hostile
         except zlib.error as error:
             raise ValueError(f"damaged in the zip: {error}") from None
         if len(content) != size:

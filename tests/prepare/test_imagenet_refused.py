@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import logging
 import tarfile
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from launch.prepare import main
+from senet.data.storage.index import Names
 from senet.errors import UsageError
 from senet.prepare import published, wnids
 from senet.prepare.encoding import Encoding
@@ -132,6 +135,16 @@ def test_mistaken_flags_are_named(
     monkeypatch.chdir(archives.folder)
     with pytest.raises(UsageError, match=reason):
         main(["imagenet", str(tmp_path), *words])
+
+
+def test_a_zip_that_unpacks_to_more_than_it_says_is_not_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("image", bytes(10**6))
+        packed = file.getinfo("image").compress_size
+    spans = np.array([[0, packed, 100, zipfile.ZIP_DEFLATED]])
+    images = published.Zip(tmp_path, Names.of(["image"]), {"zip": "a.zip"}, {"spans": spans})
+    with pytest.raises(ValueError, match="the zip has 101 of its 100 bytes"):
+        images.read(0)
 
 
 def test_labels_of_another_numbering_are_refused(archives: Archives, tmp_path: Path) -> None:
