@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from senet.data.philox import Floats, Ints
-from senet.errors import UsageError
 from senet.system.files import write_text
 
 TOP = 5
@@ -75,21 +74,18 @@ class Predictions:
         return counts
 
     def write(self, file: Path, name: Callable[[int], str], classes: Sequence[str]) -> None:
-        """Write a row an image to a .csv or .jsonl file. Raises UsageError for another ending, OSError."""
+        """Write a row an image to a .csv or .jsonl file. Raises OSError."""
         rows = list(self.rows(name, classes))
         if file.suffix == ".jsonl":
-            write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
-        elif file.suffix == ".csv":
-            table = io.StringIO()
-            writer = csv.writer(table, lineterminator="\n")
-            flat = [{key: value for key, value in row.items() if key != "top"} for row in rows]
-            pairs = [f"{what}{place}" for place in range(1, self.top.shape[1] + 1) for what in ("class", "probability")]
-            writer.writerow([*(flat[0] if flat else ["image"]), *pairs])
-            for head, row in zip(flat, rows, strict=True):
-                writer.writerow([*head.values(), *(value for pair in row["top"] for value in pair)])
-            write_text(file, table.getvalue())
-        else:
-            raise UsageError(f"{file}: write predictions to a file that ends in .jsonl or .csv")
+            return write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
+        head = ["image", "label", "of_label"] if (self.labels >= 0).any() else ["image"]
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        places = range(1, self.top.shape[1] + 1)
+        writer.writerow([*head, *(f"{what}{place}" for place in places for what in ("class", "probability"))])
+        for row in rows:
+            writer.writerow([*(row.get(key, "") for key in head), *(value for pair in row["top"] for value in pair)])
+        return write_text(file, table.getvalue())
 
     def rows(self, name: Callable[[int], str], classes: Sequence[str]) -> Iterable[dict[str, Any]]:
         """Yield for each image its name, its label and that one's probability if known, and (class, p) in `top`."""

@@ -7,11 +7,14 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from launch import evaluate, predict
 from senet.errors import RunError, UsageError
+from senet.train.predictions import Predictions
 
 
 def test_files_are_seen_as_in_a_validation(
@@ -42,6 +45,16 @@ def test_files_are_seen_as_in_a_validation(
         assert row["of_label"] == pytest.approx(float(theirs["of_label"]), abs=1e-5)
     wrong = sum(row["top"][0][0] != "class1" for row in named)
     assert f"{wrong} of 68 pictures in folders of a class are taken for another" in said.out
+
+
+def test_a_table_has_all_columns_if_the_labels_of_some_images_are_known(tmp_path: Path) -> None:
+    logs = torch.tensor([[0.2, 0.8], [0.6, 0.4]]).log()
+    found = Predictions.of(np.arange(2), np.array([-1, 1]), logs)
+    found.write(tmp_path / "two.csv", str, ("cat", "dog"))
+    with (tmp_path / "two.csv").open() as file:
+        first, second = csv.DictReader(file)
+    assert (first["image"], first["label"], first["class1"], first["probability1"]) == ("0", "", "dog", "0.8")
+    assert (second["label"], second["of_label"], second["class1"], second["class2"]) == ("dog", "0.4", "cat", "dog")
 
 
 def test_a_sheet_and_what_cannot_be_predicted(trained: Path, images: Path, tmp_path: Path) -> None:
