@@ -37,6 +37,9 @@ def main(argv: list[str] | None = None) -> int:
         command.add_argument("--json", type=Path, metavar="FILE", help="also write the rows; - prints nothing else")
         command.add_argument("--png", type=Path, metavar="FILE", help="also draw them")
     args = parser.parse_args(words)
+    for file in (args.json, args.png):  # before what takes minutes
+        if file is not None and not file.absolute().parent.is_dir():
+            parser.error(f"{file}: name a file in a folder that exists")
 
     from senet.bench import rows
 

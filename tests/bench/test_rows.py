@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from launch import bench
 from senet.bench.rows import Row, append, draw, last, read, show
 from senet.errors import UsageError
 from senet.system.timing import Spread
@@ -38,6 +39,7 @@ def test_what_is_cut_costs_one_row(tmp_path: Path) -> None:
 WRITER = """
 import sys, time
 from pathlib import Path
+from launch import bench
 from senet.bench.rows import Row, append
 
 def rows():
@@ -68,6 +70,12 @@ def test_one_table_shows_all_facts_and_failures() -> None:
     assert lines[0] == "|  |  |  |  | x timm | batch |"
     assert lines[3] == "| net | eager | 1,200 (1,100-1,250) | ms | - | - |"
     assert lines[-1] == "net compiled: not measured: out of memory"
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_minutes_are_spent(tmp_path: Path) -> None:
+    for flag in ("--json", "--png"):
+        with pytest.raises(UsageError, match="nowhere/rows: name a file in a folder that exists"):
+            bench.main(["step", flag, str(tmp_path / "nowhere/rows")])
 
 
 def test_rows_are_drawn(tmp_path: Path) -> None:
