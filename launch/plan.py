@@ -9,6 +9,7 @@ senet/plan/README.md says how a plan is made and how far off it may be.
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 from launch import guard
@@ -21,8 +22,14 @@ def main(argv: list[str] | None = None) -> int:
     add_config(parser)
     add = parser.add_argument_group("the GPUs").add_argument
     add("--gpus", type=int, metavar="N", help="in all")
-    add("--gpu", default="h100", metavar="NAME", help="b200, h200, h100, a100, v100, l40s, rtx4090 or rtx3090")
-    add("--gpus-per-node", type=int, default=8, metavar="N", help="of one machine")
+    add(
+        "--gpu",
+        type=str.lower,
+        default="h100",
+        metavar="NAME",
+        help="b200, h200, h100, a100, v100, l40s, rtx4090 or rtx3090",
+    )
+    add("--gpus-per-node", dest="per_node", type=int, default=8, metavar="N", help="of one machine")
     stacks = ["eager", "compiled", "analytic", "triton", "epilogue"]
     add("--stack", choices=stacks, default="eager", help="how the net is computed, see --explain")
     add("--price", type=float, metavar="$", help="of a GPU-hour")
@@ -48,8 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     if settings is None:
         print(report.explain())
         return 0
-    asked = (args.gpus, args.gpu.lower(), args.gpus_per_node, args.stack, args.price)
-    request = Request(*asked, args.storage, args.network, args.cores, args.images, args.image_kb)
+    request = Request(**{field.name: getattr(args, field.name) for field in fields(Request)})
     found, name = Plan(settings, request), run_name(args.config)
     print(json.dumps(report.as_dict(found)) if args.json else report.page(name, found, paper.expected(settings)))
     if args.plot:
