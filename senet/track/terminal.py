@@ -49,7 +49,7 @@ class Terminal(Tracker):
 
     def __init__(self) -> None:
         self.live = sys.stderr.isatty()
-        self.bar: tqdm[Any] | None = None
+        self.bar: tqdm[Any] = tqdm(disable=True)  # a closed bar takes no notice of anything
         self.stage: Stage | None = None
         self.left: float | None = None  # seconds of the whole run
         self.figures: list[str] = []  # of the last record
@@ -60,13 +60,12 @@ class Terminal(Tracker):
             if (speed := record.get("images_per_second")) is not None:
                 figures += [f"{speed:.0f} images/s", f"data wait {record['data_wait']:.0%}"]
             self.figures = figures
-            if self.bar is not None:
-                self.bar.set_postfix_str(", ".join([*self._time_left(), *figures]))
+            self.bar.set_postfix_str(", ".join([*self._time_left(), *figures]))
             if not self.live:
                 figures = [*figures, f"lr {record['learning_rate']:.4g}", *self._time_left()]
                 self.say(f"{self._position(record)}: {', '.join(figures)}")
         elif record["kind"] == "val":
-            self._end_bar()
+            self.bar.close()
             averaged = f" (EMA {record['ema_top1_error']:.2f} %)" if "ema_top1_error" in record else ""
             self.say(
                 f"epoch {record['epoch']}: top-1 error {record['top1_error']:.2f} %{averaged}, top-5 "
@@ -82,28 +81,27 @@ class Terminal(Tracker):
             self.say(" ".join(f"{key} {value}" for key, value in facts.items()))
 
     def begin(self, stage: Stage) -> None:
-        self._end_bar()
+        self.bar.close()
         self.stage, self.figures = stage, []
         unit = "step" if stage.what == "epoch" else "image"
         self.bar = bar(f"{stage.what} {stage.epoch}/{stage.epochs}", stage.total, unit, stage.done, form=SHORT)
 
     def advance(self, done: int) -> None:
-        if self.bar is not None and self.stage is not None:
-            self.bar.set_postfix_str(", ".join([*self._time_left(), *self.figures]), refresh=False)
-            self.bar.update(min(done, self.stage.total) - self.bar.n)
+        self.bar.set_postfix_str(", ".join([*self._time_left(), *self.figures]), refresh=False)
+        self.bar.update(min(done, self.bar.total or 0) - self.bar.n)
 
     def expect(self, seconds: float | None) -> None:
         self.left = seconds
 
     def rewind(self, step: int) -> None:
-        self._end_bar()
+        self.bar.close()
 
     def say(self, text: str) -> None:
         with contextlib.suppress(OSError):  # a file on a full disk
             tqdm.write(text, file=sys.stderr)  # above the bars, if there are any
 
     def close(self, ok: bool) -> None:
-        self._end_bar()
+        self.bar.close()
 
     def _position(self, record: Record) -> str:
         """Return the time of day and how far the run is, for a log that is read later."""
@@ -115,11 +113,6 @@ class Terminal(Tracker):
 
     def _time_left(self) -> list[str]:
         return [] if self.left is None else [f"run {duration(self.left)} left"]
-
-    def _end_bar(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
 
 
 def duration(seconds: float) -> str:
