@@ -29,7 +29,7 @@ from senet.data.loader import BadImages, Raw
 from senet.data.philox import Ints
 from senet.data.pixels import decode, head, uncompressed
 from senet.data.policy import BINS, FILL, OPERATIONS, SIGNED, levels, operations
-from senet.data.resize import Buffers, Pixels, Resize
+from senet.data.resize import Buffers, Resize, planes
 from senet.data.sampler import NUMBER, ValSampler
 from senet.data.samples import Samples
 from senet.errors import RunError, UsageError
@@ -114,13 +114,12 @@ class Dali:
             flips = self.samples.random_crop(number, keys, sizes).flips.tolist()
 
             def make(row: int) -> None:
-                image = Pixels.of(images[row])
-                resize.crop(image, (0, 0, image.height, image.width), flips[row], targets[row])
+                resize.crop(planes(images[row]), flips[row], targets[row])
         else:
             shapes, corners = (part.tolist() for part in self.samples.centre_crop(sizes))
 
             def make(row: int) -> None:
-                resize.centre(Pixels.of(images[row]), shapes[row], corners[row], targets[row])
+                resize.centre(planes(images[row]), shapes[row], corners[row], targets[row])
 
         parts = np.array_split(np.arange(len(keys)), self.workers)
         for _ in self.readers.map(lambda rows: list(map(make, rows)), parts):

@@ -18,6 +18,8 @@ Words = NDArray[np.uint64]
 
 _MASK = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
+_FACTORS = np.array([[0xD2511F53], [0xCD9E8D57]], np.uint64)
+_STEPS = np.outer([0x9E3779B9, 0xBB67AE85], np.arange(10)).astype(np.uint64)  # of the keys, round by round
 ATTEMPTS = 10  # of the random crop, as in torchvision
 
 
@@ -43,18 +45,12 @@ class Purpose(enum.IntEnum):
 
 def philox(counter: list[Words], key: tuple[int, int]) -> list[Words]:
     """Return four 32-bit words (in uint64) for each counter of four 32-bit words."""
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(10):
-        p0, p1 = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
-        c0, c1, c2, c3 = (
-            (p1 >> _SHIFT) ^ c1 ^ np.uint64(k0),
-            p1 & _MASK,
-            (p0 >> _SHIFT) ^ c3 ^ np.uint64(k1),
-            p0 & _MASK,
-        )
-        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return [c0, c1, c2, c3]
+    keys = (np.array(key, np.uint64)[:, None] + _STEPS) & _MASK
+    even, odd = np.stack(counter[0::2]), np.stack(counter[1::2])
+    for number in range(10):
+        products = (even * _FACTORS)[::-1]
+        even, odd = (products >> _SHIFT) ^ odd ^ keys[:, number : number + 1], products & _MASK
+    return [even[0], odd[0], even[1], odd[1]]
 
 
 def _blocks(seed: int, epoch: int, keys: Ints, blocks: int, purpose: int) -> Words:

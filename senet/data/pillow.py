@@ -17,7 +17,7 @@ from senet.data.loader import BadImages, Raw
 from senet.data.philox import Ints
 from senet.data.pixels import Head, decode, head
 from senet.data.policy import Operations
-from senet.data.resize import Pixels, Resize
+from senet.data.resize import Resize, planes
 from senet.data.samples import Samples
 from senet.errors import RunError
 from senet.system.processes import end_with_parent, fork_server
@@ -83,7 +83,7 @@ class Batches(Dataset[Made]):
             resized, corners = (part.tolist() for part in self.samples.centre_crop(sizes))
 
             def centre(row: int, image: Image.Image) -> Picture:
-                resize.centre(Pixels.of(torch.from_numpy(np.array(image))), resized[row], corners[row], out := blank())
+                resize.centre(planes(torch.from_numpy(np.array(image))), resized[row], corners[row], out := blank())
                 return _picture(out)
 
             return centre
@@ -92,7 +92,7 @@ class Batches(Dataset[Made]):
         def random(row: int, image: Image.Image) -> Picture:
             y, x, h, w = taken.boxes[row].tolist()
             part = torch.from_numpy(np.array(image.crop((x, y, x + w, y + h))))
-            resize.crop(Pixels.of(part), (0, 0, h, w), bool(taken.flips[row]), out := blank())
+            resize.crop(planes(part), bool(taken.flips[row]), out := blank())
             picture = _picture(out)
             if choice is None:
                 return picture

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -52,18 +51,14 @@ class Samples:
         Raises ValueError if the archive that it is in is damaged. Raises RunError if the file cannot be read: that
         tells nothing about the image, and the next start may read it, so another must not take its place.
         """
-        with self.reading(key):
-            return self.index.storage.read(int(key) & NUMBER)
-
-    @contextmanager
-    def reading(self, key: int) -> Iterator[None]:
-        """Return a context in which an OSError becomes the RunError that `read` raises."""
         try:
-            yield
+            return self.index.storage.read(int(key) & NUMBER)
         except OSError as error:
-            raise RunError(
-                f"{self.path(key)}: cannot be read: {error.strerror or error}; mend that and start again"
-            ) from None
+            raise self.unreadable(key, error) from None
+
+    def unreadable(self, key: int, error: OSError) -> RunError:
+        """Return what to raise if the file of an image cannot be read."""
+        return RunError(f"{self.path(key)}: cannot be read: {error.strerror or error}; mend that and start again")
 
     def fill(
         self, number: int, load: Callable[[Ints], Sequence[T | None]], reasons: Mapping[str, str]

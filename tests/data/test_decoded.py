@@ -22,7 +22,7 @@ from senet.data.resize import Buffers
 from senet.data.source import Source, train_loader, val_loader
 from senet.data.storage.find import listing
 from senet.data.storage.tars import Tars
-from senet.errors import UsageError
+from senet.errors import RunError, UsageError
 from senet.prepare.encoding import Encoding
 from tests.drills import ledger
 from tests.helpers import final, lines, run
@@ -110,11 +110,16 @@ def test_whole_images_are_the_originals_and_damage_is_named(few_images: Path, tm
     assert bad <= {f"{file.parent.name}/{file.stem}.jpg" for file in files}
     assert len(pixels) == 24
     (shard,) = Tars.find(tmp_path / "set", "train")
-    train = train_loader(FOLDER, Source(tmp_path / "set", workers=1), 12, 12, 0, 0, 1, CPU)
-    with shard.open("r+b") as file:
-        file.truncate(shard.stat().st_size * 4 // 5)
-    assert sum(len(batch.labels) for batch in train.batches(0, 0)) == 24
-    assert any("the archive ends before" in reason for reason in train.bad.values())
+    train = train_loader(FOLDER, Source(tmp_path / "set", workers=1), 3, 3, 0, 0, 1, CPU)
+    batches = train.batches(0, 0)
+    next(batches)
+    with shard.open("r+b") as file:  # in the midst of an epoch
+        file.truncate(shard.stat().st_size * 3 // 5)
+    assert sum(len(batch.labels) for batch in batches) == 24
+    assert any(f"{shard}:" in path and "the archive ends before" in why for path, why in train.bad.items())
+    train.bad.limit = 0
+    with pytest.raises(RunError, match=r"train-000000.tar:.*: the archive ends before its \d+ bytes"):
+        list(train.batches(1, 0))
     train.close()
 
 
