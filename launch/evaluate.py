@@ -79,7 +79,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     every = "print one JSON object: errors, intervals, passes, classes, confusions"
     parser.add_argument("--json", action="store_true", help=every)
     ranks.add_flags(parser, restarts=False)
-    add_data_flags(parser)
+    add_data_flags(parser, again=True)
     add = parser.add_argument_group("views of an image: the mean of the probabilities counts").add_argument
     add("--crop", type=_pixels, metavar="N[,N...]", help="pixels seen (default: the config's)")
     side = "shorter side before the crop (default: in the config's ratio)"

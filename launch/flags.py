@@ -59,8 +59,10 @@ def parse_config(parser: argparse.ArgumentParser, argv: list[str] | None, requir
     return args
 
 
-def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    """Add what says where images are and how they are decoded, and on which device all is computed."""
+def add_data_flags(parser: argparse.ArgumentParser, again: bool = False) -> None:
+    """Add what says where images are and how they are decoded, and on which device all is computed. `again`: they are
+    looked at more than once.
+    """
     positive, not_negative = limited(int, "positive"), limited(int, "not negative")
     add = parser.add_argument_group("images").add_argument
     layouts = (
@@ -73,6 +75,9 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     add("--decode", choices=["auto", "gpu", "cpu"], default="auto", help="DALI: where; auto: on a GPU if there is one")
     share = "DALI on a GPU: JPEGs for its hardware decoder, of 1"
     add("--hw-decoder-load", type=limited(float, "not negative", most=1), default=0.65, metavar="SHARE", help=share)
+    if again:
+        cache = "ram: decode images once, into memory that all ranks of a node share; as they are, at their full size"
+        add("--cache", choices=["ram"], help=cache)
     workers = "decoding threads or processes of a rank (default: its share of the cores)"
     add("--workers", type=positive, metavar="N", help=workers)
     add("--val-batch", type=positive, default=128, metavar="N", help="images validated at once")
@@ -86,7 +91,8 @@ def source(args: argparse.Namespace) -> Source:
     from senet.data.source import Source
 
     named = ("backend", "decode", "hw_decoder_load", "workers", "val_batch", "max_bad")
-    return Source(root=args.data, checksum=not args.no_checksum, **{name: getattr(args, name) for name in named})
+    given = {name: getattr(args, name) for name in named} | {"cache": getattr(args, "cache", None)}
+    return Source(root=args.data, checksum=not args.no_checksum, **given)
 
 
 def output(*endings: str) -> Callable[[str], Path]:

@@ -29,7 +29,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, metavar="DIR", help="run folder (default: runs/CONFIG)")
     ranks.add_flags(parser)
-    add_data_flags(parser)
+    add_data_flags(parser, again=True)
     flags.add(parser)
     args = parse_config(parser, words)
     flags.check(parser, args)

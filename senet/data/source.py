@@ -16,6 +16,7 @@ import torch
 from senet.config import Data, Folder, Synthetic
 from senet.data import cifar
 from senet.data.augment import Augmentation
+from senet.data.cache import cached, keep
 from senet.data.device import DevicePipeline
 from senet.data.loader import BadImages, Batch, Raw, TrainLoader, ValLoader
 from senet.data.memory import InMemory, synthetic
@@ -39,6 +40,7 @@ class Source:
     backend: str = "auto"  # of image files: dali, pillow, or auto: DALI if it is installed
     decode: str = "auto"  # DALI: on the gpu or the cpu; auto: on the GPU if there is one
     hw_decoder_load: float = 0.65  # DALI on a GPU: the share of JPEGs for its hardware decoder, if it has one
+    cache: str | None = None  # ram: images are decoded once, into memory that the ranks of a node share
     workers: int | None = None  # decoding threads (dali) or processes (pillow) of a rank; None: its share of the cores
     val_batch: int = 128
     max_bad: int | None = None  # undecodable images to put up with; None: 100, or one in a thousand if that is more
@@ -212,12 +214,13 @@ def _val(
 
 
 def list_images(
-    data: Data, source: Source, exchange: Callable[[str], list[str]], wanted: Sequence[str] = ("train", "val")
+    data: Data, source: Source, exchange: Callable[[Any], list[Any]], wanted: Sequence[str] = ("train", "val")
 ) -> None:
     """Let one process of each machine list the images of the splits that are `wanted`, and save the list if that took
-    long; the others wait for it and read it. `exchange` returns what each rank gives it.
+    long; the others wait for it and read it. With `source.cache`, all decode them then. `exchange` returns what each
+    rank gives it.
 
-    Raises UsageError, on all ranks, if they cannot be listed on any machine.
+    Raises UsageError, on all ranks, if they cannot be listed on any machine, or not be kept in its memory.
     """
     refusal = ""
     if isinstance(data, Folder) and int(os.environ.get("LOCAL_RANK", "0")) == 0:
@@ -232,14 +235,22 @@ def list_images(
     for rank, text in enumerate(refusals):
         if text:
             raise UsageError(f"{text} (on the machine of rank {rank}, while rank 0 has a data set)")
+    if source.cache and isinstance(data, Folder):
+        if source.backend != "auto":
+            raise UsageError(f"--backend {source.backend} would have no effect with --cache; leave one of them out")
+        keep([find(source.folder, split, data.classes) for split in wanted], source.workers_per_rank, exchange)
 
 
 def _open(data: Data, source: Source, split: str, seed: int, device: torch.device) -> _Split:
     if isinstance(data, Folder):
         index = find(source.folder, split, data.classes)
+        if source.cache:
+            index = cached(index)
         return _images(data, source, index, max(100, len(index) // 1000), device)
     if source.backend != "auto":
         raise UsageError(f"--backend {source.backend} would have no effect: {data.set} is held in memory; leave it out")
+    if source.cache:
+        raise UsageError(f"--cache {source.cache} would have no effect: {data.set} is held in memory; leave it out")
     classes: tuple[str, ...] = ()
     if isinstance(data, Synthetic):
         pixels, labels = synthetic(data, data.train_images if split == "train" else data.val_images, seed)
