@@ -255,20 +255,21 @@ def _bare_resize(data: Path, threads: int, batch: int) -> Epoch:
     import torch
 
     from senet.config import Folder
-    from senet.data.decoded import Decoded
-    from senet.data.loader import BadImages
+    from senet.data.pixels import decode
+    from senet.data.resize import planes
     from senet.data.sampler import TrainSampler
     from senet.data.samples import Samples
 
     torch.set_num_threads(1)
     index = listing(data, "train")
-    samples = Samples(index, Folder(crop=CROP), TrainSampler(len(index), batch, batch, 0, 0, 1))
-    backend, keys = Decoded(samples, torch.device("cpu"), 1, BadImages(0)), np.arange(len(index))
-    images = [backend._stored(key) for key in keys.tolist()]
-    boxes = samples.random_crop(0, keys, np.array([image[2:] for image in images])).boxes.tolist()
-    cut = [
-        image.view(*box).contiguous(memory_format=torch.channels_last) for image, box in zip(images, boxes, strict=True)
-    ]
+    samples, keys = (
+        Samples(index, Folder(crop=CROP), TrainSampler(len(index), batch, batch, 0, 0, 1)),
+        range(len(index)),
+    )
+    images = [np.array(decode(index.storage.read(key))) for key in keys]
+    boxes = samples.random_crop(0, np.array(keys), np.array([image.shape[:2] for image in images])).boxes.tolist()
+    crops = (image[y : y + h, x : x + w] for image, (y, x, h, w) in zip(images, boxes, strict=True))
+    cut = [planes(torch.from_numpy(np.ascontiguousarray(crop))) for crop in crops]
 
     def epoch() -> Iterator[int]:
         for crop in cut:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 # As torch.nn.functional.interpolate calls them, which cannot write into a tensor; by torch.ops they take 8 us longer.
-OPERATORS = {"bilinear": torch._C._nn._upsample_bilinear2d_aa, "bicubic": torch._C._nn._upsample_bicubic2d_aa}
+OPERATORS: dict[str, Any] = {
+    "bilinear": torch._C._nn._upsample_bilinear2d_aa,
+    "bicubic": torch._C._nn._upsample_bicubic2d_aa,
+}
 
 
 def planes(image: Tensor) -> Tensor:
