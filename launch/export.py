@@ -43,9 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         if not apart <= TOLERANCE:
             raise RunError(f"{args.out / form.file}: its logits are {apart:.1e} apart from the source's; do not use it")
         compared = f"Read again, its logits are those of the source within {apart:.1e} of the largest."
-    folder = next(
-        (path for path in (Path(args.what), *Path(args.what).parents) if RunFolder(path).config.exists()), None
-    )
+    folders = (Path(args.what), *Path(args.what).parents)
+    folder = next((path for path in folders if RunFolder(path).config.exists()), None)
     write_text(args.out / "preprocessing.json", json.dumps(described, indent=1))
     write_text(args.out / "README.md", card(trained, args.to, described, read(folder) if folder else None, compared))
     print(f"{args.out / form.file}: {(args.out / form.file).stat().st_size:,} bytes. {compared}")

@@ -71,9 +71,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add_net_flags(parser)
     parser.add_argument("images", metavar="IMAGE|DIR", type=Path, nargs="+")
     parser.add_argument("--top", type=limited(int, "positive"), default=5, metavar="N", help="classes named for each")
-    parser.add_argument(
-        "--out", type=output(".png", ".csv", ".jsonl"), metavar="FILE", help="a .png sheet, or a .csv or .jsonl table"
-    )
+    forms = output(".png", ".csv", ".jsonl")
+    parser.add_argument("--out", type=forms, metavar="FILE", help="a .png sheet, or a .csv or .jsonl table")
     add_data_flags(parser)
     args = parser.parse_args(argv)
     if args.data:

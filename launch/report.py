@@ -25,9 +25,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="print a Markdown table of the results instead")
     parser.add_argument("--attach", action="store_true", help="show the page in the W&B run of the first RUN, too")
     parser.add_argument("--no-images", action="store_true", help="from the logs alone: no net looks at images")
-    parser.add_argument(
-        "--pack", type=Path, metavar="DIR", help="instead pack each run's log, thinned, into a file there"
-    )
+    packed = "instead pack each run's log, thinned, into a file there"
+    parser.add_argument("--pack", type=Path, metavar="DIR", help=packed)
     add_data_flags(parser)
     args = parser.parse_args(argv)
 

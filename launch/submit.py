@@ -42,9 +42,8 @@ def main(argv: list[str] | None = None) -> int:
 
     need(("sbatch", "squeue"))
     if at_work := alive(args.out):
-        raise UsageError(
-            f"{args.out}: job {at_work} is at work in it; wait for its end, or scancel {at_work.partition(' ')[0]}"
-        )
+        end = f"wait for its end, or scancel {at_work.partition(' ')[0]}"
+        raise UsageError(f"{args.out}: job {at_work} is at work in it; {end}")
     if not job.array if args.array else _epochs_done(args.out) == 1:
         print(f"{args.out}: finished; nothing to submit (another --out starts anew)")
         return 0

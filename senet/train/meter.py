@@ -27,9 +27,8 @@ class Meter:
         finite = losses.isfinite()
         fixed = (losses.double().where(finite, 0.0) * FRACTION).round().long()
         hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
-        self.sums += torch.stack(
-            [fixed.sum(), hits[:, 0].sum(), hits.sum(), torch.full_like(self.sums[0], len(labels)), (~finite).sum()],
-        )
+        count = torch.full_like(self.sums[0], len(labels))
+        self.sums += torch.stack([fixed.sum(), hits[:, 0].sum(), hits.sum(), count, (~finite).sum()])
 
     def restore(self, sums: Tensor | None) -> None:
         """Begin anew, or go on with `sums`. Those of another version, with fewer or other figures, are let go of."""

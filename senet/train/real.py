@@ -39,7 +39,6 @@ def real_errors(
         counted += bool(labels)
         right += int(number_of[top]) in labels
     if not counted:
-        raise UsageError(
-            "--real labels none of the images, which must be called ILSVRC2012_val_NNNNNNNN; give ImageNet's set"
-        )
+        named = "which must be called ILSVRC2012_val_NNNNNNNN"
+        raise UsageError(f"--real labels none of the images, {named}; give ImageNet's set")
     return {"real_top1_error": 100 * (1 - right / counted), "real_images": counted}

@@ -154,7 +154,6 @@ class StragglerDetector:
                 self._slow ^= {rank}
                 factor = round(times.own / max(usual, 1e-9), 2)
                 shares = {part: round(getattr(times, part) / max(times.total, 1e-9), 3) for part in PARTS}
-                changes.append(
-                    {"slow_rank": rank, "host": self.hosts[rank], "over": not slow, "factor": factor, **shares}
-                )
+                who = {"slow_rank": rank, "host": self.hosts[rank]}
+                changes.append(who | {"over": not slow, "factor": factor, **shares})
         return changes
