@@ -101,7 +101,8 @@ def output(*endings: str) -> Callable[[str], Path]:
     def read(text: str) -> Path:
         if (path := Path(text)).suffix in endings and path.absolute().parent.is_dir():
             return path
-        raise argparse.ArgumentTypeError(f"{text}: name a file in a folder that exists, ending in {', '.join(endings)}")
+        known = " or ".join(endings)
+        raise argparse.ArgumentTypeError(f"{text}: name a file in a folder that exists, ending in {known}")
 
     return read
 
