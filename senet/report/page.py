@@ -15,6 +15,7 @@ from senet.config import to_dict
 from senet.report.facts import RunFacts
 from senet.report.paper import Quoted
 from senet.report.summary import Cell, card, starts, summary
+from senet.system.table import cell, is_word
 from senet.train.predictions import OfClass
 
 STYLE = Path(__file__).with_name("style.css")
@@ -144,20 +145,12 @@ def _image(png: bytes, text: str) -> str:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
     """Return a table; numbers stand to the right."""
-    right = [bool(header) and all(map(_is_number, column)) for column in zip(*rows, strict=True)]
+    right = [bool(header) and not any(map(is_word, column)) for column in zip(*rows, strict=True)]
 
     def line(cells: Sequence[Cell], tag: str) -> str:
         numbers = (" class=number" * is_number for is_number in right)
-        made = (f"<{tag}{kind}>{escape(_text(cell))}</{tag}>" for cell, kind in zip(cells, numbers, strict=True))
+        made = (f"<{tag}{kind}>{escape(cell(value))}</{tag}>" for value, kind in zip(cells, numbers, strict=True))
         return f"<tr>{''.join(made)}</tr>"
 
     head = f"<thead>{line(header, 'th')}</thead>" if header and rows else ""
     return f'<div class="scroll"><table>{head}<tbody>{"".join(line(row, "td") for row in rows)}</tbody></table></div>'
-
-
-def _text(cell: Cell) -> str:
-    return "-" if cell is None else f"{cell:,}" if isinstance(cell, int) else cell
-
-
-def _is_number(cell: Cell) -> bool:
-    return cell is None or isinstance(cell, int) or cell.replace(".", "").replace(",", "").isdigit()
