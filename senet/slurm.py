@@ -170,10 +170,7 @@ def alive(out: Path) -> str | None:
 def need(commands: Iterable[str]) -> None:
     """Raise UsageError if this machine has not got one of Slurm's `commands`."""
     if missing := [name for name in commands if shutil.which(name) is None]:
-        raise UsageError(
-            f"no {missing[0]} on this machine; submit from a login node of the cluster, or use --dry-run to see the "
-            "script"
-        )
+        raise UsageError(f"no {missing[0]} on this machine; submit from a login node, or see the script by --dry-run")
 
 
 def send(file: Path) -> str:

@@ -63,10 +63,8 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
     hows = [execution(text) for text in args.executions]
     precision = args.precision or ("bf16" if gpu else "fp32")
     best = probe(world.device, precision)
-    print(
-        f"{best.name}: {best.bandwidth / 1e12:.3g} TB/s, {best.matmul / 1e12:.3g} TFLOP/s ({best.source})",
-        file=sys.stderr,
-    )
+    reached = f"{best.bandwidth / 1e12:.3g} TB/s, {best.matmul / 1e12:.3g} TFLOP/s ({best.source})"
+    print(f"{best.name}: {reached}", file=sys.stderr)
     peers = args.peers if args.peers is not None else PEERS if gpu else PEERS[:2]
     for name in args.configs:
         batch = args.batch or (8 if not gpu else 1024 if "cifar" in name else 256)

@@ -52,9 +52,9 @@ def _of_net(config: Config) -> Iterator[Rule]:
         narrow = [width * net.reduce for width in net.widths]
         yield all(w >= 1 and w == int(w) for w in narrow), "net.reduce", "must leave whole numbers of channels"
     if net.zero_init and net.preactivation:
+        # Its last BN is not the end of a branch.
         raise UsageError(
-            "net.zero_init: would silence each branch for good in a pre-activation net, whose last BN is not its end; "
-            "set net.zero_init=false"
+            "net.zero_init: would silence a pre-activation net's branches for good; set net.zero_init=false"
         )
     if net.se and net.se.stages is not None:
         yield net.se.stages != (), "net.se.stages", "an SE net without SE blocks; write net.se: null"

@@ -59,7 +59,7 @@ def members(path: Path, start: int, size: int, pattern: str, largest: int) -> li
                         )
                     if not 0 < member.size <= largest or member.issparse():
                         raise UsageError(
-                            f"{path}: refused: {member.name!r} has {member.size} bytes, and 1 to {largest} are sensible"
+                            f"{path}: refused: {member.name!r} has {member.size} bytes, not 1 to {largest}"
                         )
                     if name in found:
                         raise UsageError(f"{path}: holds {name!r} twice; fetch it again")

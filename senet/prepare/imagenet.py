@@ -142,10 +142,7 @@ def _labelled(
     before = read_classes(folder)
     common = set.intersection(*map(set, shown.values()), *([set(before)] if before else []))
     if not common or (before and common != set(before)):
-        raise UsageError(
-            f"{folder}: the archives lack classes that are to be there; prepare train and val in one run, in another "
-            "folder"
-        )
+        raise UsageError(f"{folder}: the archives lack classes of it; prepare train and val at once, in another folder")
     for split, own in shown.items():
         if surplus := sorted(set(own) - common):
             doubt(

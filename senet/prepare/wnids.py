@@ -53,10 +53,8 @@ def listed_labels(file: Path, text: str | None = None) -> dict[str, str]:
             numbers.append(int(shown))
             shown = known[min(int(shown), len(known) - 1)]
         if not re.fullmatch(r"n\d{8}", shown) or len(name) > 1:
-            raise UsageError(
-                f"{file}: line {lines.index(line) + 1}: {line[:40]!r} is neither a wnid, nor FILENAME WNID, nor "
-                "FILENAME NUMBER (0 to 999)"
-            )
+            at = f"line {lines.index(line) + 1}: {line[:40]!r}"
+            raise UsageError(f"{file}: {at} is neither a wnid, nor FILENAME WNID, nor FILENAME NUMBER (0 to 999)")
         found[Path(name[0]).stem if name else VAL.format(len(found) + 1)] = shown
     if len(known) in numbers:
         raise UsageError(f"{file}: its numbers go to 1000, as the devkit's, which are in another order; give --devkit")

@@ -132,9 +132,7 @@ def _unpack(file: Path) -> RunFacts:
     first, _, rest = file.read_text().partition("\n")
     facts = _json(first)
     if not isinstance(facts, dict) or facts.get("kind") != "run":
-        raise UsageError(
-            f"{file}: not made by launch.report --pack; give a file that was, or the --out folder of a run"
-        )
+        raise UsageError(f"{file}: not made by launch.report --pack; give such a file, or the --out folder of a run")
     known = facts["status"] and status.Status(**facts["status"])
     return RunFacts(
         RunFolder(file), from_dict(facts["config"], str(file)), known, facts["starts"], *_records(rest), label=file.stem

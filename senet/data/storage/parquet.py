@@ -54,10 +54,8 @@ class Parquet(Archives):
                 try:
                     found.append(Member(as_label(value), Path((struct or {}).get("path") or "").name, group, row))
                 except (ValueError, TypeError):
-                    raise UsageError(
-                        f"{path}: row {row} of row group {group} has {value!r} for {label}; "
-                        "a number or a name is a label"
-                    ) from None
+                    what = f"row {row} of row group {group} has {value!r} for {label}"
+                    raise UsageError(f"{path}: {what}; a number or a name is a label") from None
         names = {member.name for member in found}
         if len(names) == len(found) and all(name.lower().endswith(ENDINGS) for name in names):
             return found
