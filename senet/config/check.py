@@ -53,9 +53,7 @@ def _of_net(config: Config) -> Iterator[Rule]:
         yield all(w >= 1 and w == int(w) for w in narrow), "net.reduce", "must leave whole numbers of channels"
     if net.zero_init and net.preactivation:
         # Its last BN is not the end of a branch.
-        raise UsageError(
-            "net.zero_init: would silence a pre-activation net's branches for good; set net.zero_init=false"
-        )
+        raise UsageError("net.zero_init: would silence a pre-activation net's branches; set net.zero_init=false")
     if net.se and net.se.stages is not None:
         yield net.se.stages != (), "net.se.stages", "an SE net without SE blocks; write net.se: null"
         yield all(2 <= s <= last for s in net.se.stages), "net.se.stages", f"this net's stages are 2 to {last}"

@@ -166,7 +166,7 @@ def test_base_variants_and_overrides(tmp_path: Path) -> None:
         ("ema: {decay: 1}", "ema.decay: 1 is out of range: must be below 1"),
         ("bn: {freeze: 3, recalibrate: 9}", "bn.recalibrate: would undo bn.freeze"),
         ("bn: {recalibrate: 9}\nfinetune: {freeze: [stem]}", "bn.recalibrate: would undo finetune.freeze"),
-        ("net: {zero_init: true, preactivation: true}", "net.zero_init: would silence a pre-activation net's branches for good"),
+        ("net: {zero_init: true, preactivation: true}", "net.zero_init: would silence a pre-activation net's branches"),
         ("net: [1]", "net: expected a mapping"),
         ("a: [", "not valid YAML"),
         ("- 1", "must be a mapping"),
