@@ -146,10 +146,8 @@ def start(device: str = "auto", deterministic: bool = False) -> World:
     if "GLOO_SOCKET_IFNAME" not in os.environ and (network := gloo_interface(os.environ.get("NCCL_SOCKET_IFNAME", ""))):
         os.environ["GLOO_SOCKET_IFNAME"] = network
     settings: dict[str, Any] = {"store": _store(rank, size), "rank": rank, "world_size": size, "timeout": TIMEOUT}
-    if own.type == "cuda":
-        dist.init_process_group("nccl", device_id=own, **settings)
-        return World(rank, size, own, dist.new_group(backend="gloo", timeout=TIMEOUT))
-    dist.init_process_group("gloo", **settings)
+    backend, device_id = ("nccl", own) if own.type == "cuda" else ("gloo", None)
+    dist.init_process_group(backend, device_id=device_id, **settings)
     # A group of its own: a question asked while DDP reduces gradients must not be taken for one of its buckets.
     return World(rank, size, own, dist.new_group(backend="gloo", timeout=TIMEOUT))
 
