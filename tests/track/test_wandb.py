@@ -18,6 +18,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from senet.errors import RunError
+from senet.system.run_folder import RunFolder
+from senet.track.wandb import attach
 from tests.helpers import ROOT, command, environment, run, until
 from tests.track.server import Server, serving
 from tests.track.test_track import opened
@@ -333,3 +336,12 @@ def test_without_the_package_a_run_says_so_and_goes_on(tmp_path: Path, tiny: Pat
     )
     assert done.returncode == 0, done.stderr
     assert "W&B: off (not installed; pip install wandb)" in done.stderr
+
+
+def test_a_page_that_wandb_does_not_take_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RunError, match="nothing of this run went to W&B"):
+        attach(RunFolder(tmp_path), tmp_path / "index.html")
+    (tmp_path / "wandb_id").write_text("17")
+    monkeypatch.setattr("senet.track.wandb.CHECKPOINT_SECONDS", 0.1)
+    with pytest.raises(RunError, match="wandb does not answer: TimeoutExpired"):
+        attach(RunFolder(tmp_path), tmp_path / "index.html")
