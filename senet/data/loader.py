@@ -66,6 +66,9 @@ class ValLoader(Loader, Protocol):
     def batches(self) -> Iterator[Batch]:
         """Yield this rank's part of the validation set, each image that can be decoded once."""
 
+    def first(self, images: int) -> ValLoader:
+        """Return a loader of this rank's first `images` alone, or fewer if there are not so many in its first batch."""
+
     def name(self, image: int) -> str:
         """Return what an image is called: its path, or its number in a set without files."""
 

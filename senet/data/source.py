@@ -128,10 +128,17 @@ class _Train(_Loader):
 class _Val(_Loader):
     def __init__(self, data: Data, split: _Split, sampler: ValSampler, *how: Any) -> None:
         super().__init__(data, split, sampler, *how)
-        self.count, self.labels = len(sampler.batches), split.labels
+        self.count, self.labels, self.made_from = len(sampler.batches), split.labels, (data, split, sampler, how)
 
     def batches(self) -> Iterator[Batch]:
         return self(lambda: self.backend.batches(0, self.count))
+
+    def first(self, images: int) -> ValLoader:
+        data, split, sampler, how = self.made_from
+        only = np.concatenate([keys[:images] for keys in sampler.batches[:1]] or [np.empty(0, np.int64)])
+        few = _Val(data, split, ValSampler(self.images, images, 0, 1, only), *how)
+        few.memory_format = self.memory_format
+        return few
 
     def name(self, image: int) -> str:
         return self.split.path(image)

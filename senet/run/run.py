@@ -96,8 +96,7 @@ class Run:
         """Train to the end, or until it is asked to stop. Return the exit code."""
         state, epochs = self.state, self.config.epochs
         try:
-            self.trainer.rehearse(self.plan.micro_batch)
-            evaluate(self.trainer.net, self.val, self.config, self.world, stop=lambda: True)
+            self._rehearse()
             self.lock = preflight.claim(self.world, self.folder)
             resumed = self.keeper.resume()
             if resumed and state.epoch >= epochs:
@@ -127,6 +126,16 @@ class Run:
             raise
         finally:
             self._close()
+
+    def _rehearse(self) -> None:
+        """Compute a step and a batch of the validation, so that what would fail later fails now."""
+        # A GPU may be too small for whole batches, and a compiler makes code for one size. Elsewhere few show as much.
+        whole = self.world.device.type == "cuda" or self.plan.execution.compile
+        self.trainer.rehearse(self.plan.micro_batch if whole else min(2, self.plan.micro_batch))
+        val = self.val if whole else self.val.first(2)
+        evaluate(self.trainer.net, val, self.config, self.world, stop=lambda: True)
+        if not whole:
+            val.close()
 
     def _start(self, net: nn.Module) -> None:
         """Fill a fresh net with the weights of --init, unless checkpoints will."""
