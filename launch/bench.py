@@ -1,5 +1,6 @@
 """Measurements, each beside a peer or a bare baseline in the same run, with medians and ranges.
 
+python -m launch.bench train                               whole trainings: ours beside timm's and torchvision's
 python -m launch.bench loader                              decoding: DALI, torchvision and our loaders on the same JPEGs
 python -m launch.bench net [CONFIG ...]                    whole nets: images/s, what SE costs, roofline, others' loops
 python -m launch.bench step [CONFIG]                       what our loop adds to a bare one
@@ -20,7 +21,7 @@ from pathlib import Path
 from launch import guard
 from launch.flags import Parser
 
-COMMANDS = ("loader", "net", "step", "save", "gpu")
+COMMANDS = ("train", "loader", "net", "step", "save", "gpu")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,7 +9,10 @@ ONLY_IN = {
     "wandb": {"senet/track/wandb_process.py"},
     "nvidia.dali": {"senet/data/dali.py", "senet/bench/loader.py"},
     "torch.distributed": {"senet/distributed.py", "launch/ranks.py"},
-    "timm": {"senet/models/timm.py", "senet/bench/loader.py", "senet/train/optimiser.py", "senet/train/batchnorm.py"},
+    "timm": {
+        *("senet/models/timm.py", "senet/train/optimiser.py", "senet/train/batchnorm.py"),
+        *("senet/bench/loader.py", "senet/bench/peers.py"),
+    },
     "triton": {"senet/execution/kernels.py"},
     "matplotlib": {"senet/plots.py"},
 }

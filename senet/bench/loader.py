@@ -29,7 +29,7 @@ from senet.data.storage.find import listing
 from senet.prepare.convert import write
 from senet.prepare.encoding import Encoding
 from senet.prepare.shards import Packing
-from senet.system.processes import family
+from senet.system.processes import cpu_seconds, family
 from senet.system.timing import Spread
 
 CROP = 224
@@ -112,10 +112,10 @@ def _measure(name: str, data: Path, threads: int, batch: int) -> Row:
     epoch = CONTESTANTS[name].make(data, threads, batch)
     for _ in range(WARM):
         sum(epoch())
-    before, began, cpu, images = _memory(), time.monotonic(), _cpu(), 0
+    before, began, cpu, images = _memory(), time.monotonic(), cpu_seconds(), 0
     while time.monotonic() - began < SECONDS:
         images += sum(epoch())
-    seconds, cpu, after = time.monotonic() - began, _cpu() - cpu, _memory()
+    seconds, cpu, after = time.monotonic() - began, cpu_seconds() - cpu, _memory()
     facts: dict[str, Fact] = {"images/s": images / seconds, "MiB": after, "MiB grown": after - before}
     return Row(name, value=Spread.of([images / cpu]), unit="images/CPU-s", facts=facts)
 
@@ -127,15 +127,6 @@ def _forms(files: Path, folder: Path, wanted: set[str]) -> dict[str, Path]:
         write(listing(files, "train"), folder / name, "train", Packing(shard_mb=16, encoding=encoding), {})
         forms[name] = folder / name
     return forms
-
-
-def _cpu() -> float:
-    """CPU-seconds of this process and all its descendants."""
-    ticks = 0
-    for number in family(os.getpid()):
-        fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _memory() -> float:

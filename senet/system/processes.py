@@ -7,6 +7,7 @@ import os
 import resource
 import tempfile
 import threading
+import time
 from multiprocessing import get_context, util
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,6 +24,16 @@ def family(number: int) -> list[int]:
     while more := {child for child, parent in parents.items() if parent in found} - found:
         found |= more
     return sorted(found)
+
+
+def cpu_seconds() -> float:
+    """Return the CPU-seconds of this process and all its descendants, also of those that it has waited for."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ticks = 0
+    for number in set(family(os.getpid())) - {os.getpid()}:
+        with contextlib.suppress(OSError):  # it has just ended
+            ticks += sum(map(int, Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[11:15]))
+    return time.process_time() + ended.ru_utime + ended.ru_stime + ticks / os.sysconf("SC_CLK_TCK")
 
 
 def allow_open_files() -> None:
