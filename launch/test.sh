@@ -10,30 +10,33 @@ if [[ ${1-} == --slurm ]]; then
   slurm=yes
   shift
 fi
-bash launch/setup.sh tools
 python=.venv/bin/python
 
 # The tests start a Slurm of their own, in a folder of their own.
 packages=(munge slurmctld slurmd slurm-client shellcheck)
-apt=(apt-get install --yes --quiet --quiet --no-install-recommends "${packages[@]}")
+install_slurm() {
+  local apt=(apt-get install --yes --quiet --quiet --no-install-recommends "${packages[@]}")
+  export DEBIAN_FRONTEND=noninteractive
+  echo "installing ${packages[*]}"
+  "${apt[@]}" >/dev/null 2>&1 || { apt-get update --quiet --quiet && "${apt[@]}" >/dev/null; } ||
+    echo "apt could not install them (see above): goes on without"
+}
 if ! hash munged slurmctld slurmd sbatch shellcheck 2>/dev/null; then
   if [[ ! $slurm && $EUID == 0 && -t 0 ]] && hash apt-get 2>/dev/null; then
     read -r -p "Install ${packages[*]} by apt, so that Slurm jobs are tested too? [y/N] " answer
     [[ $answer != [yY]* ]] || slurm=yes
   fi
-  if [[ ! $slurm ]]; then
-    echo "no Slurm or shellcheck here: what needs them is skipped (--slurm installs them by apt, as root)"
+  if [[ $slurm ]]; then
+    install_slurm &
   else
-    export DEBIAN_FRONTEND=noninteractive
-    echo "installing ${packages[*]}"
-    "${apt[@]}" >/dev/null 2>&1 || { apt-get update --quiet --quiet && "${apt[@]}" >/dev/null; } ||
-      echo "apt could not install them (see above): goes on without"
+    echo "no Slurm or shellcheck here: what needs them is skipped (--slurm installs them by apt, as root)"
   fi
 fi
+bash launch/setup.sh tools
+wait
 
 $python -m ruff check .
 $python -m ruff format --check .
-$python -m mypy
 scripts=(launch/*.sh .ci/run slurm/*.sh slurm/*.sbatch)
 for script in "${scripts[@]}"; do
   bash -n "$script"
@@ -45,6 +48,17 @@ else
 fi
 
 # Tests start several processes of their own; one thread in each is quickest on few cores and reproducible on many.
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} TORCHINDUCTOR_COMPILE_THREADS=${TORCHINDUCTOR_COMPILE_THREADS:-1}
+unset PYTHONDONTWRITEBYTECODE # hundreds of them import the same
+
+# Types are checked meanwhile, on one core for a minute.
+types=$(mktemp)
+trap 'rm -f "$types"' EXIT
+$python -m mypy >"$types" 2>&1 &
+checked=$!
 # Much of their time is waiting: three at once, a file at a time, so that what a file's tests share is made once.
-exec $python -m pytest --numprocesses "${PYTEST_PROCESSES:-3}" --dist loadfile --no-loadscope-reorder "$@"
+failed=0
+$python -m pytest --numprocesses "${PYTEST_PROCESSES:-3}" --dist loadfile --no-loadscope-reorder "$@" || failed=$?
+wait $checked || failed=1
+cat "$types"
+exit "$failed"

@@ -81,24 +81,26 @@ def run(
     restarts: int = 0,
     torchrun: bool = False,
     timeout: float = 300,
+    preloaded: Preloaded = PRELOADED,
     **more: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end and return its exit code and output; `more` is added to its environment.
 
-    Several ranks are under torchrun if they are to restart or the test is about how they are started.
+    Several ranks are under torchrun if they are to restart or the test is about how they are started. All are forked
+    from `preloaded` unless their environment needs another start.
     """
-    env = environment(**more)
-    if not restarts and not torchrun and PRELOADED.suits(env):
-        return PRELOADED.run(module, [*map(str, words)], env, ranks, timeout)
-    return subprocess.run(
-        command(module, *words, ranks=ranks, restarts=restarts),
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+    env, elastic = environment(**more), torchrun or restarts > 0
+    if preloaded.suits(env):
+        program = forked(command(module, *words, ranks=ranks if elastic else 1, restarts=restarts))
+        return preloaded.run(*program, env, 1 if elastic else ranks, timeout)
+    start = command(module, *words, ranks=ranks, restarts=restarts)
+    return subprocess.run(start, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def forked(command: list[str]) -> tuple[str, list[str]]:
+    """Return the module, or file, of a command line of Python, and its words."""
+    module, *words = command[2:] if command[1] == "-m" else command[1:]
+    return module, words
 
 
 def run_text(text: str, folder: Path, *words: object, ranks: int = 1, **more: str) -> subprocess.CompletedProcess[str]:

@@ -16,8 +16,9 @@ import pytest
 
 from senet.run import status
 from tests.drills import damage
-from tests.drills.sandbox import BATCH, LAST, RESTARTS, STEPS, Job, Sandbox, free_port
+from tests.drills.sandbox import BATCH, LAST, RESTARTS, STEPS, Job, Sandbox
 from tests.helpers import events, final, lines
+from tests.preloaded import free_port
 from tests.track.server import serving
 
 KEY = "0" * 40  # of nobody's W&B account
@@ -291,7 +292,7 @@ def bad_images(sandbox: Sandbox) -> str:
     for path in sandbox.dice.sample(sorted(spoilt.glob("train/*/*")), 3):
         path.write_bytes(path.read_bytes()[:300])
     sandbox.data = spoilt
-    sandbox.undisturbed = Sandbox(sandbox.folder / "reference", spoilt, sandbox.device, sandbox.ranks)
+    sandbox.undisturbed = Sandbox(sandbox.folder / "reference", spoilt, sandbox.device, sandbox.ranks, sandbox.forked)
     sandbox.undisturbed.run()
     return restarted("kill@0:{3-15}")(sandbox)
 

@@ -40,6 +40,7 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     prepare(folder / "data", Demo(train=98, val=50))
     place = {"data": folder / "data", "device": request.config.option.drill_device}
     place["ranks"] = request.config.option.drill_ranks
+    place["forked"] = "drill" not in request.config.option.markexpr  # for every change; whoever asks gets all of it
     undisturbed, stopped = (Sandbox(folder / name, **place) for name in ("undisturbed", "stopped"))
     undisturbed.run()
     return place | {"undisturbed": undisturbed, "stopped": stopped}

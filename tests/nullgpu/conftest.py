@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.helpers import ROOT, run
+from tests.helpers import ROOT, environment, run
 from tests.nullgpu.build import build, obstacle
+from tests.preloaded import Preloaded
 
 SITE = Path(__file__).parent / "site"
 
@@ -25,14 +27,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class NullGpus:
     """Starts programs on null GPUs, and reads what each process noted of itself."""
 
-    def __init__(self, libraries: Path, folder: Path) -> None:
-        self.libraries, self.folder = libraries, folder
+    def __init__(self, preloaded: Preloaded, folder: Path) -> None:
+        self.preloaded, self.folder = preloaded, folder
 
     def run(
         self, module: str, *words: object, ranks: int = 1, restarts: int = 0, **more: str
     ) -> subprocess.CompletedProcess[str]:
         """Run a program on two devices of 80 GiB each, unless `more` of its environment says otherwise."""
-        return run(module, *words, ranks=ranks, restarts=restarts, **self.environment() | more)
+        settings = self.environment() | more
+        elastic = ranks > 1  # torchrun's, for the ways in which it ends ranks
+        return run(
+            module, *words, ranks=ranks, restarts=restarts, torchrun=elastic, preloaded=self.preloaded, **settings
+        )
 
     def told(self, module: str, *words: object, ranks: int = 1, **more: str) -> list[dict[str, Any]]:
         """Run a program that is to end well, and return the lines of JSON that it printed."""
@@ -44,18 +50,9 @@ class NullGpus:
         """Return what makes a process run on null GPUs."""
         for name in ("shared", "log", "cache"):
             (self.folder / name).mkdir(exist_ok=True)
-        library = str(self.libraries / "libnull.so")
-        return {
-            "PYTHONPATH": f"{SITE}:{ROOT}",
-            "LD_PRELOAD": library,
-            "LD_LIBRARY_PATH": str(self.libraries / "lib"),
-            "TRITON_LIBCUDA_PATH": str(self.libraries / "lib"),
-            "TORCHINDUCTOR_COMPILE_THREADS": "1",
-            "NULLGPU_LIBRARY": library,
-            "NULLGPU_SHARED": str(self.folder / "shared"),
-            "NULLGPU_LOG": str(self.folder / "log"),
-            "XDG_CACHE_HOME": str(self.folder / "cache"),
-        }
+        own = {"SHARED": "shared", "LOG": "log"}
+        paths = {f"NULLGPU_{name}": str(self.folder / folder) for name, folder in own.items()}
+        return self.preloaded.environment | paths | {"XDG_CACHE_HOME": str(self.folder / "cache")}
 
     def log(self, rank: int) -> Counter[str]:
         """Return what the processes of a rank noted, as lines of words and a number, and how often they did."""
@@ -64,14 +61,20 @@ class NullGpus:
 
 
 @pytest.fixture(scope="session")
-def libraries() -> Path:
-    """The null GPU's libraries, built once."""
+def preloaded() -> Iterator[Preloaded]:
+    """A process to fork programs from, with the null GPU's libraries, which are built once."""
     if why := obstacle():
         pytest.skip(f"no null GPU: {why}")
-    return build()
+    libraries = build()
+    library, folder = str(libraries / "libnull.so"), str(libraries / "lib")
+    site = {"PYTHONPATH": f"{SITE}:{ROOT}", "TORCHINDUCTOR_COMPILE_THREADS": "1", "NULLGPU_LIBRARY": library}
+    linked = {"LD_PRELOAD": library, "LD_LIBRARY_PATH": folder, "TRITON_LIBCUDA_PATH": folder}
+    made = Preloaded(ROOT, environment(**site, **linked))
+    yield made
+    made.close()
 
 
 @pytest.fixture
-def nullgpus(libraries: Path, tmp_path: Path) -> NullGpus:
+def nullgpus(preloaded: Preloaded, tmp_path: Path) -> NullGpus:
     (folder := tmp_path / "nullgpus").mkdir()
-    return NullGpus(libraries, folder)
+    return NullGpus(preloaded, folder)

@@ -41,23 +41,23 @@ std::string setting(const char* name) {
   return value ? value : "";
 }
 
-int devices() {
-  static const int count = setting("NULLGPU_DEVICES").empty() ? 2 : atoi(getenv("NULLGPU_DEVICES"));
-  return count;
-}
+// Read anew each time: a process may have been forked with an environment of its own.
+int devices() { return setting("NULLGPU_DEVICES").empty() ? 2 : atoi(getenv("NULLGPU_DEVICES")); }
 
 size_t capacity() {
-  static const double gib = setting("NULLGPU_GIB").empty() ? 80 : atof(getenv("NULLGPU_GIB"));
+  const double gib = setting("NULLGPU_GIB").empty() ? 80 : atof(getenv("NULLGPU_GIB"));
   return size_t(gib * (1ull << 30));
 }
 
 // One line in NULLGPU_LOG/RANK.PROCESS.
 void note(const char* what, long number = 0) {
-  static FILE* file = [] {
-    if (setting("NULLGPU_LOG").empty()) return (FILE*)nullptr;
-    std::string rank = setting("RANK").empty() ? "0" : setting("RANK");
-    return fopen((setting("NULLGPU_LOG") + "/" + rank + "." + std::to_string(getpid())).c_str(), "a");
-  }();
+  static FILE* file = nullptr;
+  static pid_t writer = 0;
+  if (writer != getpid()) {
+    writer = getpid();
+    const std::string folder = setting("NULLGPU_LOG"), rank = setting("RANK").empty() ? "0" : setting("RANK");
+    file = folder.empty() ? nullptr : fopen((folder + "/" + rank + "." + std::to_string(writer)).c_str(), "a");
+  }
   if (file) {
     fprintf(file, "%s %ld\n", what, number);
     fflush(file);

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.nullgpu.conftest import NullGpus
+from tests.preloaded import Preloaded
 
 
 @pytest.fixture(scope="module")
-def told(libraries: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def told(preloaded: Preloaded, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the quick checks found, by name."""
-    gpus = NullGpus(libraries, tmp_path_factory.mktemp("nullgpus"))
+    gpus = NullGpus(preloaded, tmp_path_factory.mktemp("nullgpus"))
     found = gpus.told("tests.nullgpu.checks", "executions", "augmentations", "small_batches", "saves")
     return {line["check"]: line for line in found}
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.helpers import final, lines
 from tests.nullgpu.conftest import NullGpus
+from tests.preloaded import Preloaded
 
 NET = ["net.blocks=[1,1,1]", "precision=bf16"]
 DATA = ["data.set=synthetic", "data.train_images=1280", "data.val_images=300"]
@@ -18,9 +19,9 @@ RUN = ["configs/cifar10/se_resnet20.yaml", *NET, *DATA, "--track", "none", "--lo
 
 
 @pytest.fixture(scope="module")
-def told(libraries: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def told(preloaded: Preloaded, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the second rank found in tests/nullgpu/ranks.py, and what the first one has of a net without BN."""
-    gpus = NullGpus(libraries, tmp_path_factory.mktemp("nullgpus"))
+    gpus = NullGpus(preloaded, tmp_path_factory.mktemp("nullgpus"))
     found = gpus.told("tests.nullgpu.ranks", ranks=2)
     first, second = sorted(found, key=lambda line: line["rank"])
     return second | {"without BN": first["without BN"]}

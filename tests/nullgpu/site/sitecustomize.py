@@ -23,8 +23,7 @@ def convolutions(torch: Any) -> None:
     NULLGPU_OUT_OF_MEMORY=RANK:N lets the N-th convolution of a rank fail.
     """
     last, contiguous = torch.channels_last, torch.contiguous_format
-    rank, _, number = os.environ.get("NULLGPU_OUT_OF_MEMORY", "").partition(":")
-    left = [int(number) if number and os.environ.get("RANK", "0") == rank else 0]
+    left: list[int] = []
 
     def layout(images: Any, weight: Any) -> Any:
         if images.dim() != 4 or images.dtype == torch.double:
@@ -33,6 +32,9 @@ def convolutions(torch: Any) -> None:
         return last if last in suggested else contiguous
 
     def forward(images: Any, weight: Any, bias: Any, *rest: Any) -> Any:
+        if not left:  # only now: the process may have been forked with an environment of its own
+            rank, _, number = os.environ.get("NULLGPU_OUT_OF_MEMORY", "").partition(":")
+            left.append(int(number) if number and os.environ.get("RANK", "0") == rank else 0)
         left[0] -= 1
         if left[0] == 0:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB (made up)")
