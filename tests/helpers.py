@@ -17,7 +17,7 @@ from PIL import Image
 
 from senet.run import checkpoint
 from senet.system.run_folder import RunFolder
-from tests.preloaded import Preloaded
+from tests.preloaded import Preloaded, Program
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {
@@ -108,6 +108,13 @@ def run_text(text: str, folder: Path, *words: object, ranks: int = 1, **more: st
     file = folder / "program.py"
     file.write_text(text)
     return run(str(file), *words, ranks=ranks, **more)
+
+
+def start_text(text: str, said: Path, *words: object, **more: str) -> Program:
+    """Start a program, written beside the file `said`, into which goes all that it prints; see `run`."""
+    file = said.with_suffix(".py")
+    file.write_text(text)
+    return PRELOADED.start(str(file), [*map(str, words)], environment(**more), said, said)
 
 
 def until(holds: Callable[[], object], what: str = "it", seconds: float = 300) -> None:

@@ -93,6 +93,8 @@ class Preloaded:
                 stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True,
             )  # fmt: skip
             theirs.close()
+        for file in (out, err):
+            file.touch()
         request = {"module": module, "words": words, "environment": environment, "out": str(out), "err": str(err)}
         self.line.send(request | {"session": session})
         while isinstance(answer := self.line.recv(), tuple):
@@ -262,7 +264,7 @@ def become(request: dict[str, Any]) -> NoReturn:
         importlib.reload(sys.modules["senet.system.faults"])
     if "out" in request:
         for number, name in enumerate((os.devnull, request["out"], request["err"])):
-            file = os.open(name, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+            file = os.open(name, os.O_RDWR | os.O_APPEND)
             os.dup2(file, number)
             os.close(file)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]

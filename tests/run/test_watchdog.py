@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT, environment, until
+from tests.helpers import start_text, until
+from tests.preloaded import Program
 
 RANK = """
 import sys, time
@@ -28,10 +27,9 @@ time.sleep(1e6)
 """
 
 
-def rank(out: Path, *words: object) -> subprocess.Popen[str]:
+def rank(out: Path, number: int, *words: object) -> Program:
     """A rank that hangs: its number, limit in seconds, phase and step, and by how much its clock is wrong."""
-    start = [sys.executable, "-c", RANK, *map(str, [out, *words])]
-    return subprocess.Popen(start, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True)
+    return start_text(RANK, out / f"said-{number}", out, number, *words)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -44,9 +42,8 @@ def test_the_rank_behind_is_named_whatever_the_clocks_say(tmp_path: Path, frozen
         until(lambda: all((tmp_path / f"health/rank-{number}.json").exists() for number in (0, 1)))
         if frozen:
             others[0].send_signal(signal.SIGSTOP)  # its host has it, but nobody hears of it
-        told = rank(tmp_path, 2, 8, "compute", 5, 0)
-        _, text = told.communicate(timeout=60)
-        assert told.returncode == 1
+        assert rank(tmp_path, 2, 8, "compute", 5, 0).wait(60) == 1
+        text = (tmp_path / "said-2").read_text()
         assert "rank 2 on" in text
         named = text.partition(" is behind: ")
         assert named[0].split("; ")[-1].startswith(f"rank {0 if frozen else 1} on")
@@ -55,7 +52,7 @@ def test_the_rank_behind_is_named_whatever_the_clocks_say(tmp_path: Path, frozen
     finally:
         for process in others:
             process.kill()
-            process.communicate()
+            process.wait()
 
 
 def test_a_parent_that_dies_matters_only_under_torchrun(tmp_path: Path) -> None:
@@ -78,9 +75,7 @@ for _ in range(20):
 print("called", len(called), flush=True)
 """
     for more, calls in (({"LOCAL_RANK": "0"}, 1), ({}, 0)):
-        settings = {
-            key: value for key, value in environment().items() if key not in ("LOCAL_RANK", "TORCHELASTIC_RUN_ID")
-        } | more
-        words = [sys.executable, "-c", program, str(tmp_path)]
-        done = subprocess.run(words, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=60, check=False)
-        assert f"called {calls}" in done.stdout, done.stderr
+        said = tmp_path / f"said-{calls}"
+        start_text(program, said, tmp_path, **more)
+        until(lambda said=said: "called" in said.read_text(), seconds=60)  # type: ignore[misc]
+        assert f"called {calls}" in said.read_text()
