@@ -99,7 +99,8 @@ class Preloaded:
         self.line.send(request | {"session": session})
         while isinstance(answer := self.line.recv(), tuple):
             self._note(answer)
-        return Program(int(answer), self._look)
+        self.ended.pop(answer, None)  # of an earlier process with this number
+        return Program(answer, self._look)
 
     def run(
         self, module: str, words: list[str], environment: dict[str, str], ranks: int, timeout: float
@@ -219,9 +220,10 @@ def serve_agent(line: Connection) -> dict[str, Any]:
             os.close(mouth)
             continue
         between = os.getpid()
-        if pid := os.fork():
-            os.write(mouth, str(pid).encode())
+        if os.fork():
             os._exit(0)
+        os.setsid()
+        os.write(mouth, str(os.getpid()).encode())
         os.close(ears)
         os.close(mouth)
         line.close()
@@ -248,7 +250,7 @@ def adopt_ranks() -> None:
     def start(handler: Any, command: tuple[str, ...], environment: dict[str, str]) -> Program:
         assert command[:2] == (sys.executable, "-u"), command
         words = [word for word in command[2:4] if word != "-m"] + [*command[4:]]
-        ours.send({"module": words[0], "words": words[1:], "environment": environment, "session": True})
+        ours.send({"module": words[0], "words": words[1:], "environment": environment, "session": False})
         return Program(ours.recv(), look)
 
     SubprocessHandler._popen = start  # type: ignore[method-assign, assignment]
