@@ -29,6 +29,7 @@ from senet.data.philox import Ints, permutation
 from senet.errors import UsageError
 from senet.system import files
 
+VERSION = 1  # of a saved list; one of another is made anew
 _AWKWARD = re.compile(r"[.\s]")
 S = TypeVar("S", bound="Storage")
 log = logging.getLogger(__name__)
@@ -149,7 +150,8 @@ class Index:
         columns: dict[str, Any] = {"blob": names.blob, "starts": names.starts, "ends": names.ends}
         columns |= {"labels": self.labels, **self.storage.columns}
         form, base = type(self.storage).__name__, os.path.relpath(self.storage.root, file.parent)
-        head = json.dumps({"form": form, "base": base, "classes": self.classes, "stamp": self.storage.stamp})
+        facts = {"version": VERSION, "form": form, "base": base, "classes": self.classes, "stamp": self.storage.stamp}
+        head = json.dumps(facts)
 
         def fill(target: Path) -> None:
             with target.open("wb") as stream:
@@ -166,7 +168,7 @@ class Index:
             head = json.loads(columns.pop("head").tobytes())
             names = Names(*(columns.pop(name) for name in ("blob", "starts", "ends")))
             labels, stamp = columns.pop("labels"), head["stamp"]
-            if head["form"] != form.__name__ or not fresh(stamp):
+            if (head.get("version"), head["form"]) != (VERSION, form.__name__) or not fresh(stamp):
                 log.warning("%s: out of date; listing the images again", file)
                 return None
             return cls(form(file.parent / head["base"], names, stamp, columns), labels, tuple(head["classes"]))
