@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     long = ("slurm", "drills", "nullgpu", "run", "execution", "train", "track", "bench", "diagnose", "prepare", "data")
     items.sort(key=lambda item: long.index(part) if (part := item.path.parent.name) in long else len(long))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Leave a file's tests to one process, as they share what they make: and all of tests/nullgpu, which share more."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return folder if nodeid.startswith(folder := "tests/nullgpu/") else super()._split_scope(nodeid)
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_unconfigure() -> None:

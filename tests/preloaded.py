@@ -273,6 +273,7 @@ def become(request: dict[str, Any]) -> NoReturn:
     if request["module"] == "torch.distributed.run" or "--gpus" in request["words"]:
         adopt_ranks()
     sys.argv = [request["module"], *request["words"]]
+    sys.orig_argv = [sys.executable, *(["-m"] if not sys.argv[0].endswith(".py") else []), *sys.argv]
     code = 0
     try:
         if request["module"].endswith(".py"):

@@ -31,6 +31,8 @@ NET = {
 }  # gradients of two buckets
 CONFIG = from_dict({"net": NET, "data": {"set": "synthetic", "classes": 10, "crop": 16}, "batch": 8})
 
+SIMPLE = Execution()
+
 
 def batch(rank: int) -> Batch:
     generator = torch.Generator().manual_seed(rank)
@@ -41,9 +43,9 @@ def gradients(net: nn.Module) -> Tensor:
     return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
 
 
-def expected(config: Config) -> Tensor:
+def expected(config: Config, execution: Execution = SIMPLE) -> Tensor:
     """Of one process that sees the halves of both ranks, one after the other."""
-    alone = Trainer.build(config, distributed.World(0, 1, torch.device("cpu")), Execution())
+    alone = Trainer.build(config, distributed.World(0, 1, torch.device("cpu")), execution)
     for rank in (0, 1):
         alone.backward(batch(rank), Meter(torch.device("cpu")), last=rank == 1)
     return gradients(alone.net)
@@ -98,7 +100,10 @@ def collectives(world: distributed.World) -> dict[str, Any]:
 
 def compiled(world: distributed.World) -> dict[str, Any]:
     told: dict[str, Any] = {}
-    for execution in (Execution(), Execution(tail="analytic", compile=True)):
+    for execution in (SIMPLE, Execution(tail="analytic", compile=True)):
+        if world.is_main:
+            expected(CONFIG, execution)
+        world.broadcast_object(None)  # the other rank finds in the cache what is compiled by now
         trainer = Trainer.build(CONFIG, world, execution)
         error = off(backward(trainer, world), expected(CONFIG))
         events = profiled(trainer, world)
