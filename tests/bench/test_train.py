@@ -32,6 +32,7 @@ def test_a_run_of_ours_is_timed(images: Path, tmp_path: Path) -> None:
     assert all(value > 0 for value in json.loads(done.stdout.splitlines()[-1]).values())
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # timm leaves images open
 @pytest.mark.parametrize("name", peers.PEERS)
 def test_peers_train_the_net_on_the_images(name: str, cifar: Path, images: Path, tmp_path: Path) -> None:
     prepared(CIFAR, tmp_path, cifar=cifar)
