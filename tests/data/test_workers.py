@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from senet.system.processes import share_of_cores
-from tests.helpers import ROOT, environment, start_text, until
+from tests.helpers import ROOT, environment
 
 TRAINER = """
 import sys, time
@@ -38,15 +38,16 @@ def alive(number: int) -> bool:
 
 
 @pytest.mark.parametrize("how", ["killed", "closed"])
-def test_no_decoding_process_is_left_behind(images: Path, tmp_path: Path, how: str) -> None:
-    trainer = start_text(TRAINER, said := tmp_path / "said", images, how)
-    until(lambda: "]" in said.read_text() or trainer.poll() is not None, seconds=60)
-    workers = [int(number) for number in said.read_text().splitlines()[-1].strip("[]").split(",")]
-    assert len(workers) == 2
-    if how == "killed":
-        assert all(map(alive, workers))
-        trainer.kill()
-    assert trainer.wait(60) == (-9 if how == "killed" else 0)
+def test_no_decoding_process_is_left_behind(images: Path, how: str) -> None:
+    words = [sys.executable, "-c", TRAINER, str(images), how]
+    with subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True) as trainer:
+        assert trainer.stdout is not None
+        workers = [int(number) for number in trainer.stdout.readline().strip("[]\n").split(",")]
+        assert len(workers) == 2
+        if how == "killed":
+            assert all(map(alive, workers))
+            trainer.kill()
+        assert trainer.wait(60) == (-9 if how == "killed" else 0)
     deadline = time.monotonic() + 30
     while any(map(alive, workers)):
         assert time.monotonic() < deadline
