@@ -21,8 +21,7 @@ from PIL import Image
 from senet.errors import RunError
 from senet.system.run_folder import RunFolder
 from senet.track.wandb import attach
-from tests.helpers import PRELOADED, ROOT, environment, run, until
-from tests.preloaded import Program
+from tests.helpers import ROOT, command, environment, run, until
 from tests.track.server import Server, serving
 from tests.track.test_track import opened
 
@@ -179,9 +178,9 @@ def assert_report(out: Path) -> None:
     assert [each.run_id for each in kept(out, "run")] == ["sweep1", "sweep1"]
 
 
-def begin(words: list[object], address: str, said: Path) -> Program:
+def begin(words: list[object], address: str) -> subprocess.Popen[str]:
     settings = environment(WANDB_BASE_URL=address, WANDB_API_KEY=KEY)
-    return PRELOADED.start("launch.train", [*map(str, words)], settings, said, said)
+    return subprocess.Popen(command("launch.train", *words), cwd=ROOT, env=settings, stderr=subprocess.PIPE, text=True)
 
 
 def test_one_run_over_a_stop_and_a_return_to_an_older_checkpoint(
@@ -205,17 +204,17 @@ def test_one_run_over_a_stop_and_a_return_to_an_older_checkpoint(
         "--keep",
         "4",
     ]
-    said = tmp_path / "said"
-    first = begin(words, server.address, said)
+    first = begin(words, server.address)
     until(lambda: (out / "log.jsonl").exists() and len(logged(out)) > 8 and bool(server.rows))
     first.terminate()
-    assert first.wait(60) == 75, said.read_text()
+    told = first.communicate(timeout=60)[1]
+    assert first.returncode == 75, told
     before = logged(out)
     for newest in (out / "checkpoints/best.pt", *sorted((out / "checkpoints").glob("step-*.pt"))[-2:]):
         newest.write_bytes(newest.read_bytes()[:-100])
-    second = begin(words, server.address, said)
-    code, told = second.wait(120), said.read_text()
-    assert code == 0, told
+    second = begin(words, server.address)
+    told = second.communicate(timeout=120)[1]
+    assert second.returncode == 0, told
     assert "resumed" in told
     assert list(server.rows) == [identity := (out / "wandb_id").read_text()]
     assert f"W&B: {server.address}/me/senet/runs/{identity}" in told
@@ -273,10 +272,10 @@ def test_a_bad_server_costs_a_run_nothing(tmp_path: Path, tiny: Path, images: Pa
     process = begin(
         [tiny, "--data", images, "--out", out, "--backend", "pillow", "--log-every", "2", "--workers", "1"],
         server.address,
-        said := tmp_path / "said",
     )
-    code, ended, told = process.wait(120), time.time(), said.read_text()
-    assert code == 0, told
+    told = process.communicate(timeout=120)[1]
+    ended = time.time()
+    assert process.returncode == 0, told
     assert "done: 2 epochs" in told
     assert [line["step"] for line in logged(out)] == [1, 2, 4, 5, 5, 7, 9, 10, 10]
     assert ended - (out / "log.jsonl").stat().st_mtime < 15  # bounded, on a busy machine too
@@ -317,13 +316,12 @@ def test_a_stop_while_the_server_hangs_saves_and_ends_soon(
     out = tmp_path / "out"
     server.mood = "hangs"
     process = begin(
-        [tiny, "epochs=1000", "--data", images, "--out", out, "--backend", "pillow", "--workers", "1"],
-        server.address,
-        said := tmp_path / "said",
+        [tiny, "epochs=1000", "--data", images, "--out", out, "--backend", "pillow", "--workers", "1"], server.address
     )
     until(lambda: (out / "log.jsonl").exists() and len(logged(out)) > 4 and bool(server.asked))
     process.terminate()
-    assert process.wait(20) == 75, said.read_text()
+    told = process.communicate(timeout=20)[1]
+    assert process.returncode == 75, told
     until(lambda: len(history(out)) == len(logged(out)))
 
 
