@@ -18,7 +18,7 @@ from senet.report.facts import read
 from senet.report.paper import quoted
 from senet.report.summary import difference
 from senet.system.run_folder import RunFolder
-from tests.helpers import lines
+from tests.helpers import ROOT, lines
 
 
 def test_a_page_of_a_finished_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,6 +85,12 @@ def test_two_recipes_are_compared_by_welchs_t(tmp_path: Path, trained: Path) -> 
     ]
     assert "second less first: +1.58 points (95 %: -0.21 to +3.37)" in difference(runs)
     assert not difference(runs[:10])
+
+
+def test_tables_of_results_are_those_of_the_logs_beside_them(capsys: pytest.CaptureFixture[str]) -> None:
+    for logs in (ROOT / "configs/cifar10/logs").iterdir():
+        assert report.main([*map(str, sorted(logs.glob("*.jsonl"))), "--table"]) == 0
+        assert capsys.readouterr().out.strip() in (ROOT / "configs/README.md").read_text()
 
 
 def test_the_paper_is_quoted_for_its_nets() -> None:
