@@ -27,9 +27,9 @@ ALL = {
     "order": {"repeats": 3, "balance": True},
 }
 HOST = {
-    "autoaugment": {"policy": "autoaugment"},
+    "autoaugment": {"policy": AutoAugment()},
     "randaugment": {"policy": RandAugment(ops=2)},
-    "trivialaugment": {"policy": "trivialaugment"},
+    "trivialaugment": {"policy": AutoAugment("trivialaugment")},
     "resizing": {"grow": {"start": 16, "epochs": 3}},
 }
 CASES = [(backend, name, settings) for name, settings in (ALL | HOST).items() for backend in ("dali", "pillow")]
