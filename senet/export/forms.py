@@ -98,7 +98,10 @@ def _timm(trained: Trained, folder: Path, facts: Mapping[str, Any]) -> Run:
     if isinstance(config.net, Timm):
         name, net = config.net.timm, trained.net
     else:
-        name, net, _ = convert.counterpart(config.net, trained.net.state_dict(), "timm")
+        try:
+            name, net, _ = convert.counterpart(config.net, trained.net.state_dict(), "timm")
+        except convert.NoCounterpart as error:
+            raise UsageError(f"{error}; safetensors, onnx and pt2 take any network") from None
     how = facts["preprocessing"]
     theirs: Any = getattr(net, "pretrained_cfg", {})
     pretrained = {key: theirs[key] for key in ("first_conv", "classifier") if theirs.get(key)}
