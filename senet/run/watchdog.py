@@ -58,7 +58,7 @@ class Watchdog(Hooks):
         """Note that this rank enters a phase of a step, counted over the whole run."""
         now = time.monotonic()
         if self.phase in ("data", "compute") and step >= 0:
-            self.longest = max(self.longest, now - self.since)
+            self.longest = max(self.longest, min(now - self.since, self.limit))
         self.phase, self.step, self.since = phase, step, now
 
     def before_data(self, step: int, waited: float) -> None:
@@ -73,9 +73,13 @@ class Watchdog(Hooks):
         self._withdraw_sign()
 
     def _watch(self) -> None:
-        signed = 0.0
-        while not self._ended.wait(min(EVERY, self.limit / 4)):
-            stuck = time.monotonic() - self.since
+        signed, looked, pause = 0.0, time.monotonic(), min(EVERY, self.limit / 4)
+        while not self._ended.wait(pause):
+            now = time.monotonic()
+            # Ctrl-Z, `scontrol suspend` and a frozen virtual machine stop this thread as well: no time to hang in.
+            if now - looked > 2 * pause:
+                self.since = min(now, self.since + now - looked - pause)
+            stuck, looked = now - self.since, now
             if stuck > self.limit / 8 or time.monotonic() - signed > min(CALM, self.limit / 10):
                 self._give_sign(stuck)
                 signed = time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,31 @@ def test_the_rank_behind_is_named_whatever_the_clocks_say(tmp_path: Path, frozen
         for process in others:
             process.kill()
             process.wait()
+
+
+def test_a_run_that_was_suspended_goes_on(tmp_path: Path) -> None:
+    """As by Ctrl-Z or `scontrol suspend`, in the middle of a step."""
+    program = """
+import sys, time
+from pathlib import Path
+from senet.run.stop import Stop
+from senet.run.watchdog import Watchdog
+from senet.system.run_folder import RunFolder
+watchdog = Watchdog(RunFolder(Path(sys.argv[1])), 0, 1, 8, Stop())
+watchdog.at("compute", 1)
+print("computes", flush=True)
+while time.process_time() < float(sys.argv[2]):
+    pass
+print("done", flush=True)
+"""
+    said = tmp_path / "said"
+    process = start_text(program, said, tmp_path, 0.5)
+    until(lambda: "computes" in said.read_text())
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(12)
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(60) == 0, said.read_text()
+    assert "done" in said.read_text()
 
 
 def test_a_parent_that_dies_matters_only_under_torchrun(tmp_path: Path) -> None:
