@@ -37,13 +37,18 @@ def quoted(settings: config.Config) -> Quoted | None:
             settings.net, settings.data.set, settings.data.classes
         )  # fmt: skip
         if same and numbers:
-            differs = [line for line in config.difference(theirs, settings) if not line.startswith("seed:")]
+            differs = differences(theirs, settings)
             curves = yaml.safe_load(FIGURE_4.read_text())
             curve = curves["errors"].get(name.removesuffix(".yaml"), {})
             train, val = (list(zip(curves["epochs"], curve.get(part, []), strict=False)) for part in ("train", "val"))
             top5 = float(numbers[2]) if numbers[2] else None
             found.append(Quoted(name, text, float(numbers[1]), top5, differs, train, val))
     return min(found, key=lambda each: len(each.differs), default=None)
+
+
+def differences(one: config.Config, other: config.Config) -> list[str]:
+    """Return the settings in which two recipes differ; a seed is none of a recipe's."""
+    return [line for line in config.difference(one, other) if not line.startswith("seed:")]
 
 
 def expected(settings: config.Config) -> str:

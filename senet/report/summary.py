@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from senet import config
 from senet.config import to_dict
 from senet.report.facts import RunFacts, groups
-from senet.report.paper import quoted
+from senet.report.paper import differences, quoted
 from senet.track.terminal import duration
 from senet.train.predictions import interval
 
@@ -30,8 +29,8 @@ def summary(runs: Sequence[RunFacts]) -> tuple[list[str], list[list[Cell]]]:
         done = [run.last for run in group if run.last]
         epochs = sorted({int(record["epoch"]) for record in done}) or [0]
         like = first_of.setdefault(first.name, first)
-        changed = [line for line in config.difference(like.config, first.config) if not line.startswith("seed:")]
-        row: dict[str, Cell] = {"run": " ".join([first.name, ", ".join(changed)]).strip(), "n": len(group)}
+        changed = ", ".join(differences(like.config, first.config))
+        row: dict[str, Cell] = {"run": f"{first.name} {changed}".strip(), "n": len(group)}
         trained = "-".join(dict.fromkeys((str(epochs[0]), str(epochs[-1]))))
         row["epochs"] = trained + f" of {first.config.epochs}" * (epochs != [first.config.epochs])
         for top in ("top1", "top5"):
@@ -52,10 +51,12 @@ def difference(runs: Sequence[RunFacts]) -> str:
     """Say by how much the top-1 errors of two recipes differ, with the 95 % interval of Welch's t; empty unless `runs`
     are several of each of two.
     """
-    found = [[float(run.last["top1_error"]) for run in group if run.last] for group in groups(list(runs))]
+    found = [_values([run.last for run in group if run.last], "top1_error") for group in groups(list(runs))]
     if len(found) != 2 or min(map(len, found)) < 2:
         return ""
     parts = [statistics.variance(errors) / len(errors) for errors in found]
+    if not sum(parts):
+        return ""  # runs of the same seed, which tell nothing of the spread
     gap = statistics.mean(found[1]) - statistics.mean(found[0])
     freedom = sum(parts) ** 2 / sum(part**2 / (len(errors) - 1) for part, errors in zip(parts, found, strict=True))
     half = _student(freedom) * math.sqrt(sum(parts))
@@ -72,8 +73,12 @@ def _student(freedom: float) -> float:
     return float(x[np.searchsorted(share, 0.475)])
 
 
+def _values(records: Sequence[Any], key: str) -> list[float]:
+    return [float(record[key]) for record in records if record.get(key) is not None]
+
+
 def _spread(records: Sequence[Any], key: str) -> str | None:
-    values = [float(record[key]) for record in records if record.get(key) is not None]
+    values = _values(records, key)
     if not values:
         return None
     if len(values) > 1:

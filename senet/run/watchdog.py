@@ -80,9 +80,9 @@ class Watchdog(Hooks):
             if now - looked > 2 * pause:
                 self.since = min(now, self.since + now - looked - pause)
             stuck, looked = now - self.since, now
-            if stuck > self.limit / 8 or time.monotonic() - signed > min(CALM, self.limit / 10):
+            if stuck > self.limit / 8 or now - signed > min(CALM, self.limit / 10):
                 self._give_sign(stuck)
-                signed = time.monotonic()
+                signed = now
             if self._parent not in (None, os.getppid()):
                 self._parent = None
                 self.stop.launcher_is_gone()

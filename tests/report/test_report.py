@@ -85,6 +85,8 @@ def test_two_recipes_are_compared_by_welchs_t(tmp_path: Path, trained: Path) -> 
     ]
     assert "second less first: +1.58 points (95 %: -0.21 to +3.37)" in difference(runs)
     assert not difference(runs[:10])
+    alike = [dataclasses.replace(run, val=[run.val[-1] | {"top1_error": 1.0}]) for run in (runs[0], runs[-1])]
+    assert not difference(alike * 2)
 
 
 def test_tables_of_results_are_those_of_the_logs_beside_them(capsys: pytest.CaptureFixture[str]) -> None:

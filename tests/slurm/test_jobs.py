@@ -199,8 +199,8 @@ def test_a_run_that_gets_no_further_ends_after_three_starts(
     """A rank dies in each start as it writes the checkpoint of the same step, when those before it are on disk."""
     out = tmp_path / "out"
     job = submitted(cluster, out, tiny, "--data", images, SENET_FAULTS="kill@0:3/write")
-    for restarts in ("1", "2"):
-        until(lambda count=restarts: cluster.facts(job)["Restarts"] == count, f"restart {restarts}")  # type: ignore[misc]
+    for restarts in (1, 2):
+        until(lambda: int(cluster.facts(job)["Restarts"]) == restarts, f"restart {restarts}")  # noqa: B023
         cluster.hasten(job)
     ended = cluster.wait_for_end(job)
     assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "2"), log(out)
