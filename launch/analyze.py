@@ -6,7 +6,7 @@
 
 excitations: what the gates of each SE block are for which class (figures 6 and 7), and a table beside the paper's.
 prune: the errors without the SE blocks of a stage (section 4). gradcam: where in an image the net sees a class.
-WHAT is a checkpoint, the --out folder of a run (its best checkpoint), a file of weights, or timm:NAME.
+WHAT is whatever launch.predict takes.
 """
 
 from __future__ import annotations

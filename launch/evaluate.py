@@ -5,9 +5,9 @@
     python -m launch.evaluate WHAT WHAT WHAT --data DIR                           # an ensemble
     python -m launch.evaluate WHAT --data DIR --per-class --predictions FILE.csv --real real.json
 
-WHAT is a checkpoint, the --out folder of a run (its best checkpoint), a file of weights (of this project or another
-library), or timm:NAME: a model of timm with its released weights, or with those in --weights. If several nets or views
-look at the images, the mean of their probabilities counts.
+WHAT is a checkpoint, the --out folder of a run (its best checkpoint) or of launch.export, a file of weights (of this
+project or another library), or timm:NAME: a model of timm with its released weights, or with those in --weights. If
+several nets or views look at the images, the mean of their probabilities counts.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 Forms: safetensors (the weights under our names, with the config; every program here takes the file), onnx and pt2 (a
 graph for batches of any size), timm (for timm.create_model("local-dir:DIR", pretrained=True)). WHAT is whatever
-launch.predict takes.
+launch.predict takes. Files of weights can be of half the size: --dtype float16 rounds them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ def main(argv: list[str] | None = None) -> int:
     add_net_flags(parser)
     parser.add_argument("--to", required=True, choices=["safetensors", "onnx", "pt2", "timm"])
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder, which is made")
+    types = ["float32", "float16", "bfloat16"]
+    parser.add_argument("--dtype", choices=types, default=types[0], help="of the weights in the file; nets are float32")
     args = parser.parse_args(argv)
+
+    import torch
 
     from senet.export.card import card
     from senet.export.forms import FORMS, TOLERANCE, deviation, facts
@@ -33,16 +37,19 @@ def main(argv: list[str] | None = None) -> int:
     trained = net(args)
     if trained.average is not None and args.ema is None:
         raise UsageError(f"{trained.origin}: holds trained weights and their average; say which: --ema or --raw")
-    described, form = facts(trained), FORMS[args.to]
+    described, form, dtype = facts(trained), FORMS[args.to], getattr(torch, args.dtype)
+    if dtype != torch.float32 and not form.rounds:
+        parser.error(f"--dtype {args.dtype}: goes with --to safetensors and timm; a graph computes in float32")
     args.out.mkdir(parents=True, exist_ok=True)
-    run = form.write(trained, args.out, described)
+    run = form.write(trained, args.out, described, dtype)
     if run is None:
         compared = "It was not compared with its source: onnxruntime is not installed."
     else:
         apart = deviation(trained, run)
-        if not apart <= TOLERANCE:
+        if not apart <= TOLERANCE[dtype]:
             raise RunError(f"{args.out / form.file}: its logits are {apart:.1e} apart from the source's; do not use it")
-        compared = f"Read again, its logits are those of the source within {apart:.1e} of the largest."
+        rounded = f"Its weights are rounded to {args.dtype}. " if dtype != torch.float32 else ""
+        compared = f"{rounded}Read again, its logits are those of the source within {apart:.1e} of the largest."
     folders = (Path(args.what), *Path(args.what).parents)
     folder = next((path for path in folders if RunFolder(path).config.exists()), None)
     write_text(args.out / "preprocessing.json", json.dumps(described, indent=1))

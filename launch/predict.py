@@ -4,9 +4,10 @@
     python -m launch.predict timm:seresnet50 holiday/ --out holiday.png     # the pictures, with classes below them
     python -m launch.predict WHAT DIR ... --out FILE.csv                    # or .jsonl: a row a picture
 
-WHAT is a checkpoint, the --out folder of a run (its best checkpoint), a file of weights, or timm:NAME. All images of a
-folder are taken, those in sub-folders, too. Pixels are made as in validation; what cannot be decoded is named and left
-out. If folders are called after classes of the net, it also says how many of their pictures are taken for another.
+WHAT is a checkpoint, the --out folder of a run (its best checkpoint) or of launch.export, a file of weights, or
+timm:NAME. All images of a folder are taken, those in sub-folders, too. Pixels are made as in validation; what cannot be
+decoded is named and left out. If folders are called after classes of the net, it also says how many of their pictures
+are taken for another.
 """
 
 from __future__ import annotations

@@ -19,17 +19,18 @@ from senet.system.files import replace, write_text
 from senet.weights import convert, files
 
 Run = Callable[[Tensor], Tensor]  # images [N, 3, H, W] -> logits [N, classes]
-TOLERANCE = 1e-5  # of the largest logit
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 8e-2}  # of the largest logit: ten roundings
 
 
 class Form(NamedTuple):
-    """A way to write a net. `write` gets it, the folder and `facts`, and returns what was written as it runs when read
-    again; None if there is nothing here to run it.
+    """A way to write a net. `write` gets it, the folder, `facts` and the type of the weights in the file, and returns
+    what was written as it runs when read again; None if there is nothing here to run it.
     """
 
     file: str
-    write: Callable[[Trained, Path, Mapping[str, Any]], Run | None]
+    write: Callable[[Trained, Path, Mapping[str, Any], torch.dtype], Run | None]
     usage: str  # Python that uses it, in the folder
+    rounds: bool = False  # whether weights can be of another type than the net's, float32
 
 
 def facts(trained: Trained) -> dict[str, Any]:
@@ -57,14 +58,14 @@ def deviation(trained: Trained, run: Run) -> float:
     return max(apart)
 
 
-def _safetensors(trained: Trained, folder: Path, facts: Mapping[str, Any]) -> Run:
-    file = folder / "model.safetensors"
+def _safetensors(trained: Trained, folder: Path, facts: Mapping[str, Any], dtype: torch.dtype) -> Run:
+    file = folder / files.EXPORTED
     more = {"config": to_dict(trained.config), "classes": list(trained.classes)}
-    files.write(file, trained.net.state_dict(), more)
-    return load(str(file)).net.eval()
+    files.write(file, trained.net.state_dict(), more, dtype)
+    return load(str(folder)).net.eval()
 
 
-def _pt2(trained: Trained, folder: Path, facts: Mapping[str, Any]) -> Run:
+def _pt2(trained: Trained, folder: Path, facts: Mapping[str, Any], dtype: torch.dtype) -> Run:
     file = folder / "model.pt2"
     content = io.BytesIO()  # torch warns of a file with another ending, as a temporary one has
     torch.export.save(_program(trained), content, extra_files={"senet.json": json.dumps(facts)})
@@ -73,7 +74,7 @@ def _pt2(trained: Trained, folder: Path, facts: Mapping[str, Any]) -> Run:
     return module
 
 
-def _onnx(trained: Trained, folder: Path, facts: Mapping[str, Any]) -> Run | None:
+def _onnx(trained: Trained, folder: Path, facts: Mapping[str, Any], dtype: torch.dtype) -> Run | None:
     for package in ("onnx", "onnxscript"):
         if importlib.util.find_spec(package) is None:
             raise UsageError(f"--to onnx needs the package {package}: pip install onnx onnxscript")
@@ -93,7 +94,7 @@ def _onnx(trained: Trained, folder: Path, facts: Mapping[str, Any]) -> Run | Non
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
-def _timm(trained: Trained, folder: Path, facts: Mapping[str, Any]) -> Run:
+def _timm(trained: Trained, folder: Path, facts: Mapping[str, Any], dtype: torch.dtype) -> Run:
     config = trained.config
     if isinstance(config.net, Timm):
         name, net = config.net.timm, trained.net
@@ -111,7 +112,7 @@ def _timm(trained: Trained, folder: Path, facts: Mapping[str, Any]) -> Run:
     described = {"architecture": name, "num_classes": config.data.classes, "pretrained_cfg": pretrained}
     if trained.classes:
         described["label_names"] = list(trained.classes)
-    files.write(folder / "model.safetensors", net.state_dict())
+    files.write(folder / files.EXPORTED, net.state_dict(), dtype=dtype)
     write_text(folder / "config.json", json.dumps(described, indent=1))
     return from_folder(folder).eval()
 
@@ -125,9 +126,10 @@ def _program(trained: Trained) -> torch.export.ExportedProgram:
 
 FORMS = {
     "safetensors": Form(
-        "model.safetensors",
+        files.EXPORTED,
         _safetensors,
-        'from senet.run.load import load\n\nnet = load("model.safetensors").net',
+        'from senet.run.load import load\n\nnet = load(".").net.eval()',
+        rounds=True,
     ),
     "onnx": Form(
         "model.onnx",
@@ -137,9 +139,10 @@ FORMS = {
     ),
     "pt2": Form("model.pt2", _pt2, 'import torch\n\nnet = torch.export.load("model.pt2").module()'),
     "timm": Form(
-        "model.safetensors",
+        files.EXPORTED,
         _timm,
         'import timm\n\nnet = timm.create_model("local-dir:.", pretrained=True).eval()\n'
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(net))",
+        rounds=True,
     ),
 }

@@ -210,7 +210,7 @@ def locate(path: Path) -> Path:
         folder = inside if inside.path.is_dir() else CheckpointFolder(path)
         found = [folder.best] if folder.best.exists() else [path for _, path in folder.newest_first()]
         if not found:
-            raise UsageError(f"{path}: no checkpoint in this folder; give a .pt file or the --out folder of a run")
+            raise UsageError(f"{path}: neither checkpoints nor model.safetensors in it; give the --out folder of a run")
         return found[0]
     if not path.exists():
         remedy = "give one, the --out folder of a run, a file of weights, or timm:NAME"

@@ -22,7 +22,7 @@ from senet.run import checkpoint
 from senet.system.run_folder import facts_of
 from senet.train.ema import averaged
 from senet.weights import Weights, check, read, recognise
-from senet.weights.files import IsCheckpoint
+from senet.weights.files import EXPORTED, IsCheckpoint
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,8 @@ class Trained:
 
 def load(what: str, weights: Path | None = None, verify: bool = True, ema: bool | None = None) -> Trained:
     """Return the net of a checkpoint, of a run folder (its best checkpoint), of a file of weights from any library that
-    `senet.weights` knows, or of `timm:NAME`, whose weights are downloaded or those of the file `weights`.
+    `senet.weights` knows or a folder with one (of launch.export), or of `timm:NAME`, whose weights are downloaded or
+    those of the file `weights`.
 
     A checkpoint that has no checksum, or does not fit it, is refused unless told not to `verify`. An average of the
     weights is taken if there is one, unless `ema` is False. Raises UsageError if there is no such thing, it is not
@@ -58,7 +59,8 @@ def load(what: str, weights: Path | None = None, verify: bool = True, ema: bool 
         return Trained(net, settings, what, _imagenet(settings.data.classes))
     if weights is not None:
         raise UsageError("--weights goes with timm:NAME; everything else brings its own")
-    path = checkpoint.locate(Path(what))
+    exported = Path(what, EXPORTED)
+    path = exported if exported.exists() else checkpoint.locate(Path(what))
     if not facts_of(path):
         with contextlib.suppress(IsCheckpoint):
             found = read(path, averaged=ema is not False)

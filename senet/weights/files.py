@@ -17,6 +17,7 @@ from torch import Tensor
 from senet.errors import UsageError
 from senet.system.files import replace
 
+EXPORTED = "model.safetensors"  # in a folder of launch.export, of timm and of the Hugging Face hub
 FACTS = "senet"  # the key under which a file of this project says what its weights are of
 # Where programs keep the state dict among other things, and that of averaged weights.
 PLAIN = ("state_dict", "model", "model_state_dict", "model_state", "net", "weights")
@@ -63,11 +64,16 @@ def read(path: Path, averaged: bool = False) -> File:
     return File(_unwrapped(state), facts, found)
 
 
-def write(path: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> None:
+def write(
+    path: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None
+) -> None:
     """Write a state dict, whole or not at all: by torch.save if the name ends in .pt, .pth or .bin, as safetensors
-    otherwise. Weights in the names of this project bring `facts`.
+    otherwise. Weights in the names of this project bring `facts`. Counters are not rounded to `dtype`.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    tensors = {
+        name: value.detach().cpu().to(dtype if value.is_floating_point() else None).contiguous()
+        for name, value in state.items()
+    }
     if path.suffix in (".pt", ".pth", ".bin"):
         pickled = {"state_dict": tensors, FACTS: dict(facts)} if facts else tensors
         replace(path, lambda temporary: torch.save(pickled, temporary))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 
@@ -28,7 +29,7 @@ def test_weights_travel_with_config_classes_and_card(
     assert export.main([str(trained), "--to", "safetensors", "--out", str(out)]) == 0
     assert "its logits are those of the source within 0.0e+00" in capsys.readouterr().out
     errors = []
-    for what in (trained, out / "model.safetensors"):
+    for what in (trained, out):
         assert evaluate.main([str(what), "--data", str(images), "--json"]) == 0
         errors.append(json.loads(capsys.readouterr().out))
     assert errors[1] == errors[0]
@@ -37,16 +38,31 @@ def test_weights_travel_with_config_classes_and_card(
     assert described["preprocessing"]["resize"] == 40
     card = (out / "README.md").read_text()
     best = min(record["top1_error"] for record in lines(trained, kind="val"))
-    for words in ("class0, class1, class2", f"top-1 error {best:.2f} %", "--gpus 2", 'load("model.safetensors")'):
+    for words in ("class0, class1, class2", f"top-1 error {best:.2f} %", "--gpus 2", 'load(".")'):
         assert words in card
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_of_half_the_size_are_the_sources_rounded(trained: Path, tmp_path: Path, dtype: str) -> None:
+    said = ["--out", str(tmp_path), "--dtype", dtype]
+    assert export.main([str(trained), "--to", "safetensors", *said]) == 0
+    stored = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    source, read = load(str(trained)).net.state_dict(), load(str(tmp_path)).net.state_dict()
+    for name, value in source.items():
+        rounded = value.to(getattr(torch, dtype)) if value.is_floating_point() else value
+        assert torch.equal(stored[name], rounded)
+        assert torch.equal(read[name], rounded.to(value.dtype))
+    assert f"rounded to {dtype}" in (tmp_path / "README.md").read_text()
+    with pytest.raises(UsageError, match=f"--dtype {dtype}: goes with --to safetensors and timm"):
+        export.main([str(trained), "--to", "pt2", *said])
 
 
 def test_graphs_take_batches_of_any_size(trained: Path, tmp_path: Path) -> None:
     net = load(str(trained))
     described = facts(net)
-    run = FORMS["pt2"].write(net, tmp_path, described)
+    run = FORMS["pt2"].write(net, tmp_path, described, torch.float32)
     assert run is not None
-    assert deviation(net, run) <= TOLERANCE
+    assert deviation(net, run) <= TOLERANCE[torch.float32]
     kept = {"senet.json": ""}
     torch.export.load(tmp_path / "model.pt2", extra_files=kept)
     assert json.loads(kept["senet.json"]) == described
@@ -55,9 +71,9 @@ def test_graphs_take_batches_of_any_size(trained: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(not HAS_ONNX, reason="needs onnx, onnxscript and onnxruntime")
 def test_onnx_computes_the_same_in_onnxruntime(trained: Path, tmp_path: Path) -> None:
     net = load(str(trained))
-    run = FORMS["onnx"].write(net, tmp_path, facts(net))
+    run = FORMS["onnx"].write(net, tmp_path, facts(net), torch.float32)
     assert run is not None
-    assert deviation(net, run) <= TOLERANCE
+    assert deviation(net, run) <= TOLERANCE[torch.float32]
 
 
 @pytest.mark.skipif(HAS_ONNX, reason="onnx is installed")
@@ -70,7 +86,7 @@ def test_timm_loads_its_folder(trained: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     settings = config.Config(net=config.Timm("test_resnet"), data=config.Folder(classes=3, crop=64, resize=80))
     source = Trained(models.build(settings.net, 3), settings, "a test", ("a", "b", "c"))
-    run = FORMS["timm"].write(source, tmp_path, facts(source))
+    run = FORMS["timm"].write(source, tmp_path, facts(source), torch.float32)
     assert run is not None
     assert deviation(source, run) == 0
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
@@ -79,4 +95,4 @@ def test_timm_loads_its_folder(trained: Path, tmp_path: Path) -> None:
     own = load(str(trained))
     strange = replace(own, config=replace(own.config, net=replace(own.config.net, blocks=(1, 2))))
     with pytest.raises(UsageError, match="timm has no network like this"):
-        FORMS["timm"].write(strange, tmp_path, facts(strange))
+        FORMS["timm"].write(strange, tmp_path, facts(strange), torch.float32)
