@@ -22,6 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from senet.errors import RunError, UsageError
+from senet.system.processes import keep_freed_memory
 
 TIMEOUT = timedelta(minutes=10)  # of a collective: gloo's own 30 minutes hide a dead rank for too long
 
@@ -134,6 +135,7 @@ def start(device: str = "auto", deterministic: bool = False) -> World:
         raise UsageError("--device cuda: no GPU is visible; see nvidia-smi, CUDA_VISIBLE_DEVICES, or use --device cpu")
     if device == "cpu" or not torch.cuda.is_available():
         own = torch.device("cpu")
+        keep_freed_memory()
     elif local >= torch.cuda.device_count():
         gpus = torch.cuda.device_count()
         raise UsageError(f"{local + 1} processes on a node with {gpus} GPUs: set --nproc-per-node to at most that")
