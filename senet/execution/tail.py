@@ -183,7 +183,9 @@ class Operators:
     def join(x: Tensor, shortcut: Tensor, centre: Tensor, slope: Tensor, offset: Tensor) -> Tensor:
         """Return relu(slope (x - centre) + offset + shortcut). Two reads, one write."""
         y = over_map(slope) * (x - over_map(centre)) + over_map(offset) + shortcut
-        return torch.relu(y).to(torch.promote_types(x.dtype, shortcut.dtype))
+        # Nothing may follow the ReLU: of an output made by a conversion to its own type, Dynamo of torch 2.11 loses the
+        # gradient, without a word.
+        return torch.relu(y.to(torch.promote_types(x.dtype, shortcut.dtype)))
 
     @staticmethod
     def sums(grad: Tensor, out: Tensor, x: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
