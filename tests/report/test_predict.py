@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from launch import evaluate, predict
+from launch import evaluate, predict, report
 from senet.errors import RunError, UsageError
 from senet.train.predictions import Predictions
+from tests.helpers import ROOT
 
 
 def test_files_are_seen_as_in_a_validation(
@@ -45,6 +46,16 @@ def test_files_are_seen_as_in_a_validation(
         assert row["of_label"] == pytest.approx(float(theirs["of_label"]), abs=1e-5)
     wrong = sum(row["top"][0][0] != "class1" for row in named)
     assert f"{wrong} of 68 pictures in folders of a class are taken for another" in said.out
+
+
+def test_the_weights_in_the_repository_know_their_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    weights = ROOT / "configs/cifar10/weights"
+    assert predict.main([str(weights), str(weights / "images")]) == 0
+    assert "0 of 10 pictures in folders of a class are taken for another" in capsys.readouterr().out
+    log = ROOT / "configs/cifar10/logs/sgd/fast_se_resnet20-seed0.jsonl"
+    assert report.main([str(log), "--table"]) == 0
+    error = capsys.readouterr().out.splitlines()[-1].split(" | ")[5]
+    assert f"top-1 error {error} %" in (weights / "README.md").read_text()
 
 
 def test_a_table_has_all_columns_if_the_labels_of_some_images_are_known(tmp_path: Path) -> None:
