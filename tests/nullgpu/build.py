@@ -123,7 +123,7 @@ def _build(out: Path) -> None:
     (out / "libraries.c").write_text(_libraries(site))
     (out / "driver.c").write_text(_driver(site))
     hidden = [f"-D__CUDA_{name}_H__" for name in ("FP16", "BF16", "FP8")]  # headers that need more than is installed
-    include = [f"-I{site / part}" for part in ("triton/backends/nvidia/include", CUDA, "nvidia/nccl/include")]
+    include = [f"-I{site / part}" for part in (CUDA, "triton/backends/nvidia/include", "nvidia/nccl/include")]
     common = ["-O1", "-fPIC", "-w"]
     _run("g++", "-std=c++17", *common, *hidden, *include, "-c", HERE / "runtime.cpp", "-o", out / "runtime.o")
     _run("gcc", *common, "-c", out / "libraries.c", "-o", out / "libraries.o")
