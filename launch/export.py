@@ -33,12 +33,13 @@ def main(argv: list[str] | None = None) -> int:
     from senet.report.facts import read
     from senet.system.files import write_text
     from senet.system.run_folder import RunFolder
+    from senet.weights.files import EXPORTED
 
     trained = net(args)
     if trained.average is not None and args.ema is None:
         raise UsageError(f"{trained.origin}: holds trained weights and their average; say which: --ema or --raw")
     described, form, dtype = facts(trained), FORMS[args.to], getattr(torch, args.dtype)
-    if dtype != torch.float32 and not form.rounds:
+    if dtype != torch.float32 and form.file != EXPORTED:
         parser.error(f"--dtype {args.dtype}: goes with --to safetensors and timm; a graph computes in float32")
     args.out.mkdir(parents=True, exist_ok=True)
     run = form.write(trained, args.out, described, dtype)

@@ -30,7 +30,6 @@ class Form(NamedTuple):
     file: str
     write: Callable[[Trained, Path, Mapping[str, Any], torch.dtype], Run | None]
     usage: str  # Python that uses it, in the folder
-    rounds: bool = False  # whether weights can be of another type than the net's, float32
 
 
 def facts(trained: Trained) -> dict[str, Any]:
@@ -129,7 +128,6 @@ FORMS = {
         files.EXPORTED,
         _safetensors,
         'from senet.run.load import load\n\nnet = load(".").net.eval()',
-        rounds=True,
     ),
     "onnx": Form(
         "model.onnx",
@@ -143,6 +141,5 @@ FORMS = {
         _timm,
         'import timm\n\nnet = timm.create_model("local-dir:.", pretrained=True).eval()\n'
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(net))",
-        rounds=True,
     ),
 }
