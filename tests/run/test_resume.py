@@ -22,7 +22,10 @@ AUGMENT = [
     "rotate=10",
 ]
 BACKENDS = {
-    "augmented shards": ["--backend", "dali", *(f"data.augment.{setting}" for setting in AUGMENT)],
+    "augmented shards": [
+        *("--backend", "dali", "precision=bf16", "optim={timm: muon, lr: 0.01}"),
+        *(f"data.augment.{setting}" for setting in AUGMENT),
+    ],
     "pillow": ["--backend", "pillow", "bn.freeze=1", "optim=lamb"],  # whose state is partly on the host, and per group
     # With an average of the weights, BN statistics computed anew, and a learning rate that falls after each epoch whose
     # loss is not a tenth of the best: the third epoch's is that of the first two losses.
