@@ -4,7 +4,8 @@
 
 Forms: safetensors (the weights under our names, with the config; every program here takes the file), onnx and pt2 (a
 graph for batches of any size), timm (for timm.create_model("local-dir:DIR", pretrained=True)). WHAT is whatever
-launch.predict takes. Files of weights can be of half the size: --dtype float16 rounds them.
+launch.predict takes. Files of weights can be of half the size: --dtype rounds
+kernels and matrices, which costs a net that was trained in bf16 nothing if it is bfloat16.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--to", required=True, choices=["safetensors", "onnx", "pt2", "timm"])
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder, which is made")
     types = ["float32", "float16", "bfloat16"]
-    parser.add_argument("--dtype", choices=types, default=types[0], help="of the weights in the file; nets are float32")
+    parser.add_argument("--dtype", choices=types, default=types[0], help="of kernels and matrices in the file")
     args = parser.parse_args(argv)
 
     import torch
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         apart = deviation(trained, run)
         if not apart <= TOLERANCE[dtype]:
             raise RunError(f"{args.out / form.file}: its logits are {apart:.1e} apart from the source's; do not use it")
-        rounded = f"Its weights are rounded to {args.dtype}. " if dtype != torch.float32 else ""
+        rounded = f"Its kernels and matrices are rounded to {args.dtype}. " if dtype != torch.float32 else ""
         compared = f"{rounded}Read again, its logits are those of the source within {apart:.1e} of the largest."
     folders = (Path(args.what), *Path(args.what).parents)
     folder = next((path for path in folders if RunFolder(path).config.exists()), None)

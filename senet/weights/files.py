@@ -68,10 +68,11 @@ def write(
     path: Path, state: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None
 ) -> None:
     """Write a state dict, whole or not at all: by torch.save if the name ends in .pt, .pth or .bin, as safetensors
-    otherwise. Weights in the names of this project bring `facts`. Counters are not rounded to `dtype`.
+    otherwise. Weights in the names of this project bring `facts`. Kernels and matrices are rounded to `dtype`, as
+    autocast rounds them; vectors (BN, biases) and counters are not.
     """
     tensors = {
-        name: value.detach().cpu().to(dtype if value.is_floating_point() else None).contiguous()
+        name: value.detach().cpu().to(dtype if value.dim() > 1 and value.is_floating_point() else None).contiguous()
         for name, value in state.items()
     }
     if path.suffix in (".pt", ".pth", ".bin"):
