@@ -16,8 +16,8 @@ import pytest
 
 from senet.run import status
 from tests.drills import damage
-from tests.drills.sandbox import BATCH, LAST, RESTARTS, STEPS, Job, Sandbox
-from tests.helpers import events, final, lines
+from tests.drills.sandbox import BATCH, LAST, LIMIT, RESTARTS, STEPS, Job, Sandbox
+from tests.helpers import events, final, lines, until
 from tests.preloaded import free_port
 from tests.track.server import serving
 
@@ -250,9 +250,15 @@ def full_disk(sandbox: Sandbox) -> str:
         words = ("--keep", 100, "--track", "wandb", "--out", disk / "run")
         job = sandbox.start(*words, faults="nan@0:14", restarts=1, env=wandb)
         job.until((disk / "run/checkpoints/step-00000005.pt").exists, "its fifth checkpoint")
-        with contextlib.suppress(OSError), (disk / "more").open("wb", buffering=0) as filler:
-            while True:
-                filler.write(bytes(1 << 12))
+        with (disk / "more").open("wb", buffering=0) as filler:
+
+            def ended() -> bool:
+                with contextlib.suppress(OSError):
+                    while True:  # also what a checkpoint that failed gives back
+                        filler.write(bytes(1 << 12))
+                return job.process.poll() is not None
+
+            until(ended, "its end", LIMIT)
         job.expect(1)
         assert final(disk / "run")["progress"]["epoch"] < 2
         found = status.read(disk / "run")
