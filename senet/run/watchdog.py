@@ -92,7 +92,7 @@ class Watchdog(Hooks):
             patience = max(PATIENCE, 3 * self.longest)
             if in_step and min(stuck, self.stop.asked_seconds()) > patience:
                 self._end(f"was asked to end and does not get on: {stuck:.0f} s", stacks=False)
-            if stuck > limit / 2:
+            if stuck > limit / 2 - pause:  # at half the limit they are being read
                 self._read_signs()
             else:
                 self._signs.clear()
