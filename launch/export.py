@@ -4,8 +4,8 @@
 
 Forms: safetensors (the weights under our names, with the config; every program here takes the file), onnx and pt2 (a
 graph for batches of any size), timm (for timm.create_model("local-dir:DIR", pretrained=True)). WHAT is whatever
-launch.predict takes. Files of weights can be of half the size: --dtype rounds
-kernels and matrices, which costs one of our nets with precision bf16 nothing if it is bfloat16.
+launch.predict takes. Files of weights can be of half the size: --dtype rounds kernels and matrices, which costs one of
+our nets with precision bf16 nothing if it is bfloat16.
 """
 
 from __future__ import annotations
