@@ -14,7 +14,7 @@ from PIL import Image
 from senet.config import to_dict
 from senet.report.facts import RunFacts
 from senet.report.paper import Quoted
-from senet.report.summary import Cell, card, starts, summary
+from senet.report.summary import Cell, card, difference, starts, summary
 from senet.system.table import cell, is_word
 from senet.train.predictions import OfClass
 
@@ -50,7 +50,8 @@ def html(
 ) -> str:
     """Return the page."""
     header, rows = summary(runs)
-    parts = [f"<header><h1>{escape(title)}</h1>", _state(runs), "</header>", _table(header, rows), _paper(paper)]
+    parts = [f"<header><h1>{escape(title)}</h1>", _state(runs), "</header>", _table(header, rows)]
+    parts += [f"<p>{escape(line)}</p>" if (line := difference(runs)) else "", _paper(paper)]
     parts += ["<h2>Curves</h2>", *(_image(picture, f"chart: {name}") for name, picture in pictures.items())]
     if not pictures:
         parts.append("<p>Nothing was logged yet.</p>")

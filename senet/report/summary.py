@@ -61,7 +61,7 @@ def difference(runs: Sequence[RunFacts]) -> str:
     freedom = sum(parts) ** 2 / sum(part**2 / (len(errors) - 1) for part, errors in zip(parts, found, strict=True))
     half = _student(freedom) * math.sqrt(sum(parts))
     sides = f"{gap - half:+.2f} to {gap + half:+.2f}"
-    return f"difference in top-1 error, second less first: {gap:+.2f} points (95 %: {sides})"
+    return f"Difference in top-1 error, second less first: {gap:+.2f} points (95 %: {sides})"
 
 
 def _student(freedom: float) -> float:

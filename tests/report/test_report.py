@@ -15,6 +15,7 @@ from PIL import Image
 from launch import evaluate, report
 from senet import config
 from senet.report.facts import read
+from senet.report.page import Seen, html
 from senet.report.paper import quoted
 from senet.report.summary import difference
 from senet.system.run_folder import RunFolder
@@ -72,7 +73,7 @@ def test_runs_side_by_side_and_broken_ones(trained: Path, tmp_path: Path, capsys
     assert "Not shown" in page
 
 
-def test_two_recipes_are_compared_by_welchs_t(tmp_path: Path, trained: Path) -> None:
+def test_two_recipes_are_compared_by_welchs_t(trained: Path) -> None:
     """Student (1908) compared soporifics: 10 patients each, means 0.75 and 2.33, P = 0.079, 95 % from -3.37 to 0.21."""
     one = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
     other = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
@@ -83,7 +84,9 @@ def test_two_recipes_are_compared_by_welchs_t(tmp_path: Path, trained: Path) -> 
         for settings, errors in ((run.config, one), (wide, other))
         for error in errors
     ]
-    assert "second less first: +1.58 points (95 %: -0.21 to +3.37)" in difference(runs)
+    said = "second less first: +1.58 points (95 %: -0.21 to +3.37)"
+    assert said in difference(runs)
+    assert said in html("Soporifics", runs, None, {}, [Seen("nobody looked")] * len(runs))
     assert not difference(runs[:10])
     alike = [dataclasses.replace(run, val=[run.val[-1] | {"top1_error": 1.0}]) for run in (runs[0], runs[-1])]
     assert not difference(alike * 2)
