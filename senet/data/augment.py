@@ -87,10 +87,9 @@ class Augmentation:
         """Draw a square with its centre anywhere in the image (DeVries and Taylor 2017, 1708.04552)."""
         if not self.augment.cutout:
             return []
-        corner = (side * uniforms(self.seed, epoch, keys, 2, Purpose.CUTOUT)).astype(
-            np.int64
-        ) - self.augment.cutout // 2
-        return [np.concatenate([corner, np.full_like(corner, self.augment.cutout)], 1)]
+        hole, centre = self.augment.cutout, side * uniforms(self.seed, epoch, keys, 2, Purpose.CUTOUT)
+        corner = centre.astype(np.int64) - hole // 2
+        return [np.concatenate([corner, np.full_like(corner, hole)], 1)]
 
     def _mixed(self, epoch: int, keys: Ints, side: int) -> tuple[Floats, Ints]:
         """Return the share of each image itself, at least a half, and the box taken from its neighbour."""

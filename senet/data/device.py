@@ -38,9 +38,7 @@ class DevicePipeline:
     ) -> None:
         self.device, self.augmentation, self.dtype = device, augmentation, dtype
         self.memory_format = torch.channels_last
-        self.large = isinstance(
-            data, Folder
-        )  # batches; those of small images come faster than their queue is looked at
+        self.large = isinstance(data, Folder)  # batches: small ones come faster than their queue is looked at
         self.scale = 1 / (255 * torch.tensor(data.std, device=device))
         self.shift = -torch.tensor(data.mean, device=device) / torch.tensor(data.std, device=device)
         self.stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None

@@ -122,9 +122,8 @@ def shared_memory(world: World, needed: int) -> str:
     for rank, (host, there, wanted) in enumerate(world.all_gather_object((socket.gethostname(), free, needed * local))):
         if there < wanted:
             return (
-                f"rank {rank} on {host}: {there >> 20} MiB of shared memory, PIL's workers may fill "
-                f"{wanted >> 20} MiB and die: "
-                "docker run --ipc=host or --shm-size=16g, fewer --workers, or --backend dali"
+                f"rank {rank} on {host}: {there >> 20} MiB of shared memory, PIL's workers may fill {wanted >> 20} MiB "
+                "and die: docker run --ipc=host or --shm-size=16g, fewer --workers, or --backend dali"
             )
     return ""
 
@@ -157,14 +156,12 @@ def disk(out: Path, needed: int) -> str:
 def seen_by_all(world: World, file: Path) -> str:
     """Say which rank does not see `file`, which rank 0 wrote; empty if all do."""
     world.all_gather_object(None)
-    there = (
-        file.name in os.listdir(file.parent) if file.parent.is_dir() else False
-    )  # a listing asks the server, a look may not
+    # A listing asks the server of a shared disk, a look at the file may not.
+    there = file.parent.is_dir() and file.name in os.listdir(file.parent)
     for rank, (host, sees) in enumerate(world.all_gather_object((socket.gethostname(), there))):
         if not sees:
             return (
                 f"rank {rank} on {host} does not see {file.parent} as rank 0 does: a run cannot be resumed this way; "
-                "put --out on storage that "
-                "all nodes share"
+                "put --out on storage that all nodes share"
             )
     return ""
