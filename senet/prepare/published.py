@@ -95,10 +95,8 @@ class Zip(Storage):
             stream.seek(int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little"), os.SEEK_CUR)
             content = stream.read(packed)
         try:
-            if method == zipfile.ZIP_DEFLATED:
-                content = zlib.decompressobj(-15).decompress(
-                    content, size + 1
-                )  # not more than it says, if it is hostile
+            if method == zipfile.ZIP_DEFLATED:  # no more than it says, for it may be hostile
+                content = zlib.decompressobj(-15).decompress(content, size + 1)
         except zlib.error as error:
             raise ValueError(f"damaged in the zip: {error}") from None
         if len(content) != size:
