@@ -52,6 +52,8 @@ def _see(run: RunFacts, source: Source | None, world: World) -> Seen:
     """Let a run's best net look at the validation images."""
     if source is None:
         return Seen("--no-images")
+    if run.folder.path.is_file():
+        return Seen("a packed log has no weights; give the run's folder")
     if source.root is None:
         if run.status and run.status.state == "running":
             return Seen("the run goes on; --data DIR looks at its best checkpoint so far")

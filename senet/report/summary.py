@@ -17,20 +17,30 @@ from senet.train.predictions import interval
 Cell = str | int | None
 
 
+def recipes(runs: Sequence[RunFacts]) -> list[tuple[str, list[RunFacts]]]:
+    """Return the runs of each recipe, and its name: those of one name are told apart by the settings in which they
+    differ from the first.
+    """
+    found = []
+    first_of: dict[str, RunFacts] = {}  # of one name
+    for group in groups(list(runs)):
+        like = first_of.setdefault(group[0].name, group[0])
+        changed = ", ".join(differences(like.config, group[0].config))
+        found.append((f"{group[0].name} {changed}".strip(), group))
+    return found
+
+
 def summary(runs: Sequence[RunFacts]) -> tuple[list[str], list[list[Cell]]]:
     """Return header and rows of a table: the errors of the last validations of each recipe, as mean ± standard
     deviation over its runs, or of one run with the 95 % interval that the number of images leaves; the paper's beside
-    them. Recipes of one name are told apart by the settings in which they differ from the first.
+    them.
     """
     rows: list[dict[str, Cell]] = []
-    first_of: dict[str, RunFacts] = {}  # of one name
-    for group in groups(list(runs)):
+    for name, group in recipes(runs):
         first, paper = group[0], quoted(group[0].config)
         done = [run.last for run in group if run.last]
         epochs = sorted({int(record["epoch"]) for record in done}) or [0]
-        like = first_of.setdefault(first.name, first)
-        changed = ", ".join(differences(like.config, first.config))
-        row: dict[str, Cell] = {"run": f"{first.name} {changed}".strip(), "n": len(group)}
+        row: dict[str, Cell] = {"run": name, "n": len(group)}
         trained = "-".join(dict.fromkeys((str(epochs[0]), str(epochs[-1]))))
         row["epochs"] = trained + f" of {first.config.epochs}" * (epochs != [first.config.epochs])
         for top in ("top1", "top5"):

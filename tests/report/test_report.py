@@ -62,7 +62,8 @@ def test_runs_side_by_side_and_broken_ones(trained: Path, tmp_path: Path, capsys
     packed = capsys.readouterr().out.split()
     assert report.main([*packed, "--table"]) == 0
     assert capsys.readouterr().out.splitlines() == [header, _, row]
-    assert report.main([*packed, "--out", str(tmp_path / "page"), "--no-images"]) == 0
+    assert report.main([*packed, "--out", str(tmp_path / "page")]) == 0
+    assert "Not shown: a packed log" in (tmp_path / "page" / "index.html").read_text()
     capsys.readouterr()
     assert report.main([str(broken)]) == 0
     assert "the run goes on" in folder.report.joinpath("index.html").read_text()
