@@ -80,7 +80,7 @@ def look_at_files(
         each(batch)
 
     errors = one_pass(trained, loader, world, view, keep)
-    return Look(trained.origin, view, config, errors, kept, trained.classes, lambda image: str(files[image]))
+    return Look(trained.origin, view, config, errors, kept, trained.classes, loader.name)
 
 
 def one_pass(

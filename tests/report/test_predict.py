@@ -72,7 +72,13 @@ def test_a_table_has_all_columns_if_the_labels_of_some_images_are_known(tmp_path
     assert (second["label"], second["of_label"], second["class1"], second["class2"]) == ("dog", "0.4", "cat", "dog")
 
 
-def test_a_sheet_and_what_cannot_be_predicted(trained: Path, images: Path, tmp_path: Path) -> None:
+def test_a_sheet_and_what_cannot_be_predicted(
+    trained: Path,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     files = [str(file) for file in sorted((images / "val" / "class0").iterdir())[:7]]
     assert predict.main([str(trained), *files, "--out", str(tmp_path / "sheet.png"), "--backend", "pillow"]) == 0
     with Image.open(tmp_path / "sheet.png") as sheet:
@@ -82,5 +88,7 @@ def test_a_sheet_and_what_cannot_be_predicted(trained: Path, images: Path, tmp_p
     with pytest.raises(UsageError, match=r"name a file in a folder that exists, ending in \.png"):
         predict.main([str(trained), *files, "--out", str(tmp_path / "sheet.docx")])
     (tmp_path / "torn.jpg").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(RunError, match="not one image could be decoded"):
-        predict.main([str(trained), str(tmp_path / "torn.jpg"), "--backend", "pillow"])
+        predict.main([str(trained), "torn.jpg", "--backend", "pillow"])
+    assert "left out: torn.jpg: an empty file" in capsys.readouterr().err

@@ -54,11 +54,11 @@ class Folders(Format):
             return False
 
     def read(self, image: int) -> bytes:
-        with open(f"{self.root}/{self.names[image]}", "rb", buffering=0) as file:
+        with open(os.path.join(self.root, self.names[image]), "rb", buffering=0) as file:
             return file.readall()
 
     def sizes(self) -> Ints:
-        return np.array([os.stat(f"{self.root}/{name}").st_size for name in self.names], np.int64)
+        return np.array([os.stat(os.path.join(self.root, name)).st_size for name in self.names], np.int64)
 
 
 def stamp_of(root: Path, base: Path, folders: Iterable[str]) -> dict[str, Any]:
